@@ -1,0 +1,1 @@
+"""Bundled networks, whose state-dict keys equal the original authors' releases."""

@@ -1,0 +1,1 @@
+"""Bundled recipes: TOML, no code."""
