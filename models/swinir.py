@@ -1,0 +1,431 @@
+"""SwinIR: image restoration with shifted-window attention.
+
+Source: Liang et al., "SwinIR: Image Restoration Using Swin Transformer", ICCV Workshops 2021, arXiv 2108.10257.
+Promises: the state-dict keys and shapes of the authors' releases, and their arithmetic in the same order, for every
+published variant (light, classical, real-world, denoising, JPEG). Only what restoration never uses is left out:
+patches larger than one pixel, dropout and stochastic depth. `forward` leaves no trace in the model: what depends on
+the size of the image is computed from it by torch operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RGB_MEAN = (0.4488, 0.4371, 0.4040)
+MASKED = -100.0
+
+
+def window_partition(x: Tensor, window: int) -> Tensor:
+    """Cuts a map into windows: [B, H, W, C] -> [B * windows, window, window, C]; H and W are multiples of `window`."""
+    batch, height, width, channels = x.shape
+    x = x.view(batch, height // window, window, width // window, window, channels)
+    return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, window, window, channels)
+
+
+def window_reverse(windows: Tensor, window: int, height: int, width: int) -> Tensor:
+    """The inverse of `window_partition`: [B * windows, window, window, C] -> [B, height, width, C]."""
+    channels = windows.shape[-1]
+    x = windows.view(-1, height // window, width // window, window, window, channels)
+    return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, height, width, channels)
+
+
+def shifted_window_mask(height: int, width: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What each pixel of a shifted window may attend to.
+
+    The cyclic shift brings opposite borders of the image into one window; pixels from different borders must not see
+    each other. Each axis has three regions: before the last window, in it but not wrapped around, wrapped around.
+
+    Returns:
+        [windows, window^2, window^2]: 0 where the two pixels are of one region, -100 elsewhere.
+    """
+    shift = window // 2
+    rows = torch.arange(height, device=device)
+    columns = torch.arange(width, device=device)
+    row_region = (rows >= height - window).long() + (rows >= height - shift).long()
+    column_region = (columns >= width - window).long() + (columns >= width - shift).long()
+    regions = row_region.unsqueeze(1) * 3 + column_region.unsqueeze(0)
+    regions = window_partition(regions.view(1, height, width, 1), window).view(-1, window * window)
+    differ = regions.unsqueeze(1) != regions.unsqueeze(2)
+    return torch.zeros_like(differ, dtype=dtype).masked_fill(differ, MASKED)
+
+
+def relative_position_index(window: int) -> Tensor:
+    """Where in the bias table the offset between two pixels of a window stands.
+
+    Returns:
+        [window^2, window^2], int64, in 0 .. (2 * window - 1)^2 - 1.
+    """
+    axis = torch.arange(window)
+    coordinates = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).flatten(1)
+    offset = coordinates.unsqueeze(2) - coordinates.unsqueeze(1) + window - 1
+    return offset[0] * (2 * window - 1) + offset[1]
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between, on the last axis."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] -> [..., dim]."""
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within windows, with a learned bias for each relative position."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, dim: int, window: int, heads: int, *, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = (dim // heads) ** -0.5
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        self.register_buffer("relative_position_index", relative_position_index(window))
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.softmax = nn.Softmax(dim=-1)
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def position_bias(self) -> Tensor:
+        """[heads, pixels, pixels], looked up in the table."""
+        pixels = self.relative_position_index.shape[0]
+        bias = self.relative_position_bias_table[self.relative_position_index.view(-1)]
+        return bias.view(pixels, pixels, self.heads).permute(2, 0, 1).contiguous()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attends within each window.
+
+        Args:
+            x: [B * windows, pixels, dim].
+            mask: [windows, pixels, pixels], added to the logits of each image's windows; None adds nothing.
+
+        Returns:
+            [B * windows, pixels, dim].
+        """
+        count, pixels, dim = x.shape
+        qkv = self.qkv(x).reshape(count, pixels, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv[0], qkv[1], qkv[2]
+        q = q * self.scale
+        attn = q @ k.transpose(-2, -1)
+        attn = attn + self.position_bias().unsqueeze(0)
+        if mask is not None:
+            attn = attn.view(-1, mask.shape[0], self.heads, pixels, pixels) + mask.unsqueeze(1).unsqueeze(0)
+            attn = attn.view(-1, self.heads, pixels, pixels)
+        attn = self.softmax(attn)
+        x = (attn @ v).transpose(1, 2).reshape(count, pixels, dim)
+        return self.proj(x)
+
+
+class SwinTransformerBlock(nn.Module):
+    """Window attention and MLP, each with LayerNorm before and a residual around; odd blocks shift the windows."""
+
+    attn_mask: Tensor | None
+
+    def __init__(
+        self, dim: int, resolution: int, heads: int, window: int, *, shifted: bool, mlp_ratio: float, qkv_bias: bool
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.shift = window // 2 if shifted else 0
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, window, heads, qkv_bias=qkv_bias)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        # The mask of the training size; part of the published files, so that it must stand in the state dict.
+        mask = None
+        if shifted:
+            mask = shifted_window_mask(resolution, resolution, window, torch.device("cpu"), torch.get_default_dtype())
+        self.register_buffer("attn_mask", mask)
+
+    def forward(self, x: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
+        """One block.
+
+        Args:
+            x: [B, H * W, dim].
+            size: (H, W), multiples of the window.
+            mask: the shifted windows' mask for `size`; None where the stored one is of that size.
+
+        Returns:
+            [B, H * W, dim].
+        """
+        height, width = size
+        batch, length, dim = x.shape
+        shortcut = x
+        x = self.norm1(x).view(batch, height, width, dim)
+        if self.shift:
+            x = torch.roll(x, shifts=(-self.shift, -self.shift), dims=(1, 2))
+            mask = self.attn_mask if mask is None else mask
+        else:
+            mask = None
+        windows = window_partition(x, self.window).view(-1, self.window * self.window, dim)
+        windows = self.attn(windows, mask).view(-1, self.window, self.window, dim)
+        x = window_reverse(windows, self.window, height, width)
+        if self.shift:
+            x = torch.roll(x, shifts=(self.shift, self.shift), dims=(1, 2))
+        x = shortcut + x.view(batch, length, dim)
+        return x + self.mlp(self.norm2(x))
+
+
+class BasicLayer(nn.Module):
+    """A run of blocks, every second one shifted."""
+
+    def __init__(
+        self, dim: int, resolution: int, depth: int, heads: int, window: int, *, mlp_ratio: float, qkv_bias: bool
+    ) -> None:
+        super().__init__()
+        # An image of one window or less has nothing to shift.
+        shiftable = resolution > window
+        self.blocks = nn.ModuleList(
+            SwinTransformerBlock(
+                dim,
+                resolution,
+                heads,
+                min(window, resolution),
+                shifted=shiftable and index % 2 == 1,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+            )
+            for index in range(depth)
+        )
+
+    def forward(self, x: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
+        """[B, H * W, dim] -> [B, H * W, dim]; see `SwinTransformerBlock.forward`."""
+        for block in self.blocks:
+            x = block(x, size, mask)
+        return x
+
+
+def residual_conv(dim: int, kind: str) -> nn.Module:
+    """The convolution that closes a residual branch: one 3x3, or a bottleneck of three ("3conv", fewer parameters)."""
+    if kind == "1conv":
+        return nn.Conv2d(dim, dim, 3, 1, 1)
+    if kind == "3conv":
+        return nn.Sequential(
+            nn.Conv2d(dim, dim // 4, 3, 1, 1),
+            nn.LeakyReLU(negative_slope=0.2),
+            nn.Conv2d(dim // 4, dim // 4, 1, 1, 0),
+            nn.LeakyReLU(negative_slope=0.2),
+            nn.Conv2d(dim // 4, dim, 3, 1, 1),
+        )
+    raise ValueError(f"resi_connection is {kind!r}; expected '1conv' or '3conv'")
+
+
+class PatchEmbed(nn.Module):
+    """Map to sequence: [B, C, H, W] -> [B, H * W, C], with LayerNorm where `norm` says so."""
+
+    def __init__(self, dim: int, *, norm: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim) if norm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, H * W, C]."""
+        x = x.flatten(2).transpose(1, 2)
+        return x if self.norm is None else self.norm(x)
+
+
+def unembed(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Sequence to map: [B, H * W, C] -> [B, C, H, W]."""
+    return x.transpose(1, 2).view(x.shape[0], -1, size[0], size[1])
+
+
+class RSTB(nn.Module):
+    """Residual Swin Transformer block: a `BasicLayer` and a convolution, with a residual around both."""
+
+    def __init__(
+        self,
+        dim: int,
+        resolution: int,
+        depth: int,
+        heads: int,
+        window: int,
+        *,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        resi_connection: str,
+    ) -> None:
+        super().__init__()
+        self.residual_group = BasicLayer(dim, resolution, depth, heads, window, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias)
+        self.conv = residual_conv(dim, resi_connection)
+        self.patch_embed = PatchEmbed(dim, norm=False)
+
+    def forward(self, x: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
+        """[B, H * W, dim] -> [B, H * W, dim]; see `SwinTransformerBlock.forward`."""
+        return self.patch_embed(self.conv(unembed(self.residual_group(x, size, mask), size))) + x
+
+
+def shuffle_stages(scale: int, features: int) -> nn.Sequential:
+    """Sub-pixel up-sampling by 2^n (n stages of x2) or by 3 (one stage)."""
+    if scale == 3:
+        return nn.Sequential(nn.Conv2d(features, 9 * features, 3, 1, 1), nn.PixelShuffle(3))
+    if scale < 1 or scale & (scale - 1):
+        raise ValueError(f"scale is {scale}; expected a power of two, or 3")
+    stages: list[nn.Module] = []
+    for _ in range(scale.bit_length() - 1):
+        stages += [nn.Conv2d(features, 4 * features, 3, 1, 1), nn.PixelShuffle(2)]
+    return nn.Sequential(*stages)
+
+
+class SwinIR(nn.Module):
+    """SwinIR in all its published forms.
+
+    Input and output are [B, in_chans, H, W] in 0..1, of any size from window / 2 + 1 on; the output is `upscale` times
+    as large. The image is reflect-padded to a multiple of the window, and the result cropped back.
+
+    Args:
+        img_size: training size; fixes the shape of the stored masks and, with `ape`, the only size accepted.
+        in_chans: colours; with 3 the mean of DIV2K is subtracted before and added after.
+        embed_dim: features.
+        depths: blocks in each residual group.
+        num_heads: heads in each residual group.
+        window_size: side of the attention window, pixels.
+        mlp_ratio: hidden features of the MLP over `embed_dim`.
+        qkv_bias: whether q, k and v have a bias.
+        ape: adds a learned absolute position.
+        patch_norm: LayerNorm after the shallow features.
+        upscale: 1 for denoising and JPEG.
+        img_range: factor applied to the input and taken out of the output (255 for the JPEG release).
+        upsampler: "pixelshuffledirect" (light), "pixelshuffle" (classical), "nearest+conv" (real-world), "" (no scale).
+        resi_connection: "1conv" or "3conv".
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self,
+        *,
+        img_size: int = 64,
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (6, 6, 6, 6),
+        num_heads: Sequence[int] = (6, 6, 6, 6),
+        window_size: int = 7,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        ape: bool = False,
+        patch_norm: bool = True,
+        upscale: int = 2,
+        img_range: float = 1.0,
+        upsampler: str = "",
+        resi_connection: str = "1conv",
+    ) -> None:
+        super().__init__()
+        self.img_size = img_size
+        self.window_size = window_size
+        self.upscale = upscale
+        self.img_range = img_range
+        self.upsampler = upsampler
+        mean = torch.tensor(RGB_MEAN) if in_chans == 3 else torch.zeros(1)
+        self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
+
+        self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, 1, 1)
+        self.patch_embed = PatchEmbed(embed_dim, norm=patch_norm)
+        self.absolute_pos_embed = nn.Parameter(torch.zeros(1, img_size * img_size, embed_dim)) if ape else None
+        self.layers = nn.ModuleList(
+            RSTB(
+                embed_dim,
+                img_size,
+                depth,
+                heads,
+                window_size,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                resi_connection=resi_connection,
+            )
+            for depth, heads in zip(depths, num_heads, strict=True)
+        )
+        self.norm = nn.LayerNorm(embed_dim)
+        self.conv_after_body = residual_conv(embed_dim, resi_connection)
+        self._add_reconstruction(in_chans, embed_dim)
+        self.apply(_initialize)
+        if self.absolute_pos_embed is not None:
+            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+
+    def _add_reconstruction(self, in_chans: int, embed_dim: int, features: int = 64) -> None:
+        if self.upsampler == "pixelshuffledirect":
+            self.upsample = nn.Sequential(
+                nn.Conv2d(embed_dim, self.upscale**2 * in_chans, 3, 1, 1), nn.PixelShuffle(self.upscale)
+            )
+        elif self.upsampler == "pixelshuffle":
+            self.conv_before_upsample = nn.Sequential(nn.Conv2d(embed_dim, features, 3, 1, 1), nn.LeakyReLU())
+            self.upsample = shuffle_stages(self.upscale, features)
+            self.conv_last = nn.Conv2d(features, in_chans, 3, 1, 1)
+        elif self.upsampler == "nearest+conv":
+            if self.upscale not in {2, 4}:
+                raise ValueError(f"upscale is {self.upscale}; the upsampler 'nearest+conv' knows 2 and 4")
+            self.conv_before_upsample = nn.Sequential(nn.Conv2d(embed_dim, features, 3, 1, 1), nn.LeakyReLU())
+            self.conv_up1 = nn.Conv2d(features, features, 3, 1, 1)
+            if self.upscale == 4:
+                self.conv_up2 = nn.Conv2d(features, features, 3, 1, 1)
+            self.conv_hr = nn.Conv2d(features, features, 3, 1, 1)
+            self.conv_last = nn.Conv2d(features, in_chans, 3, 1, 1)
+            self.lrelu = nn.LeakyReLU(negative_slope=0.2)
+        elif self.upsampler == "":
+            if self.upscale != 1:
+                raise ValueError(f"upscale is {self.upscale}; without an upsampler it must be 1")
+            self.conv_last = nn.Conv2d(embed_dim, in_chans, 3, 1, 1)
+        else:
+            raise ValueError(
+                f"upsampler is {self.upsampler!r}; expected 'pixelshuffledirect', 'pixelshuffle', 'nearest+conv' or ''"
+            )
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Reflect-pads right and bottom to a multiple of the window."""
+        bottom = -x.shape[2] % self.window_size
+        right = -x.shape[3] % self.window_size
+        return F.pad(x, (0, right, 0, bottom), "reflect")
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The deep features: [B, embed_dim, H, W] -> [B, embed_dim, H, W], H and W multiples of the window."""
+        height, width = x.shape[2], x.shape[3]
+        size = (height, width)
+        mask = None
+        if height != self.img_size or width != self.img_size:
+            mask = shifted_window_mask(height, width, self.window_size, x.device, x.dtype)
+        x = self.patch_embed(x)
+        if self.absolute_pos_embed is not None:
+            x = x + self.absolute_pos_embed
+        for layer in self.layers:
+            x = layer(x, size, mask)
+        return unembed(self.norm(x), size)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Features to image: [B, embed_dim, H, W] -> [B, in_chans, H * upscale, W * upscale]."""
+        if self.upsampler == "pixelshuffledirect":
+            return self.upsample(x)
+        if self.upsampler == "pixelshuffle":
+            return self.conv_last(self.upsample(self.conv_before_upsample(x)))
+        if self.upsampler == "nearest+conv":
+            x = self.conv_before_upsample(x)
+            x = self.lrelu(self.conv_up1(F.interpolate(x, scale_factor=2, mode="nearest")))
+            if self.upscale == 4:
+                x = self.lrelu(self.conv_up2(F.interpolate(x, scale_factor=2, mode="nearest")))
+            return self.conv_last(self.lrelu(self.conv_hr(x)))
+        return self.conv_last(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Restores an image: [B, in_chans, H, W] -> [B, in_chans, H * upscale, W * upscale]."""
+        height, width = x.shape[2], x.shape[3]
+        x = (self.pad(x) - self.mean) * self.img_range
+        shallow = self.conv_first(x)
+        deep = self.conv_after_body(self.forward_features(shallow)) + shallow
+        y = self.reconstruct(deep)
+        if self.upsampler == "":
+            y = x + y
+        y = y / self.img_range + self.mean
+        return y[:, :, : height * self.upscale, : width * self.upscale]
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
