@@ -1,0 +1,71 @@
+"""How a checkpoint was made: the part of it that people read.
+
+Everything is plain JSON, checked by pydantic when it is read back. There are no times and no paths in it: the same run
+gives the same metadata.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+FORMAT_VERSION = 1
+
+
+class Record(BaseModel):
+    """Base of what is read from a file: frozen, and no field that is not known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FloatSite(Record):
+    """A site that was left in float, and why."""
+
+    name: str
+    reason: str
+
+
+class PassRecord(Record):
+    """A pass that was run: its name, its settings and a short report, as JSON."""
+
+    name: str
+    settings: dict[str, JsonValue] = {}
+    report: dict[str, JsonValue] = {}
+
+
+class Metadata(Record):
+    """How a checkpoint was made, and what is needed to rebuild the network around it.
+
+    Attributes:
+        created_by: Program and version that wrote the file.
+        recipe: Name of the recipe, or None for a network of the user's own.
+        factory: `package.module:callable` that builds the network, where known; `args` are its keyword arguments.
+        bits_w: Bits of weights, 1 to 8; `bits_a` of activations.
+        sites: The site table, one JSON object a site.
+        float_sites: What stayed in float, with the reason.
+        example_shape: Shape of the example the network was captured with; `example_dtype` its dtype (`float32`).
+        seed: Seed of everything random.
+        calibration: Source of the calibration images.
+        passes: The passes that were run, in order.
+        float_dtype: Dtype the float tensors are stored in.
+        versions: Versions of the software that made the file.
+        source_sha256: Digest of the weights that were quantized, hexadecimal.
+        format_version: Version of the file format.
+    """
+
+    created_by: str
+    recipe: str | None = None
+    factory: str | None = None
+    args: dict[str, JsonValue] = {}
+    bits_w: int = Field(ge=1, le=8)
+    bits_a: int = Field(ge=1, le=8)
+    sites: list[dict[str, JsonValue]] = []
+    float_sites: list[FloatSite] = []
+    example_shape: list[int]
+    example_dtype: str = "float32"
+    seed: int
+    calibration: str
+    passes: list[PassRecord] = []
+    float_dtype: str = "float32"
+    versions: dict[str, str] = {}
+    source_sha256: str
+    format_version: int = FORMAT_VERSION

@@ -1,0 +1,233 @@
+"""The checkpoint: what is written is read, byte for byte, and nothing else is believed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fxptq.errors import CheckpointError
+from fxptq.io import checkpoint as ck
+from fxptq.io.checkpoint import Checkpoint, FloatSite, Metadata, PackedCodes, PassRecord
+from fxptq.io.metadata import FORMAT_VERSION
+
+SWINIR_BLOCKS = 24
+
+
+def metadata(**changes: object) -> Metadata:
+    values: dict[str, object] = {
+        "created_by": "fxptq 0.1.0",
+        "recipe": "swinir_x4",
+        "factory": "fxptq.models.swinir:swinir",
+        "args": {"depths": [6, 6, 6, 6], "scale": 4},
+        "bits_w": 3,
+        "bits_a": 4,
+        "sites": [{"name": "a.b", "kind": "linear", "macs": 12}],
+        "float_sites": [FloatSite(name="conv_first", reason="protected by the recipe")],
+        "example_shape": [1, 3, 64, 64],
+        "seed": 0,
+        "calibration": "synthetic",
+        "passes": [PassRecord(name="dobi", settings={"candidates": 100}, report={"error": 0.25})],
+        "versions": {"torch": "2.13.0"},
+        "source_sha256": "0" * 64,
+    }
+    return Metadata.model_validate(values | changes)
+
+
+@pytest.fixture
+def sample() -> Checkpoint:
+    g = torch.Generator().manual_seed(3)
+    packed = torch.randint(0, 256, (9,), dtype=torch.uint8, generator=g)
+    return Checkpoint(
+        meta=metadata(),
+        codes={"z.weight": PackedCodes(packed, 3, (4, 6)), "a.weight": PackedCodes(packed[:4], 8, (2, 2))},
+        bounds={
+            "z.weight": (torch.randn(3, generator=g), torch.rand(3, generator=g)),
+            "z.input": (torch.tensor([-1.0]), torch.tensor([2.0])),
+        },
+        floats={
+            "norm.weight": torch.randn(4, 5, generator=g).t(),
+            "index": torch.arange(6).reshape(2, 3),
+            "scalar": torch.tensor(1.5),
+            "half": torch.randn(3, generator=g).to(torch.bfloat16),
+            "mask": torch.tensor([True, False]),
+            "empty": torch.zeros(0, 2),
+        },
+    )
+
+
+@pytest.fixture
+def stored(sample: Checkpoint, tmp_path: Path) -> Path:
+    path = tmp_path / "net.safetensors"
+    ck.write(path, sample)
+    return path
+
+
+def assert_equal(a: Checkpoint, b: Checkpoint) -> None:
+    assert a.meta == b.meta
+    assert list(a.codes) == list(b.codes)
+    assert list(a.bounds) == list(b.bounds)
+    assert list(a.floats) == list(b.floats)
+    for name, codes in a.codes.items():
+        assert (codes.bits, codes.shape) == (b.codes[name].bits, b.codes[name].shape)
+        assert torch.equal(codes.packed, b.codes[name].packed)
+    for key, pair in a.bounds.items():
+        assert all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(pair, b.bounds[key], strict=True))
+    for name, tensor in a.floats.items():
+        assert tensor.dtype == b.floats[name].dtype
+        assert torch.equal(tensor, b.floats[name])
+
+
+def test_round_trip(sample: Checkpoint, stored: Path) -> None:
+    assert_equal(ck.read(stored), sample)
+
+
+def test_round_trip_of_nothing(tmp_path: Path) -> None:
+    nothing = Checkpoint(metadata(sites=[], recipe=None), {}, {}, {})
+    ck.write(tmp_path / "m", nothing)
+    assert_equal(ck.read(tmp_path / "m"), nothing)
+
+
+def test_equal_checkpoints_are_equal_files(sample: Checkpoint, stored: Path, tmp_path: Path) -> None:
+    ck.write(tmp_path / "again", sample)
+    ck.write(tmp_path / "read", ck.read(stored))
+    assert (tmp_path / "again").read_bytes() == stored.read_bytes() == (tmp_path / "read").read_bytes()
+
+
+def test_sizes_account_for_every_byte(stored: Path) -> None:
+    sizes = ck.sizes(stored)
+    assert sizes.codes == 9 + 4
+    assert sizes.bounds == 4 * 2 * 4
+    assert sizes.floats == 20 * 4 + 6 * 8 + 4 + 3 * 2 + 2
+    assert sizes.total == stored.stat().st_size
+
+
+def test_writing_makes_folders_and_leaves_nothing_beside(sample: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "m.safetensors"
+    ck.write(path, sample)
+    ck.write(path, sample)
+    assert [entry.name for entry in path.parent.iterdir()] == ["m.safetensors"]
+
+
+def test_failed_write_keeps_the_old_file(stored: Path, sample: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = stored.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"net\.safetensors: cannot be written: No space left"):
+        ck.write(stored, sample)
+    assert stored.read_bytes() == before
+    assert list(stored.parent.iterdir()) == [stored]
+
+
+def test_infinite_number_in_a_report_is_refused(sample: Checkpoint, tmp_path: Path) -> None:
+    meta = metadata(passes=[PassRecord(name="dqc", report={"loss": float("inf")})])
+    with pytest.raises(CheckpointError, match="not finite"):
+        ck.write(tmp_path / "m", Checkpoint(meta, sample.codes, sample.bounds, sample.floats))
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_truncation_is_an_error(stored: Path, tmp_path: Path) -> None:
+    data = stored.read_bytes()
+    cut = tmp_path / "cut"
+    for length in [*range(0, len(data) - 1, 13), len(data) - 1]:
+        cut.write_bytes(data[:length])
+        with pytest.raises(CheckpointError, match=f"{cut}: "):
+            ck.read(cut)
+
+
+def test_every_flipped_byte_is_an_error(stored: Path, tmp_path: Path) -> None:
+    data = stored.read_bytes()
+    bad = tmp_path / "bad"
+    for at in range(len(data)):
+        changed = bytearray(data)
+        changed[at] ^= 1
+        bad.write_bytes(changed)
+        with pytest.raises(CheckpointError, match=f"{bad}: ") as caught:
+            ck.read(bad)
+        assert "\n" not in str(caught.value)
+
+
+def test_newer_format_is_named(sample: Checkpoint, tmp_path: Path) -> None:
+    newer = Checkpoint(metadata(format_version=FORMAT_VERSION + 1), sample.codes, sample.bounds, sample.floats)
+    ck.write(tmp_path / "m", newer)
+    with pytest.raises(CheckpointError, match=f"format {FORMAT_VERSION + 1} is newer"):
+        ck.read(tmp_path / "m")
+
+
+def test_other_safetensors_file_is_no_checkpoint(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match="no fxptq checkpoint"):
+        ck.read(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"\x00" * 64], ids=["empty", "png", "zeros"])
+def test_other_file_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "f").write_bytes(content)
+    with pytest.raises(CheckpointError, match="f: truncated, damaged or no safetensors file"):
+        ck.read(tmp_path / "f")
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"missing: cannot be read: No such file"):
+        ck.read(tmp_path / "missing")
+
+
+def test_index_that_does_not_fit_is_an_error(sample: Checkpoint, tmp_path: Path) -> None:
+    """A file whose digest is right and whose index lies: the shape claims more codes than there are."""
+    wrong = {"z.weight": PackedCodes(torch.zeros(9, dtype=torch.uint8), 3, (4, 7))}
+    ck.write(tmp_path / "m", Checkpoint(sample.meta, wrong, sample.bounds, sample.floats))
+    with pytest.raises(CheckpointError, match="index does not fit"):
+        ck.read(tmp_path / "m")
+
+
+def test_header_names_no_path_and_no_time(stored: Path) -> None:
+    data = stored.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert set(json.loads(header["__metadata__"]["fxptq"])) == {"format", "sha256"}
+
+
+def test_overhead_of_a_light_swinir_is_small(tmp_path: Path) -> None:
+    """Names and site table of SwinIR-light as it is captured: all that is not codes, bounds or floats."""
+    codes: dict[str, PackedCodes] = {}
+    bounds: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    floats: dict[str, torch.Tensor] = {}
+    sites: list[dict[str, object]] = []
+    one = torch.ones(1)
+    for index in range(SWINIR_BLOCKS):
+        block = f"layers.{index // 6}.residual_group.blocks.{index % 6}"
+        for linear, shape in {
+            "attn.qkv": (180, 60),
+            "attn.proj": (60, 60),
+            "mlp.fc1": (120, 60),
+            "mlp.fc2": (60, 120),
+        }.items():
+            name = f"{block}.{linear}"
+            codes[f"{name}.weight"] = PackedCodes(torch.zeros(shape[0] * shape[1] // 2, dtype=torch.uint8), 4, shape)
+            bounds[f"{name}.input"] = bounds[f"{name}.weight"] = (one, one)
+            floats[f"{name}.bias"] = torch.zeros(shape[0])
+            sites.append(site(name, "linear", ("input", "weight")))
+        for matmul in ("attn.matmul_0", "attn.matmul_1"):
+            bounds[f"{block}.{matmul}.lhs"] = bounds[f"{block}.{matmul}.rhs"] = (one, one)
+            sites.append(site(f"{block}.{matmul}", "matmul", ("lhs", "rhs")))
+        for norm in ("norm1", "norm2"):
+            floats[f"{block}.{norm}.weight"] = floats[f"{block}.{norm}.bias"] = torch.ones(60)
+        floats[f"{block}.attn.relative_position_bias_table"] = torch.ones(225, 6)
+    ck.write(tmp_path / "m", Checkpoint(metadata(sites=sites), codes, bounds, floats))
+    sizes = ck.sizes(tmp_path / "m")
+    assert sizes.bounds == 2 * 4 * len(bounds)
+    assert sizes.metadata + sizes.header < 10_000
+
+
+def site(name: str, kind: str, slots: tuple[str, str]) -> dict[str, object]:
+    operands = [
+        {"slot": slot, "quantizer": f"{name}.{slot}", "role": "symmetric", "bits": 4, "groups": 1, "axis": 0}
+        for slot in slots
+    ]
+    return {"name": name, "kind": kind, "operands": operands, "macs": 44_236_800, "shapes": [[4096, 60], [180, 60]]}
