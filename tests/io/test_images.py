@@ -1,0 +1,251 @@
+"""Reading every kind of picture, refusing what is none, and the way to tensors and back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fxptq.errors import FxptqError, InputError
+from fxptq.io.images import list_images, read_image, to_image, to_tensor, write_png
+
+
+def _png(path: Path, samples: np.ndarray, colour_type: int) -> Path:
+    """Write a 16-bit PNG by hand: Pillow cannot write 16-bit colour."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    height, width = samples.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+    return path
+
+
+def _noise(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".ppm", ".tif"])
+def test_lossless_colour_is_read_exactly(tmp_path: Path, suffix: str) -> None:
+    pixels = _noise((5, 7, 3))
+    Image.fromarray(pixels).save(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), pixels)
+
+
+def test_jpeg_is_read(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 6), (200, 100, 50)).save(tmp_path / "a.jpg", quality=95)
+    image = read_image(tmp_path / "a.jpg")
+    assert image.shape == (6, 9, 3)
+    assert np.abs(image.astype(int) - (200, 100, 50)).max() <= 3
+
+
+def test_grey_gives_three_equal_channels_or_one(tmp_path: Path) -> None:
+    pixels = _noise((4, 6))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.stack([pixels] * 3, axis=2))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", channels=1), pixels[:, :, None])
+
+
+def test_colour_as_one_channel_is_bt601_grey(tmp_path: Path) -> None:
+    pixels = _noise((4, 6, 3))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    grey = read_image(tmp_path / "a.png", channels=1)
+    assert grey.shape == (4, 6, 1)
+    assert np.abs(grey[:, :, 0] - pixels @ np.array([0.299, 0.587, 0.114])).max() <= 0.51
+
+
+def test_palette_one_bit_and_cmyk(tmp_path: Path) -> None:
+    Image.new("RGB", (3, 2), (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "p.png")
+    Image.new("1", (3, 2), 1).save(tmp_path / "b.png")
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "c.tif")
+    assert (read_image(tmp_path / "p.png") == (10, 200, 30)).all()
+    assert (read_image(tmp_path / "b.png") == 255).all()
+    assert (read_image(tmp_path / "c.tif") == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "palette", "key colour"])
+def test_transparency_is_composited_over_white(tmp_path: Path, kind: str) -> None:
+    layer = Image.new("RGBA", (2, 1), (40, 40, 40, 255))
+    layer.putpixel((1, 0), (80, 80, 80, 0))
+    file = tmp_path / "a.png"
+    if kind == "palette":
+        paletted = layer.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE)
+        paletted.save(file, transparency=paletted.getpixel((1, 0)))
+    elif kind == "key colour":
+        layer.convert("RGB").save(file, transparency=(80, 80, 80))
+    else:
+        layer.convert(kind).save(file)
+    np.testing.assert_array_equal(read_image(file)[0], [[40] * 3, [255] * 3])
+
+
+def test_half_transparent_is_half_way_to_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 2), (0, 100, 200, 128)).save(tmp_path / "a.png")
+    expected = np.array([0, 100, 200]) * (128 / 255) + 255 * (127 / 255)
+    assert np.abs(read_image(tmp_path / "a.png")[0, 0] - expected).max() <= 1
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    samples = np.array([[0, 128, 129, 257, 1000, 32768, 65406, 65535]], np.uint16)
+    image = read_image(_png(tmp_path / "a.png", samples, colour_type=0), channels=1)
+    np.testing.assert_array_equal(image[0, :, 0], np.round(samples[0] / 257))
+
+
+def test_16_bit_grey_tiff_is_scaled(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 100, 255]
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (6, 4)], ids=["RGB", "RGBA"])
+def test_16_bit_colour_is_scaled(tmp_path: Path, colour_type: int, channels: int) -> None:
+    samples = np.random.default_rng(0).integers(0, 65536, (6, 5, channels))
+    samples[:, :, 3:] = 65535
+    image = read_image(_png(tmp_path / "a.png", samples, colour_type))
+    assert np.abs(image - samples[:, :, :3] / 257).max() < 1
+
+
+def test_orientation_is_applied(tmp_path: Path) -> None:
+    pixels = _noise((4, 6, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to view
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_samples_of_unknown_range_are_refused(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (2, 2)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"a\.tif: has 32-bit samples"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"just some text\n", "not a picture"),
+        (b"", "not a picture"),
+        (None, "there is no such file"),
+        (b"\x89PNG\r\n\x1a\n", "picture"),
+    ],
+    ids=["text", "empty", "missing", "signature only"],
+)
+def test_what_is_no_picture_is_named_on_one_line(tmp_path: Path, content: bytes | None, words: str) -> None:
+    file = tmp_path / "holiday.png"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        read_image(file)
+    assert str(caught.value).startswith(str(file))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
+def test_a_damaged_file_never_gives_another_error(tmp_path: Path, suffix: str) -> None:
+    whole = tmp_path / f"whole{suffix}"
+    Image.fromarray(_noise((40, 40, 3))).save(whole)
+    data = whole.read_bytes()
+    file = tmp_path / f"cut{suffix}"
+    for length in range(1, len(data) * 9 // 10, max(1, len(data) // 60)):
+        file.write_bytes(data[:length])
+        with pytest.raises(InputError, match=rf"cut\{suffix}: "):
+            read_image(file)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        flipped = bytearray(data)
+        for position in rng.integers(0, len(data), 8):
+            flipped[position] = rng.integers(0, 256)
+        file.write_bytes(flipped)
+        with contextlib.suppress(InputError):  # a picture or this error: both are right
+            assert read_image(file).shape[2] == 3
+
+
+def test_a_folder_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="directory"):
+        read_image(tmp_path)
+
+
+def test_listing_is_sorted_and_skips_what_is_no_picture(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "c.jpeg", "notes.txt", "._b.png", "Thumbs.db"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [p.name for p in list_images(tmp_path)] == ["a.JPG", "b.png", "c.jpeg"]
+
+
+@pytest.mark.parametrize(("name", "words"), [("", "holds no pictures"), ("no", "no such folder"), ("f", "is a file")])
+def test_a_folder_without_pictures_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "f").touch()
+    with pytest.raises(InputError, match=words):
+        list_images(tmp_path / name)
+
+
+@pytest.mark.parametrize("value_range", [1.0, 255.0, 2.0])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_levels_survive_the_way_to_a_tensor_and_back(value_range: float, channels: int) -> None:
+    pixels = np.arange(256 * channels).reshape(16, 16, channels).astype(np.uint8)
+    tensor = to_tensor(pixels, value_range)
+    assert tensor.shape == (1, channels, 16, 16)
+    assert tensor.dtype == torch.float32
+    assert tensor.max() == value_range
+    np.testing.assert_array_equal(to_image(tensor, value_range), pixels)
+
+
+def test_tensors_hold_rows_as_height() -> None:
+    pixels = _noise((2, 5, 3))
+    assert to_tensor(pixels)[0, 1, 1, 4] == np.float32(pixels[1, 4, 1]) / np.float32(255)
+
+
+def test_outputs_are_clamped_and_rounded() -> None:
+    tensor = torch.tensor([-0.2, 0.0, 0.501, 0.9999, 1.7]).reshape(1, 1, 1, 5)
+    assert to_image(tensor).ravel().tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_output_that_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(FxptqError, match="not finite"):
+        to_image(torch.full((1, 3, 2, 2), value))
+
+
+def test_a_batch_is_no_picture() -> None:
+    with pytest.raises(FxptqError, match=r"\(2, 3, 4, 4\)"):
+        to_image(torch.zeros(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_written_pictures_read_back_equal(tmp_path: Path, channels: int) -> None:
+    pixels = _noise((6, 5, channels))
+    write_png(tmp_path / "new/folder/a.png", pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "new/folder/a.png", channels), pixels)
+    assert [p.name for p in (tmp_path / "new/folder").iterdir()] == ["a.png"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = _noise((4, 4, 3))
+    write_png(tmp_path / "a.png", old)
+
+    def full(self: Image.Image, fp: Path, **kwargs: object) -> None:
+        fp.write_bytes(b"half a pict")
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(InputError, match=r"a\.png: cannot be written: No space left"):
+        write_png(tmp_path / "a.png", _noise((4, 4, 3), seed=1))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), old)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(("name", "words"), [("a.jpg", "ending in .png"), ("file/a.png", "cannot be written")])
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=words):
+        write_png(tmp_path / name, _noise((2, 2, 3)))
