@@ -46,7 +46,7 @@ def read_image(path: Path, channels: int = 3) -> npt.NDArray[np.uint8]:
         `[H, W, channels]` uint8.
 
     Raises:
-        InputError: the file is missing, not a picture, damaged, or of 32-bit samples whose range is unknown.
+        InputError: the file is missing, not a picture, damaged, or of 32-bit or L*a*b* samples.
     """
     try:
         # Pillow warns of damage before it fails on it; the one line of the error is enough.
@@ -65,10 +65,9 @@ def read_image(path: Path, channels: int = 3) -> npt.NDArray[np.uint8]:
         raise InputError(f"{path}: cannot be read as a picture: {reason}") from None
     if picture.mode.startswith("I;16") or grey_of_16_bits:
         picture = _from_16_bits(picture)
-    elif picture.mode in {"I", "F"}:
-        raise InputError(
-            f"{path}: has 32-bit samples (mode {picture.mode}), whose range is unknown; save it with 8 or 16 bits"
-        )
+    elif picture.mode in {"I", "F", "LAB"}:
+        kind = {"I": "32-bit integer", "F": "floating-point", "LAB": "L*a*b*"}[picture.mode]
+        raise InputError(f"{path}: has {kind} samples; save it as grey or RGB of 8 or 16 bits")
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

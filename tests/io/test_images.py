@@ -122,10 +122,10 @@ def test_orientation_is_applied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(pixels, -1))
 
 
-@pytest.mark.parametrize("mode", ["I", "F"])
+@pytest.mark.parametrize("mode", ["I", "F", "LAB"])
 def test_samples_of_unknown_range_are_refused(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (2, 2)).save(tmp_path / "a.tif")
-    with pytest.raises(InputError, match=r"a\.tif: has 32-bit samples"):
+    with pytest.raises(InputError, match=r"a\.tif: has .* samples"):
         read_image(tmp_path / "a.tif")
 
 
