@@ -1,0 +1,84 @@
+"""Finds how many ranges a fused weight has: which output channels of a layer end in which factor of which product.
+
+The question is answered by experiment, so it knows no naming: the layer's output is replaced by the number of each channel, the calls
+that only move values are carried out on it, and where a matrix product is met, the channels that arrived are looked at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxptq.graph.calls import LAYOUT, name_of
+from fxptq.graph.tracer import IMAGE
+
+_ELEMENTWISE = frozenset(
+    "mul div truediv normalize relu sigmoid tanh gelu silu softmax contiguous add sub neg elu".split()
+)
+_PRODUCTS = frozenset(("matmul", "einsum", "baddbmm"))
+_SCATTERED = (0, -1)
+"""Stands for channels that are no contiguous block: as a block it has no size, so nothing is split."""
+
+
+def fused_ranges(layer: fx.Node) -> int:
+    """How many equal contiguous blocks of output channels of `layer` feed different factors of products; 1 if they do not.
+
+    Args:
+        layer: a linear or conv2d node of a captured graph.
+    """
+    shape = layer.meta["shape"]
+    axis = 1 if name_of(layer) == "conv2d" else len(shape) - 1
+    channels = shape[axis]
+    numbers = torch.arange(channels).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    values: dict[fx.Node, Any] = {layer: numbers.expand(shape).contiguous()}
+    blocks: set[tuple[int, int]] = set()
+    waiting = [layer]
+    while waiting:
+        node = waiting.pop()
+        for user in node.users:
+            if user.meta.get("follows") != IMAGE or user in values:
+                continue
+            if name_of(user) in _PRODUCTS:
+                blocks |= _block(values[node])
+                continue
+            moved = _carry_out(user, node, values)
+            if moved is not None:
+                values[user] = moved
+                waiting.append(user)
+    sizes = {last - first + 1 for first, last in blocks}
+    covers = sum(last - first + 1 for first, last in blocks) == channels
+    return len(blocks) if len(sizes) == 1 and covers else 1
+
+
+def _block(value: Any) -> set[tuple[int, int]]:
+    if not isinstance(value, Tensor):
+        return set()
+    found = value.unique()
+    first, last = int(found[0]), int(found[-1])
+    return {(first, last)} if last - first + 1 == len(found) else {_SCATTERED}
+
+
+def _carry_out(user: fx.Node, source: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """What `user` makes of the channel numbers; None when it does more than move them."""
+    name = name_of(user)
+    if name in _ELEMENTWISE:
+        same = user.meta.get("shape") == source.meta.get("shape")
+        return values[source] if same else None
+    if name not in LAYOUT:
+        return None
+    known = dict(values)
+    for node in user.all_input_nodes:
+        if node not in known:
+            if "value" not in node.meta:
+                return None
+            known[node] = node.meta["value"]
+    args, kwargs = fx.node.map_arg((user.args, dict(user.kwargs)), known.__getitem__)
+    try:
+        if user.op == "call_method":
+            return getattr(args[0], str(user.target))(*args[1:], **kwargs)
+        assert callable(user.target)  # call_function's contract  # noqa: S101
+        return user.target(*args, **kwargs)
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return None

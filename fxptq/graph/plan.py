@@ -1,0 +1,107 @@
+"""Which site gets how many bits: a network's sites in, the same sites with bits, ranges and quantizer keys out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from fxptq.errors import InputError
+from fxptq.graph.sites import KINDS, Operand, Site
+
+FLOAT: Literal["float"] = "float"
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bit widths, 2 to 8.
+
+    Attributes:
+        w: of weights.
+        a: of activations, both factors of an attention product among them.
+    """
+
+    w: int
+    a: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("w", self.w), ("a", self.a)):
+            if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= 8:
+                raise InputError(f"bits {name}={value!r} is out of range: expected a whole number from 2 to 8")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How bits are given out.
+
+    Attributes:
+        bits: what sites get by default.
+        kinds: the kinds of site to quantize; the others stay in float and are listed.
+        granularity: ranges of a layer's weight: one per output channel, or per tensor (three for a fused qkv weight).
+        edges: what the first and last sites get, which read the image and make the output: their own bits, "float", or None for
+            no exception.
+        overrides: (glob pattern of site names, bits or "float"), the first match wins.
+    """
+
+    bits: Bits
+    kinds: tuple[str, ...] = KINDS
+    granularity: Literal["channel", "tensor"] = "channel"
+    edges: Bits | Literal["float"] | None = field(default_factory=lambda: Bits(8, 8))
+    overrides: tuple[tuple[str, Bits | Literal["float"]], ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.kinds) - set(KINDS))
+        if unknown:
+            raise InputError(f"unknown kind of site {unknown[0]!r}: expected some of {', '.join(KINDS)}")
+
+    def _bits_of(self, site: Site) -> tuple[Bits | None, str]:
+        if site.reason:
+            return None, site.reason
+        for pattern, bits in self.overrides:
+            if fnmatchcase(site.name, pattern):
+                return (None, f"left out by the pattern {pattern!r}") if isinstance(bits, str) else (bits, "")
+        if site.kind not in self.kinds:
+            return None, f"{site.kind} sites are left in float by the plan"
+        if site.edge and self.edges is not None:
+            return (
+                (None, f"{site.edge} of the network, left in float by the plan")
+                if isinstance(self.edges, str)
+                else (self.edges, "")
+            )
+        return self.bits, ""
+
+    def apply(self, sites: Iterable[Site]) -> tuple[Site, ...]:
+        """Gives every site its bits, every operand its quantizer.
+
+        Raises:
+            InputError: an override that matches no site.
+        """
+        sites = tuple(sites)
+        for pattern, _ in self.overrides:
+            if not any(fnmatchcase(site.name, pattern) for site in sites):
+                raise InputError(f"the pattern {pattern!r} matches no site; `fxptq inspect` lists their names")
+        keys: dict[tuple[str, int, int], str] = {}
+        planned = []
+        for site in sites:
+            bits, reason = self._bits_of(site)
+            if bits is not None and all(operand.role == "constant" for operand in site.operands):
+                bits, reason = None, "does not depend on the image"
+            if bits is None:
+                planned.append(replace(site, reason=reason))
+                continue
+            operands = []
+            for operand in site.operands:
+                wide = bits.w if operand.slot == "weight" or (operand.role == "constant") else bits.a
+                groups = self._groups(operand, site)
+                key = keys.setdefault((operand.source, wide, groups), f"{site.name}.{operand.slot}")
+                operands.append(replace(operand, bits=wide, groups=groups, quantizer=key))
+            planned.append(replace(site, operands=tuple(operands), reason=""))
+        return tuple(planned)
+
+    def _groups(self, operand: Operand, site: Site) -> int:
+        if operand.slot != "weight" or operand.role != "constant":
+            return 1
+        if self.granularity == "channel":
+            return site.shapes["weight"][operand.axis]
+        return operand.ranges

@@ -1,0 +1,203 @@
+"""A captured network that runs for every input size: graphs by class of sizes over one set of weights and quantizers.
+
+A graph is used where its conditions on the sizes hold; where none does, the network is captured again, transparently. Quantizers belong
+to the program and are found by site name, never owned by a graph.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxptq.errors import CaptureError, InputError
+from fxptq.graph.capture import Capture, Holder, capture
+from fxptq.graph.insert import insert_quantizers, module_name
+from fxptq.graph.plan import Plan
+from fxptq.graph.sites import Operand, Site, find_sites
+from fxptq.graph.topology import residual_stages
+from fxptq.quant.quantizer import Quantizer
+
+Shapes = tuple[tuple[tuple[int, ...], torch.dtype], ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The network for one class of sizes.
+
+    Attributes:
+        capture: the graph as captured and where it holds.
+        sites: its sites, planned.
+        inserted: the graph with quantizers.
+        taps: names of the nodes at which residual stages end.
+        module: runs `inserted`.
+        tapped: runs `inserted` and returns (output, [value at each tap]).
+    """
+
+    capture: Capture
+    sites: tuple[Site, ...]
+    inserted: fx.Graph
+    taps: tuple[str, ...]
+    module: fx.GraphModule
+    tapped: fx.GraphModule
+
+
+class Program(nn.Module):
+    """A network as graphs; see the module's description.
+
+    Args:
+        model: any network; it is copied and left as it was.
+        example: one input it accepts, or a tuple of positional inputs.
+        plan: which sites get quantizers; None leaves all of them in float.
+        limit: how many graphs are kept; the least recently used goes first.
+
+    Attributes:
+        sites: the sites of the first graph, planned.
+        quantizers: by key, in the order of execution.
+
+    Raises:
+        CaptureError: the network cannot be captured.
+        InputError: the plan does not fit the network.
+    """
+
+    def __init__(
+        self, model: nn.Module, example: Tensor | tuple[Tensor, ...], plan: Plan | None = None, limit: int = 16
+    ) -> None:
+        super().__init__()
+        inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+        try:
+            own = copy.deepcopy(model)
+        except Exception as error:
+            raise CaptureError(f"{type(model).__name__} cannot be copied: {error}") from error
+        self.holder = Holder(own.eval().requires_grad_(False))
+        self.limit = limit
+        self._plan = plan
+        self._found: OrderedDict[Shapes, int] = OrderedDict()
+        self._variants: dict[int, Variant] = {}
+        self._captured = 0
+        self.sites: tuple[Site, ...] = ()
+        self.quantizers: dict[str, Quantizer] = {}
+        first = self.variant(inputs)
+        self.sites, self.taps = first.sites, first.taps
+
+    # -- graphs ------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The graphs in the cache."""
+        return tuple(self._variants.values())
+
+    def variant(self, inputs: tuple[Tensor, ...]) -> Variant:
+        """The graph for inputs of these sizes, captured now if none holds."""
+        key = tuple((tuple(x.shape), x.dtype) for x in inputs)
+        if key in self._found:
+            self._found.move_to_end(key)
+            return self._variants[self._found[key]]
+        dtypes = tuple(dtype for _, dtype in key)
+        for number, variant in self._variants.items():
+            known = next(shapes for shapes, found in self._found.items() if found == number)
+            if tuple(dtype for _, dtype in known) == dtypes and variant.capture.holds(self.holder, inputs):
+                self._found[key] = number
+                return variant
+        self._captured += 1
+        self._variants[self._captured] = self._build(capture(self.holder, inputs))
+        self._found[key] = self._captured
+        self._shrink()
+        return self._variants[self._found[key]]
+
+    def _shrink(self) -> None:
+        while len(set(self._found.values())) > self.limit:
+            _, number = self._found.popitem(last=False)
+            if number not in self._found.values():
+                del self._variants[number]
+
+    def _build(self, taken: Capture) -> Variant:
+        sites = find_sites(taken.graph)
+        if self._plan is not None:
+            sites = self._plan.apply(sites)
+        sites = tuple(self._with_quantizers(site) for site in sites)
+        inserted = insert_quantizers(taken.graph, sites)
+        taps = residual_stages(taken.graph)
+        return Variant(taken, sites, inserted, taps, *self._runnable(inserted, taps))
+
+    def _runnable(self, inserted: fx.Graph, taps: tuple[str, ...]) -> tuple[fx.GraphModule, fx.GraphModule]:
+        tapped = copy.deepcopy(inserted)
+        by_name = {node.name: node for node in tapped.nodes}
+        output = tapped.output_node()
+        output.args = ((output.args[0], [by_name[name] for name in taps]),)
+        return fx.GraphModule(self.holder, inserted, "Quantized"), fx.GraphModule(self.holder, tapped, "Tapped")
+
+    def _with_quantizers(self, site: Site) -> Site:
+        """Makes the quantizers a site needs; a site that only a later graph has stays in float, for nobody calibrated it."""
+        for operand in site.operands:
+            if operand.bits is None or operand.quantizer in self.quantizers:
+                continue
+            if self.sites:
+                unmet = tuple(replace(other, bits=None, quantizer="") for other in site.operands)
+                return replace(site, operands=unmet, reason="not met at the size the network was calibrated at")
+            quantizer = Quantizer(operand.bits, groups=operand.groups, axis=operand.axis, role=operand.role)
+            self.holder.quantizers.add_module(module_name(operand.quantizer), quantizer)
+            self.quantizers[operand.quantizer] = quantizer
+        return site
+
+    # -- running -----------------------------------------------------------------------------------------------------------------
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Runs the network, quantized where quantizers are on. Inputs and output are the network's own."""
+        return self.variant(inputs).module(*self._own(inputs))
+
+    def tapped(self, *inputs: Tensor) -> tuple[Any, list[Tensor]]:
+        """Runs the network and also returns the values at `taps`."""
+        return self.variant(inputs).tapped(*self._own(inputs))  # type: ignore[no-any-return]  # GraphModule's call is untyped
+
+    def _own(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+            raise InputError("expected tensors as inputs")
+        return tuple(x.clone() for x in inputs)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Program:
+        super()._apply(fn, recurse)
+        for number, variant in self._variants.items():
+            module, tapped = self._runnable(variant.inserted, variant.taps)
+            self._variants[number] = replace(variant, module=module, tapped=tapped)
+        return self
+
+    # -- tensors -----------------------------------------------------------------------------------------------------------------
+
+    def operands(self) -> dict[str, Operand]:
+        """The operands that have a quantizer, by its key; of those that share one, the first."""
+        found: dict[str, Operand] = {}
+        for site in self.sites:
+            for operand in site.operands:
+                if operand.quantizer:
+                    found.setdefault(operand.quantizer, operand)
+        return found
+
+    def weight_target(self, key: str) -> str | None:
+        """Where the tensor lives that a constant operand's quantizer reads (`model.layers.0.weight`); None for an activation's."""
+        operand = self.operands()[key]
+        first = next(iter(self._variants.values()))
+        node = next(node for node in first.capture.graph.nodes if node.name == operand.source)
+        return str(node.target) if node.op == "get_attr" else None
+
+    def weight_of(self, key: str) -> Tensor | None:
+        """The constant tensor that quantizer reads; None for an activation's quantizer."""
+        target = self.weight_target(key)
+        if target is None:
+            return None
+        value: Any = self.holder
+        for part in target.split("."):
+            value = getattr(value, part)
+        return value.detach()  # type: ignore[no-any-return]  # getattr is untyped
+
+    def set_weight(self, key: str, value: Tensor) -> None:
+        """Overwrites the constant tensor that quantizer reads, in place, so that every graph sees it."""
+        weight = self.weight_of(key)
+        if weight is None:
+            raise InputError(f"{key} quantizes an activation; only a weight can be set")
+        weight.copy_(value)

@@ -1,0 +1,258 @@
+"""Where the arithmetic of a network is: its linear, convolution and matrix-product calls, with stable names, roles and costs.
+
+A site is named by its module path (`layers.0.attn.qkv`); calls of functions get an ordinal (`layers.0.attn.matmul_0`). What does the
+arithmetic of a layer and has no quantizer is found too, so that it can be listed by name and reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import fx, nn
+
+from fxptq.graph.calls import LAYOUT, LOWEST, MIXING, argument, first_inputs, name_of
+from fxptq.graph.fused import fused_ranges
+from fxptq.graph.tracer import IMAGE
+
+Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d", "matmul", "other"]
+Slot = Literal["input", "weight", "lhs", "rhs"]
+Role = Literal["symmetric", "one_sided", "constant"]
+
+KINDS: tuple[Kind, ...] = ("linear", "conv2d", "conv_transpose2d", "matmul")
+"""The kinds that can be quantized."""
+
+_WEIGHTED: dict[str, Kind] = {
+    "linear": "linear",
+    "conv2d": "conv2d",
+    "conv1d": "conv1d",
+    "conv3d": "conv3d",
+    "conv_transpose2d": "conv_transpose2d",
+}
+_PRODUCTS = frozenset("matmul einsum baddbmm addmm addbmm".split())
+_OTHER = frozenset(
+    "conv_transpose1d conv_transpose3d bilinear deform_conv2d lstm gru rnn_tanh rnn_relu conv_tbc cdist tensordot mv inner outer "
+    "fft_fft fft_fft2 fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft fft_irfft2 fft_irfftn".split()
+)
+
+
+_COLOUR = 16
+"""A layer of at most so many weights only shifts or mixes colours."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One factor of a site.
+
+    Attributes:
+        slot: input or weight of a layer; lhs or rhs of a product.
+        source: the graph node it reads.
+        role: symmetric, one-sided (most values at the lower end), or constant (does not depend on the image).
+        lowest: the exact floor of a one-sided operand, when the graph shows it.
+        axis: the output axis of a weight, along which it may have several ranges.
+        ranges: how many contiguous ranges it naturally has along the axis: 3 for a fused qkv weight.
+        groups: how many ranges its quantizer has: 1 per tensor, `ranges`, or one per output channel.
+        bits: its bit width; None in float.
+        quantizer: the key of its quantizer; empty in float. Operands that read one tensor at one width share it.
+    """
+
+    slot: Slot
+    source: str
+    role: Role = "symmetric"
+    lowest: float | None = None
+    axis: int = 0
+    ranges: int = 1
+    groups: int = 1
+    bits: int | None = None
+    quantizer: str = ""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place of arithmetic.
+
+    Attributes:
+        name: its module path, with an ordinal for calls of functions.
+        kind: what it computes.
+        node: its node in the graph.
+        operands: its factors, in the order of the call.
+        shapes: of each operand by slot, and of `output`, at the example's size.
+        macs: multiply-accumulates at the example's size.
+        edge: `head` reads the image itself, `tail` makes the output: no other site stands before or behind it.
+        reason: why it is left in float; empty when it is quantized.
+    """
+
+    name: str
+    kind: Kind
+    node: str
+    operands: tuple[Operand, ...]
+    shapes: dict[str, tuple[int, ...]]
+    macs: int
+    edge: Literal["", "head", "tail"] = ""
+    reason: str = ""
+
+    @property
+    def role(self) -> Role:
+        """The role of the first operand, the one the kernels read from the network."""
+        return self.operands[0].role if self.operands else "symmetric"
+
+    @property
+    def bits(self) -> tuple[int | None, int | None]:
+        """Bits of the weight (of the right factor for a product) and of the activation; None in float."""
+        if not self.operands:
+            return None, None
+        return self.operands[-1].bits, self.operands[0].bits
+
+    def operand(self, slot: Slot) -> Operand:
+        """The operand of that slot; KeyError if the site has none."""
+        for operand in self.operands:
+            if operand.slot == slot:
+                return operand
+        raise KeyError(f"{self.name} has no {slot}")
+
+
+def _origins(node: fx.Node, seen: set[fx.Node]) -> Iterable[fx.Node]:
+    """The calls that made the values of `node`, looking through calls that only move them."""
+    if node in seen:
+        return
+    seen.add(node)
+    name = name_of(node)
+    if name in LAYOUT or name in MIXING:
+        for source in first_inputs(node):
+            yield from _origins(source, seen)
+    else:
+        yield node
+
+
+def _role(node: fx.Node) -> tuple[Role, float | None]:
+    if node.meta.get("follows") != IMAGE:
+        return "constant", None
+    floors = []
+    for origin in _origins(node, set()):
+        if name_of(origin) not in LOWEST:
+            return "symmetric", None
+        floors.append(LOWEST[name_of(origin)])
+    if not floors:
+        return "symmetric", None
+    return "one_sided", None if None in floors else min(floor for floor in floors if floor is not None)
+
+
+def _factors(node: fx.Node) -> list[tuple[Slot, fx.Node]] | None:
+    """The factors of a product or layer; None when there are not two of them."""
+    name = name_of(node)
+    if name in _WEIGHTED:
+        pair = [argument(node, 0, "input"), argument(node, 1, "weight")]
+    elif name == "einsum":
+        tensors = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
+        pair = [item for item in tensors if isinstance(item, fx.Node)]
+    elif name == "matmul":
+        pair = [argument(node, 0, "input"), argument(node, 1, "other", node.kwargs.get("mat2"))]
+    else:
+        pair = [
+            argument(node, 1, "batch1", node.kwargs.get("mat1")),
+            argument(node, 2, "batch2", node.kwargs.get("mat2")),
+        ]
+    if len(pair) != 2 or not all(isinstance(item, fx.Node) for item in pair):
+        return None
+    first, second = pair
+    if name in _WEIGHTED:
+        return [("input", first), ("weight", second)]
+    return [("lhs", first), ("rhs", second)]
+
+
+def _macs(node: fx.Node, kind: Kind, shapes: dict[str, tuple[int, ...]]) -> int:
+    out = math.prod(shapes["output"])
+    if kind == "linear":
+        return out * shapes["weight"][-1]
+    if kind.startswith("conv_transpose"):
+        return math.prod(shapes["input"]) * math.prod(shapes["weight"][1:])
+    if kind.startswith("conv"):
+        return out * math.prod(shapes["weight"][1:])
+    if name_of(node) == "einsum" and isinstance(node.args[0], str):
+        terms = node.args[0].replace(" ", "").split("->")[0].split(",")
+        sizes = {
+            letter: size
+            for term, slot in zip(terms, ("lhs", "rhs"), strict=True)
+            for letter, size in zip(
+                term.replace("...", ""), shapes[slot][-len(term.replace("...", "")) :], strict=False
+            )
+        }
+        return max(math.prod(sizes.values()), out)
+    return out * shapes["lhs"][-1]
+
+
+def _names(node: fx.Node, taken: Counter[str]) -> str:
+    path, module = node.meta.get("path", ""), node.meta.get("module", object)
+    call = name_of(node)
+    layer = isinstance(module, type) and issubclass(module, (nn.Linear, nn.modules.conv._ConvNd))
+    if layer and call in _WEIGHTED:
+        taken[path] += 1
+        return path if taken[path] == 1 else f"{path}@{taken[path]}"
+    stem = f"{path}.{call}".lstrip(".")
+    taken[stem] += 1
+    return f"{stem}_{taken[stem] - 1}"
+
+
+def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
+    """All sites of a captured graph, in the order of execution, in float.
+
+    Args:
+        graph: as captured; its nodes carry shapes and module paths.
+    """
+    taken: Counter[str] = Counter()
+    sites: list[Site] = []
+    for node in graph.nodes:
+        call = name_of(node)
+        if node.meta.get("follows") != IMAGE or (
+            call not in _WEIGHTED and call not in _PRODUCTS and call not in _OTHER
+        ):
+            continue
+        name = _names(node, taken)
+        factors = None if call in _OTHER else _factors(node)
+        output = {"output": tuple(node.meta.get("shape", ()))}
+        if factors is None:
+            reason = (
+                f"{call}: no quantizer for this operation" if call in _OTHER else f"{call} of more than two factors"
+            )
+            sites.append(Site(name, "other", node.name, (), output, 0, reason=reason))
+            continue
+        kind: Kind = _WEIGHTED.get(call, "matmul")
+        shapes = {slot: tuple(source.meta["shape"]) for slot, source in factors} | output
+        operands = tuple(_operand(node, kind, slot, source) for slot, source in factors)
+        reason = "" if kind in KINDS else f"{kind}: no quantizer for this operation"
+        if kind in _WEIGHTED.values() and math.prod(shapes["weight"]) <= _COLOUR:
+            reason = "a shift or mix of colours: nothing to gain, everything to lose"
+        sites.append(Site(name, kind, node.name, operands, shapes, _macs(node, kind, shapes), reason=reason))
+    return _with_edges(graph, sites)
+
+
+def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node) -> Operand:
+    role, lowest = _role(source)
+    axis = 1 if slot == "weight" and kind == "conv_transpose2d" else 0
+    ranges = fused_ranges(node) if slot == "weight" and role == "constant" and kind in ("linear", "conv2d") else 1
+    return Operand(slot, source.name, role, lowest, axis, ranges)
+
+
+def _with_edges(graph: fx.Graph, sites: list[Site]) -> tuple[Site, ...]:
+    by_node = {site.node: site for site in sites if not site.reason}
+    before: dict[fx.Node, bool] = {}
+    for node in graph.nodes:
+        before[node] = any(before[source] or source.name in by_node for source in node.all_input_nodes)
+    behind: dict[fx.Node, bool] = {}
+    for node in reversed(graph.nodes):
+        behind[node] = any(behind[user] or user.name in by_node for user in node.users)
+    nodes = {node.name: node for node in graph.nodes}
+    found = []
+    for site in sites:
+        if site.reason:
+            found.append(site)
+            continue
+        node = nodes[site.node]
+        edge: Literal["", "head", "tail"] = (
+            "" if before[node] and behind[node] else ("tail" if before[node] else "head")
+        )
+        found.append(replace(site, edge=edge))
+    return tuple(found)

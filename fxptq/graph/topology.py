@@ -1,0 +1,109 @@
+"""The shape of a network as a networkx graph: where its residual stages end, and the graph as GraphML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import networkx as nx
+from torch import fx
+
+from fxptq.graph.calls import ADD, name_of
+from fxptq.graph.sites import Site
+from fxptq.graph.tracer import IMAGE
+
+
+def flow(graph: fx.Graph) -> nx.DiGraph:
+    """The calls that depend on the image, by node name, with an edge from each value to its readers."""
+    found = nx.DiGraph()
+    for node in graph.nodes:
+        if node.meta.get("follows") == IMAGE or node.op == "output":
+            found.add_node(node.name, call=name_of(node) or node.op, path=node.meta.get("path", ""))
+            for source in node.all_input_nodes:
+                if source.meta.get("follows") == IMAGE:
+                    found.add_edge(source.name, node.name)
+    return found
+
+
+def _must_pass(graph: nx.DiGraph, start: str, end: str) -> list[str]:
+    """The nodes every path from start to end goes through, both included, in order (the chain of dominators)."""
+    between = graph.subgraph((nx.descendants(graph, start) & nx.ancestors(graph, end)) | {start, end})
+    above = nx.immediate_dominators(between, start)
+    chain = [end]
+    while chain[-1] != start:
+        chain.append(above[chain[-1]])
+    return chain[::-1]
+
+
+def _skip(graph: nx.DiGraph, start: str, end: str) -> str | None:
+    """For a residual add `end` around everything since `start`: its operand at the end of the body; None if it is no such add."""
+    if graph.nodes[end]["call"] not in ADD:
+        return None
+    body = [
+        source for source in graph.predecessors(end) if source != start and len(_must_pass(graph, start, source)) > 1
+    ]
+    operands = list(graph.predecessors(end))
+    if len(operands) != 2 or not body:
+        return None
+    inside = nx.descendants(graph, start)
+    depth = {source: len(nx.ancestors(graph, source) & inside) for source in operands if source in inside}
+    return max(depth, key=lambda source: depth[source]) if depth else None
+
+
+def residual_stages(graph: fx.Graph, limit: int = 32) -> tuple[str, ...]:
+    """The names of the nodes at which the residual stages of a network end, in order: the taps of feature distillation.
+
+    The chain of nodes every path goes through is followed; where a long skip spans most of the network, its body is entered, so that
+    in SwinIR the stages are the outputs of the residual groups and in EDSR those of the residual blocks. A network without residual
+    stages gives the last nodes of its chain that computed something.
+
+    Args:
+        graph: a captured graph.
+        limit: at most so many, evenly spaced.
+    """
+    image = flow(graph)
+    starts = [node.name for node in graph.nodes if node.op == "placeholder" and node.name in image]
+    ends = [node.name for node in graph.nodes if node.op == "output"]
+    if not starts or not nx.has_path(image, starts[0], ends[0]):
+        return ()
+    chain = _must_pass(image, starts[0], ends[0])
+    for _ in range(4):
+        sizes = [len(nx.descendants(image, a) & nx.ancestors(image, b)) for a, b in zip(chain, chain[1:], strict=False)]
+        if not sizes:
+            return ()
+        widest = max(range(len(sizes)), key=sizes.__getitem__)
+        start, end = chain[widest], chain[widest + 1]
+        body = _skip(image, start, end) if sizes[widest] > len(image) // 2 else None
+        if body is None:
+            break
+        chain = _must_pass(image, start, body)
+    stages = [name for name in chain[1:] if image.nodes[name]["call"] in ADD]
+    if not stages:
+        arithmetic = ("linear", "conv2d", "matmul", "conv_transpose2d")
+        stages = [name for name in chain[1:-1] if image.nodes[name]["call"] in arithmetic]
+    step = -(-len(stages) // limit) if stages else 1
+    return tuple(stages[::-1][::step][::-1])
+
+
+def write_graphml(graph: fx.Graph, sites: Iterable[Site], path: Path) -> None:
+    """Writes the flow of the image through a network as GraphML, sites with their kind, role, cost and bits.
+
+    Args:
+        graph: a captured graph.
+        sites: its sites.
+        path: written beside, then renamed.
+    """
+    drawn = flow(graph)
+    for site in sites:
+        weight_bits, activation_bits = site.bits
+        drawn.nodes[site.node].update(
+            site=site.name,
+            kind=site.kind,
+            role=site.role,
+            macs=site.macs,
+            bits_w=weight_bits or 32,
+            bits_a=activation_bits or 32,
+        )
+    beside = path.with_name(path.name + ".part")
+    nx.write_graphml(drawn, beside)
+    beside.replace(path)

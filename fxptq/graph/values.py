@@ -1,0 +1,254 @@
+"""Python numbers that remember the graph node that computes them.
+
+While a network is traced, sizes come back as `TracedInt` and `TracedFloat`: real numbers, so that Python's ifs, ranges and assertions run,
+which also record every arithmetic operation. A comparison is a guard: the graph holds only for inputs on which it comes out the same.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor, fx
+
+
+class NumberRecorder(Protocol):
+    """What traced numbers need of the tracer."""
+
+    @property
+    def open(self) -> bool:
+        """Whether the trace is still going on; numbers that outlive it are plain."""
+
+    def number(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Records `function(*args)`, whose value is a Python number, and returns it traced."""
+
+    def guard(self, node: fx.Node, value: Any) -> None:
+        """Requires that `node` comes out as `value` whenever the graph is used."""
+
+
+class TracedInt(int):
+    """An int computed from the sizes of the input."""
+
+    node: fx.Node
+    recorder: NumberRecorder
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        return int, (plain(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> int:
+        return plain(self)
+
+    __hash__ = int.__hash__
+
+
+class TracedFloat(float):
+    """A float computed from the sizes of the input."""
+
+    node: fx.Node
+    recorder: NumberRecorder
+
+    def __reduce__(self) -> tuple[type[float], tuple[float]]:
+        return float, (plain(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> float:
+        return plain(self)
+
+    __hash__ = float.__hash__
+
+
+Traced = (TracedInt, TracedFloat)
+
+
+def plain(value: Any) -> Any:
+    """The number without its memory; anything else unchanged."""
+    if isinstance(value, TracedInt):
+        return int.__pos__(value)
+    if isinstance(value, TracedFloat):
+        return float.__pos__(value)
+    return value
+
+
+def traced(value: Any, node: fx.Node, recorder: NumberRecorder) -> Any:
+    """`value` as a traced number; bools and anything that is not a number stay as they are."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    number = TracedInt(value) if isinstance(value, int) else TracedFloat(value)
+    number.node, number.recorder = node, recorder
+    return number
+
+
+def _recorder_of(values: tuple[Any, ...]) -> NumberRecorder | None:
+    for value in values:
+        if isinstance(value, Traced) and value.recorder.open:
+            return value.recorder
+    return None
+
+
+def _arithmetic(function: Callable[..., Any], name: str, *, swapped: bool) -> Callable[..., Any]:
+    def method(self: Any, *others: Any) -> Any:
+        if any(not isinstance(other, (int, float)) for other in others):
+            return NotImplemented
+        args = (*others, self) if swapped else (self, *others)
+        recorder = _recorder_of(args)
+        return function(*map(plain, args)) if recorder is None else recorder.number(function, args)
+
+    method.__name__ = name
+    return method
+
+
+def _comparison(function: Callable[[Any, Any], bool], name: str) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        if not isinstance(other, (int, float)):
+            return NotImplemented
+        outcome = function(plain(self), plain(other))
+        recorder = _recorder_of((self, other))
+        if recorder is not None:
+            recorder.guard(recorder.number(function, (self, other)).node, outcome)
+        return outcome
+
+    method.__name__ = name
+    return method
+
+
+def _truth(self: Any) -> bool:
+    outcome = bool(plain(self))
+    if self.recorder.open:
+        self.recorder.guard(self.recorder.number(operator.ne, (self, 0)).node, outcome)
+    return outcome
+
+
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "or", "xor")
+_UNARY: dict[str, Callable[..., Any]] = {
+    "neg": operator.neg,
+    "abs": builtins.abs,
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "trunc": math.trunc,
+    "round": builtins.round,
+}
+
+
+def _equip(kind: type) -> None:
+    for name in _BINARY:
+        if hasattr(kind, f"__{name}__"):
+            function = getattr(operator, f"__{name}__")
+            setattr(kind, f"__{name}__", _arithmetic(function, name, swapped=False))
+            setattr(kind, f"__r{name}__", _arithmetic(function, f"r{name}", swapped=True))
+    for name, function in _UNARY.items():
+        setattr(kind, f"__{name}__", _arithmetic(function, name, swapped=False))
+    for name in ("eq", "ne", "lt", "le", "gt", "ge"):
+        setattr(kind, f"__{name}__", _comparison(getattr(operator, name), name))
+    kind.__bool__ = _truth  # type: ignore[attr-defined]  # a dunder given to both classes in one place
+
+    def both(self: Any, other: Any) -> Any:
+        return self // other, self % other
+
+    def both_swapped(self: Any, other: Any) -> Any:
+        return other // self, other % self
+
+    kind.__divmod__, kind.__rdivmod__ = both, both_swapped  # type: ignore[attr-defined]  # as above
+
+
+_equip(TracedInt)
+_equip(TracedFloat)
+
+
+class _NumberType(type):
+    """Stands in for `int` or `float` in a traced file: converts without forgetting, and is the real type to isinstance."""
+
+    real: type
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, cls.real)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, cls.real)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls.real
+
+    def __hash__(cls) -> int:
+        return hash(cls.real)
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs and (recorder := _recorder_of(args)) is not None:
+            return (
+                args[0]
+                if type(args[0]) is {int: TracedInt, float: TracedFloat}[cls.real]
+                else recorder.number(cls.real, args)
+            )
+        return cls.real(*args, **kwargs)
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(cls.real, name)
+
+    def __or__(cls, other: Any) -> Any:
+        return cls.real | other
+
+
+class IntInTrace(metaclass=_NumberType):
+    """`int` for files that are being traced."""
+
+    real = int
+
+
+class FloatInTrace(metaclass=_NumberType):
+    """`float` for files that are being traced."""
+
+    real = float
+
+
+def _fixed(value: Any) -> Any:
+    """A number whose very value shapes the graph (a loop count): required to stay what it is."""
+    if isinstance(value, Traced) and value.recorder.open:
+        value.recorder.guard(value.recorder.number(operator.eq, (value, plain(value))).node, True)
+    return plain(value)
+
+
+def range_in_trace(*args: Any) -> range:
+    """`range`, whose loop is unrolled in the graph; its bounds become guards."""
+    return range(*map(_fixed, args))
+
+
+def _recording(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(*args: Any, **kwargs: Any) -> Any:
+        values = tuple(args[0]) if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+        recorder = None if kwargs else _recorder_of(values)
+        if recorder is None:
+            return function(*args, **kwargs)
+        return recorder.number(function, values)
+
+    method.__name__ = getattr(function, "__name__", "function")
+    return method
+
+
+def _len_in_trace(value: Any) -> int:
+    return value.shape[0] if isinstance(value, Tensor) and value.dim() else len(value)
+
+
+class _MathInTrace:
+    """`math`, recording calls on traced numbers."""
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(math, name)
+        return _recording(attribute) if callable(attribute) else attribute
+
+
+BUILTINS_IN_TRACE: dict[str, Any] = {
+    "int": IntInTrace,
+    "float": FloatInTrace,
+    "range": range_in_trace,
+    "min": _recording(min),
+    "max": _recording(max),
+    "len": _len_in_trace,
+}
+MATH_IN_TRACE = _MathInTrace()
+
+
+def math_function_in_trace(function: Any) -> Callable[..., Any] | None:
+    """The recording twin of a function of `math`, for files that say `from math import ceil`; None for anything else."""
+    name = getattr(function, "__name__", "")
+    return _recording(function) if name and getattr(math, name, None) is function else None
