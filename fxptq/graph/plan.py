@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, Protocol
 
 from fxptq.errors import InputError
 from fxptq.graph.sites import KINDS, Operand, Site
@@ -29,6 +29,14 @@ class Bits:
         for name, value in (("w", self.w), ("a", self.a)):
             if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= 8:
                 raise InputError(f"bits {name}={value!r} is out of range: expected a whole number from 2 to 8")
+
+
+class Planner(Protocol):
+    """Gives sites their bits and operands their quantizers: a `Plan`, or what a checkpoint has stored."""
+
+    def apply(self, sites: Iterable[Site]) -> tuple[Site, ...]:
+        """The same sites, planned."""
+        ...
 
 
 @dataclass(frozen=True)

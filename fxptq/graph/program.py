@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from fxptq.errors import CaptureError, InputError
 from fxptq.graph.capture import Capture, Holder, capture
 from fxptq.graph.insert import insert_quantizers, module_name
-from fxptq.graph.plan import Plan
+from fxptq.graph.plan import Planner
 from fxptq.graph.sites import Operand, Site, find_sites
 from fxptq.graph.topology import residual_stages
 from fxptq.quant.quantizer import Quantizer
@@ -66,7 +66,7 @@ class Program(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, example: Tensor | tuple[Tensor, ...], plan: Plan | None = None, limit: int = 16
+        self, model: nn.Module, example: Tensor | tuple[Tensor, ...], plan: Planner | None = None, limit: int = 16
     ) -> None:
         super().__init__()
         inputs = (example,) if isinstance(example, Tensor) else tuple(example)

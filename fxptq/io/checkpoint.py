@@ -1,7 +1,8 @@
 """The quantized network on disk: one .safetensors file of packed codes, bounds, what stayed in float, and metadata.
 
 A network has hundreds of tiny tensors, and a safetensors header spends about a hundred bytes on each: codes, bounds and
-floats (one run per dtype) are therefore stored end to end, with an index beside the metadata as compressed JSON.
+floats (one run per dtype) are therefore stored end to end, with an index beside the metadata as compressed JSON. A run
+of floats that shrinks much (attention masks, index tables) is stored deflated.
 Nothing in the file depends on when or where it was written, so equal checkpoints are equal files. A file is read whole
 or not at all: every byte of content is under one SHA-256.
 """
@@ -31,7 +32,8 @@ from fxptq.io.metadata import FORMAT_VERSION, FloatSite, Metadata, PassRecord, R
 __all__ = ["Checkpoint", "FloatSite", "Metadata", "PackedCodes", "PassRecord", "Sizes", "read", "sizes", "write"]
 
 _HEADER = "fxptq"  # the one key of the safetensors header's own metadata: format version and digest
-_METADATA, _CODES, _BOUNDS, _FLOATS = "metadata", "codes", "bounds", "floats."
+_METADATA, _CODES, _BOUNDS, _FLOATS, _DEFLATED = "metadata", "codes", "bounds", "floats.", "deflated."
+_WORTH_DEFLATING = 0.8  # of its size: below that a run is mostly masks and tables, above it mostly weights
 _MAX_METADATA = 1 << 28  # bytes of JSON; a compressed bomb stops here
 
 _Shape = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=16)]
@@ -127,6 +129,11 @@ def read(path: str | Path) -> Checkpoint:
     tensors, _ = _load(source)
     content = _content(source, tensors)
     kinds = sorted({dtype for dtype, _ in content.floats.values()})
+    tensors = {name.replace(_DEFLATED, _FLOATS): tensor for name, tensor in tensors.items()} | {
+        _FLOATS + kind: _inflate(source, tensors[_DEFLATED + kind], kind, content.floats)
+        for kind in kinds
+        if _DEFLATED + kind in tensors
+    }
     if set(tensors) != {_METADATA, _CODES, _BOUNDS, *(_FLOATS + kind for kind in kinds)}:
         raise CheckpointError(f"{source}: damaged: its tensors are not those its index names")
     packed = _cut(source, tensors[_CODES], [-(-prod(shape) * bits // 8) for bits, shape in content.codes.values()])
@@ -156,7 +163,7 @@ def sizes(path: str | Path) -> Sizes:
     return Sizes(
         codes=nbytes.get(_CODES, 0),
         bounds=nbytes.get(_BOUNDS, 0),
-        floats=sum(size for name, size in nbytes.items() if name.startswith(_FLOATS)),
+        floats=sum(size for name, size in nbytes.items() if name.startswith((_FLOATS, _DEFLATED))),
         metadata=nbytes.get(_METADATA, 0),
         header=total - sum(nbytes.values()),
     )
@@ -180,7 +187,12 @@ def _encode(target: Path, checkpoint: Checkpoint) -> bytes:
     }
     for kind in sorted({kind for kind, _ in content.floats.values()}):
         members = [tensor for tensor in checkpoint.floats.values() if _kind(tensor) == kind]
-        tensors[_FLOATS + kind] = _join(members, members[0].dtype)
+        run = _join(members, members[0].dtype)
+        deflated = zlib.compress(run.view(torch.uint8).numpy().tobytes() if run.numel() else b"", 9)
+        if len(deflated) < _WORTH_DEFLATING * run.numel() * run.element_size():
+            tensors[_DEFLATED + kind] = torch.frombuffer(bytearray(deflated), dtype=torch.uint8)
+        else:
+            tensors[_FLOATS + kind] = run
     version = checkpoint.meta.format_version
     header = {"format": version, "sha256": _digest(version, tensors)}
     return save(tensors, metadata={_HEADER: json.dumps(header)})
@@ -240,6 +252,21 @@ def _cut(source: Path, joined: Tensor, counts: list[int]) -> list[Tensor]:
     if sum(counts) != joined.numel() or joined.dim() != 1:
         raise CheckpointError(f"{source}: damaged: its index does not fit its tensors")
     return list(torch.split(joined, counts)) if counts else []
+
+
+def _inflate(source: Path, deflated: Tensor, kind: str, index: Mapping[str, tuple[str, list[int]]]) -> Tensor:
+    """The run of floats of that dtype, whose length the index says."""
+    dtype = getattr(torch, kind, None)
+    if not isinstance(dtype, torch.dtype):
+        raise CheckpointError(f"{source}: damaged: {kind!r} is no dtype")
+    expected = sum(prod(shape) for found, shape in index.values() if found == kind) * dtype.itemsize
+    try:
+        data = zlib.decompressobj().decompress(bytes(deflated.numpy()), expected + 1)
+    except zlib.error as error:
+        raise CheckpointError(f"{source}: damaged: its {kind} tensors cannot be inflated ({error})") from error
+    if len(data) != expected:
+        raise CheckpointError(f"{source}: damaged: its index does not fit its tensors")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype) if data else torch.empty(0, dtype=dtype)
 
 
 def _kind(tensor: Tensor) -> str:
