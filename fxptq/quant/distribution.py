@@ -1,0 +1,161 @@
+"""Distribution: what a search for bounds needs to know of the values a quantizer sees, and no more.
+
+Sorted support values with the count, the sum and the sum of squares of the elements at each, one row a group. Made
+from a tensor (every element is a support value: exact) or from a streaming Histogram (every bin is one, at its mean).
+The squared error of any grid on it then costs 2**bits - 1 binary searches, not a pass over the data.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxptq.errors import CalibrationError
+from fxptq.quant.grid import levels
+
+_QUERIES = 1 << 21
+"""Thresholds looked up at a time: bounds the memory of a search over many candidates."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Statistics of a tensor, per group; float64 on the CPU throughout.
+
+    Attributes:
+        values: support, ascending along each row, [groups, support].
+        counts: number of elements at each support value, [groups, support].
+        sums: sum of those elements, [groups, support].
+        squares: sum of their squares, [groups, support].
+        minimum: smallest element, exact, [groups].
+        maximum: largest element, exact, [groups].
+    """
+
+    values: Tensor
+    counts: Tensor
+    sums: Tensor
+    squares: Tensor
+    minimum: Tensor
+    maximum: Tensor
+
+    @classmethod
+    def of(cls, tensor: Tensor, groups: int = 1, axis: int = 0) -> Distribution:
+        """The exact distribution of a tensor.
+
+        Args:
+            tensor: any shape, not empty.
+            groups: number of equal contiguous blocks along `axis`, as of a Quantizer; each is a row.
+            axis: the axis of the groups.
+
+        Raises:
+            CalibrationError: if the tensor is empty, holds a NaN or an infinity, or does not divide into the groups.
+        """
+        if tensor.numel() == 0 or not tensor.isfinite().all():
+            raise CalibrationError(f"a tensor of shape {tuple(tensor.shape)} is empty or holds NaN or infinite values")
+        moved = tensor.detach().movedim(axis, 0) if tensor.dim() else tensor.detach()
+        if moved.numel() % groups or (groups > 1 and moved.shape[0] % groups):
+            raise CalibrationError(
+                f"{groups} groups do not divide axis {axis} of a tensor of shape {tuple(tensor.shape)}"
+            )
+        plain = moved.to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+        # numpy sorts several times faster than torch, and float32 faster than float64.
+        values = torch.from_numpy(np.sort(plain.reshape(groups, -1).numpy(), axis=1)).double()
+        return cls(values, torch.ones_like(values), values, values.square(), values[:, 0], values[:, -1])
+
+    @property
+    def groups(self) -> int:
+        """Number of rows."""
+        return self.values.shape[0]
+
+    @cached_property
+    def total(self) -> Tensor:
+        """Number of elements, [groups]."""
+        return self.counts.sum(1)
+
+    @cached_property
+    def power(self) -> Tensor:
+        """Mean square of the elements, [groups]."""
+        return self.squares.sum(1) / self.total
+
+    @cached_property
+    def _center(self) -> Tensor:
+        """The origin of the prefix sums, amid the values so that little cancels, [groups, 1]."""
+        return ((self.minimum + self.maximum) / 2)[:, None]
+
+    @cached_property
+    def _prefix(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Count, sum and sum of squares about the centre of the elements before each support value.
+
+        Each [groups, support + 1].
+        """
+        c = self._center
+        sums = self.sums - c * self.counts
+        squares = self.squares - 2 * c * self.sums + c.square() * self.counts
+        count, total, square = (torch.nn.functional.pad(t.cumsum(1), (1, 0)) for t in (self.counts, sums, squares))
+        return count, total, square
+
+    def quantile(self, fraction: float) -> Tensor:
+        """Smallest support value with at least `fraction` (0..1) of the elements at or below it, [groups]."""
+        rank = (fraction * self.total)[:, None].contiguous()
+        index = torch.searchsorted(self._prefix[0][:, 1:].contiguous(), rank).clamp_(max=self.values.shape[1] - 1)
+        return self.values.gather(1, index)[:, 0]
+
+    def clipping_error(self, bound: Tensor, side: Literal["below", "above"]) -> Tensor:
+        """Squared error that clipping to one bound makes on its own: no grid with that bound has less.
+
+        Args:
+            bound: candidates, [groups, candidates].
+            side: which elements are clipped, those `below` or those `above` the bound.
+
+        Returns:
+            Sums of squares, [groups, candidates].
+        """
+        index = torch.searchsorted(self.values, bound.contiguous())
+        count, total, square = (prefix.gather(1, index) for prefix in self._prefix)
+        if side == "above":
+            count, total, square = (p[:, -1:] - t for p, t in zip(self._prefix, (count, total, square), strict=True))
+        at = bound - self._center
+        return (square - 2 * at * total + at.square() * count).clamp_(min=0.0)
+
+    def squared_error(self, lower: Tensor, upper: Tensor, bits: int) -> Tensor:
+        """Squared error, summed over the elements, of quantizing them on each of many grids.
+
+        With grid values v_0 < ... < v_n a step s apart and t_j amid v_(j-1) and v_j, rounding to the nearest gives
+        sum (x - q(x))^2 = sum (x - v_n)^2 + 2 s sum_j (P1(t_j) - t_j P0(t_j)), where P0 and P1 are the count and the
+        sum of the elements below t: summation by parts, so each threshold costs one binary search.
+
+        Args:
+            lower: lower bounds, [groups, candidates].
+            upper: upper bounds, of that shape, not below `lower`.
+            bits: 2 to 8.
+
+        Returns:
+            Sums of squares, [groups, candidates]; exact, to float64 rounding, for a distribution made from a tensor.
+        """
+        n = levels(bits)
+        per_block = max(1, _QUERIES // (n * self.groups))
+        blocks = zip(*(torch.split(bound.double(), per_block, 1) for bound in (lower, upper)), strict=True)
+        return torch.cat([self._squared_error(low, high, n) for low, high in blocks], 1)
+
+    def _squared_error(self, lower: Tensor, upper: Tensor, n: int) -> Tensor:
+        step = (upper - lower) / n
+        thresholds = lower[..., None] + step[..., None] * (torch.arange(n, dtype=torch.float64) + 0.5)
+        flat = thresholds.flatten(1)
+        counts, sums, squares = self._prefix
+        index = torch.searchsorted(self.values, flat)
+        bends = sums.gather(1, index) - (flat - self._center) * counts.gather(1, index)
+        top = upper - self._center
+        clipped_to_top = squares[:, -1:] - 2 * top * sums[:, -1:] + top.square() * counts[:, -1:]
+        return (clipped_to_top + 2 * step * bends.view_as(thresholds).sum(-1)).clamp_(min=0.0)
+
+
+def signal_to_noise(power: float, error: float) -> float:
+    """Signal-to-quantization-noise ratio in dB; infinite for no error, 0 for no signal."""
+    if error <= 0.0:
+        return math.inf
+    return 10.0 * math.log10(power / error) if power > 0.0 else 0.0

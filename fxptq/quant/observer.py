@@ -1,0 +1,143 @@
+"""Histogram: statistics of all the values that pass a quantizer, in one streaming pass and constant memory.
+
+Bins are 2**k wide and aligned at multiples of 2**k, with the smallest k that fits the range seen so far into the bins
+at hand; when the range grows, neighbours merge. So the grid of bins depends on the range alone, not on the order of the
+data: merged histograms equal the histogram of all the data, the counts exactly, the sums to float64 rounding.
+Exact: minimum, maximum, counts, and which bin a value falls in. Sums and sums of squares are of the values themselves,
+not of bin centres.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fxptq.errors import CalibrationError, InputError
+from fxptq.quant.distribution import Distribution
+
+_BLOCK = 1 << 15
+"""Values binned at a time: they stay in the processor's cache through the three counts."""
+
+_LEAST_EXPONENT = -200
+"""Narrowest bins are 2**_LEAST_EXPONENT wide, below any float32."""
+
+
+class Histogram:
+    """Counts, sums and sums of squares of values in dyadic bins.
+
+    Args:
+        bins: number of bins at hand; the range of the values spans between half of them and all.
+
+    Attributes:
+        minimum: smallest value seen, exact; `inf` before the first.
+        maximum: largest value seen, exact; `-inf` before the first.
+        count: number of values seen.
+
+    Raises:
+        InputError: for fewer than two bins.
+    """
+
+    def __init__(self, bins: int = 8192) -> None:
+        if bins < 2:
+            raise InputError(f"a histogram has two bins or more, not {bins}")
+        self.minimum, self.maximum, self.count = math.inf, -math.inf, 0
+        self._exponent = _LEAST_EXPONENT
+        self._first = 0  # the bin of table column 0 starts at _first * 2**_exponent
+        self._table = torch.zeros(3, bins, dtype=torch.float64)  # count, sum, sum of squares
+
+    @property
+    def bins(self) -> int:
+        """Number of bins at hand."""
+        return self._table.shape[1]
+
+    @property
+    def bin_width(self) -> float:
+        """Width of a bin: a power of two."""
+        return math.ldexp(1.0, self._exponent)
+
+    def update(self, x: Tensor) -> None:
+        """Take in all values of a tensor, of any shape, floating-point type and device.
+
+        Raises:
+            CalibrationError: if a value is NaN or infinite; the histogram is unchanged then.
+        """
+        if x.numel() == 0:
+            return
+        low, high = (float(v) for v in torch.aminmax(x))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise CalibrationError(
+                f"a tensor of shape {tuple(x.shape)} holds NaN or infinite values; calibrate on other images"
+            )
+        self._cover(low, high)
+        for block in torch.split(x.detach().reshape(-1), _BLOCK << (7 if x.is_cuda else 0)):
+            self._table += self._count(block)
+        self.count += x.numel()
+
+    def merge(self, other: Histogram) -> None:
+        """Take in all values that `other` has seen; `other` is unchanged.
+
+        Raises:
+            InputError: if the numbers of bins differ.
+        """
+        if other.bins != self.bins:
+            raise InputError(f"histograms of {self.bins} and {other.bins} bins cannot be merged")
+        if other.count == 0:
+            return
+        self._cover(other.minimum, other.maximum)
+        self._table += _move(other._table, other._first, self._first, self._exponent - other._exponent)
+        self.count += other.count
+
+    def distribution(self) -> Distribution:
+        """The values seen, every bin that holds any a support value at its mean.
+
+        Raises:
+            CalibrationError: if there are none.
+        """
+        if self.count == 0:
+            raise CalibrationError("no values were observed")
+        counts, sums, squares = self._table[:, self._table[0] > 0][:, None]
+        ends = (torch.tensor([v], dtype=torch.float64) for v in (self.minimum, self.maximum))
+        return Distribution(sums / counts, counts, sums, squares, *ends)
+
+    def _cover(self, low: float, high: float) -> None:
+        """Widen the range, merging and moving bins as it needs."""
+        low, high = min(low, self.minimum), max(high, self.maximum)
+        exponent = _exponent_for(low, high, self.bins)
+        first = _bin_of(low, exponent)
+        if self.count and (exponent, first) != (self._exponent, self._first):
+            self._table = _move(self._table, self._first, first, exponent - self._exponent)
+        self.minimum, self.maximum, self._exponent, self._first = low, high, exponent, first
+
+    def _count(self, x: Tensor) -> Tensor:
+        """The table of a block of values, all within the range."""
+        values = x.double()
+        # Scaling by a power of two and floor are exact, so that a value's bin does not depend on rounding.
+        index = values.mul(math.ldexp(1.0, -self._exponent)).floor_().sub_(self._first).long()
+        rows = (
+            torch.bincount(index, minlength=self.bins).double(),
+            torch.bincount(index, values, minlength=self.bins),
+            torch.bincount(index, values.square(), minlength=self.bins),
+        )
+        return torch.stack(rows).cpu()
+
+
+def _bin_of(value: float, exponent: int) -> int:
+    return math.floor(math.ldexp(value, -exponent))
+
+
+def _exponent_for(low: float, high: float, bins: int) -> int:
+    """The smallest k that fits [low, high] into bins of 2**k and numbers the bins exactly in float64."""
+    starts = ((max(abs(low), abs(high)), 50), ((high - low) / bins, 2))
+    k = max([_LEAST_EXPONENT, *(math.frexp(size)[1] - spare for size, spare in starts if size > 0)])
+    while _bin_of(high, k) - _bin_of(low, k) >= bins:
+        k += 1
+    return k
+
+
+def _move(table: Tensor, first: int, new_first: int, coarser: int) -> Tensor:
+    """The table with bins 2**coarser times as wide, starting at bin `new_first` of those."""
+    used = table[0].nonzero()[:, 0]
+    target = ((used + first) >> coarser) - new_first
+    return torch.zeros_like(table).index_add_(1, target, table[:, used])
