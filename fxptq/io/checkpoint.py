@@ -33,7 +33,7 @@ __all__ = ["Checkpoint", "FloatSite", "Metadata", "PackedCodes", "PassRecord", "
 
 _HEADER = "fxptq"  # the one key of the safetensors header's own metadata: format version and digest
 _METADATA, _CODES, _BOUNDS, _FLOATS, _DEFLATED = "metadata", "codes", "bounds", "floats.", "deflated."
-_WORTH_DEFLATING = 0.8  # of its size: below that a run is mostly masks and tables, above it mostly weights
+_WORTH_DEFLATING = 4096, 0.8  # bytes saved, and share of the size: a run beyond both is mostly masks and tables
 _MAX_METADATA = 1 << 28  # bytes of JSON; a compressed bomb stops here
 
 _Shape = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=16)]
@@ -189,7 +189,8 @@ def _encode(target: Path, checkpoint: Checkpoint) -> bytes:
         members = [tensor for tensor in checkpoint.floats.values() if _kind(tensor) == kind]
         run = _join(members, members[0].dtype)
         deflated = zlib.compress(run.view(torch.uint8).numpy().tobytes() if run.numel() else b"", 9)
-        if len(deflated) < _WORTH_DEFLATING * run.numel() * run.element_size():
+        size = run.numel() * run.element_size()
+        if len(deflated) < min(size - _WORTH_DEFLATING[0], size * _WORTH_DEFLATING[1]):
             tensors[_DEFLATED + kind] = torch.frombuffer(bytearray(deflated), dtype=torch.uint8)
         else:
             tensors[_FLOATS + kind] = run

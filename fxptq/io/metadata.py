@@ -32,6 +32,25 @@ class PassRecord(Record):
     report: dict[str, JsonValue] = {}
 
 
+class OperandRecord(Record):
+    """One operand of a site: its quantizer, and the name its weight's codes are stored under (empty for none)."""
+
+    slot: str
+    quantizer: str = ""
+    bits: int | None = None
+    groups: int = 1
+    codes: str = ""
+
+
+class SiteRecord(Record):
+    """A site: what a rebuilt network needs to plan the same quantizers; `reason` says why it is in float."""
+
+    name: str
+    kind: str
+    operands: list[OperandRecord] = []
+    reason: str = ""
+
+
 class Metadata(Record):
     """How a checkpoint was made, and what is needed to rebuild the network around it.
 
@@ -40,7 +59,7 @@ class Metadata(Record):
         recipe: Name of the recipe, or None for a network of the user's own.
         factory: `package.module:callable` that builds the network, where known; `args` are its keyword arguments.
         bits_w: Bits of weights, 1 to 8; `bits_a` of activations.
-        sites: The site table, one JSON object a site.
+        sites: The site table.
         float_sites: What stayed in float, with the reason.
         example_shape: Shape of the example the network was captured with; `example_dtype` its dtype (`float32`).
         seed: Seed of everything random.
@@ -58,7 +77,7 @@ class Metadata(Record):
     args: dict[str, JsonValue] = {}
     bits_w: int = Field(ge=1, le=8)
     bits_a: int = Field(ge=1, le=8)
-    sites: list[dict[str, JsonValue]] = []
+    sites: list[SiteRecord] = []
     float_sites: list[FloatSite] = []
     example_shape: list[int]
     example_dtype: str = "float32"

@@ -1,23 +1,24 @@
-"""A program's state as checkpoint content, and back: codes for weights on a grid, floats for the rest, the plan as a site table.
+"""A program's state as checkpoint content, and back: codes for weights on a grid, floats for the rest, the plan.
 
-The network rebuilt from a checkpoint gives the simulated output of the saved one bit for bit, because the stored values are the values
-the saved program computes with: float tensors are rounded to the storage type before calibration, weights are put on their grid after.
+The network rebuilt from a checkpoint gives the simulated output of the saved one bit for bit, because the stored values
+are the values the saved program computes with: float tensors are rounded to the storage type before calibration,
+weights are put on their grid after.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxptq.errors import CheckpointError
-from fxptq.graph import Operand, Program, Site
-from fxptq.io.checkpoint import Checkpoint, Metadata, PackedCodes
+from fxptq.graph import Program, Site
+from fxptq.io.checkpoint import Checkpoint, PackedCodes
+from fxptq.io.metadata import Metadata, OperandRecord, SiteRecord
 from fxptq.kernels.pack import pack, unpack
 from fxptq.quant.quantizer import Quantizer
 
@@ -27,7 +28,7 @@ _MODEL = "model."
 def round_floats(model: nn.Module, dtype: torch.dtype) -> None:
     """Rounds every float parameter and buffer to what `dtype` can hold; the tensors keep their own type.
 
-    Values beyond the range of `dtype` are left at its largest finite value (an attention mask of -1e9 masks as well with -65504).
+    Values beyond the range of `dtype` become its largest finite value: an attention mask of -1e9 masks as well so.
     """
     largest = torch.finfo(dtype).max
     with torch.no_grad():
@@ -84,22 +85,25 @@ def to_checkpoint(program: Program, meta: Metadata, dtype: torch.dtype) -> Check
     return Checkpoint(meta, codes, bounds, floats)
 
 
-def site_table(program: Program) -> list[dict[str, Any]]:
-    """The sites as JSON, with what a rebuilt program needs to plan the same quantizers.
-
-    Each operand is [slot, quantizer key, bits, groups, name of its stored codes or ""].
-    """
+def site_records(program: Program) -> list[SiteRecord]:
+    """The sites as a checkpoint holds them."""
     coded = coded_weights(program)
     return [
-        {
-            "name": site.name,
-            "kind": site.kind,
-            "operands": [
-                [operand.slot, operand.quantizer, operand.bits, operand.groups, coded.get(operand.quantizer, "")]
+        SiteRecord(
+            name=site.name,
+            kind=site.kind,
+            operands=[
+                OperandRecord(
+                    slot=operand.slot,
+                    quantizer=operand.quantizer,
+                    bits=operand.bits,
+                    groups=operand.groups,
+                    codes=coded.get(operand.quantizer, ""),
+                )
                 for operand in site.operands
             ],
-            "reason": site.reason,
-        }
+            reason=site.reason,
+        )
         for site in program.sites
     ]
 
@@ -108,7 +112,7 @@ def site_table(program: Program) -> list[dict[str, Any]]:
 class StoredPlan:
     """The plan of a checkpoint: every site gets what the site table says, and must be there."""
 
-    table: tuple[Mapping[str, Any], ...]
+    records: tuple[SiteRecord, ...]
     source: str
 
     def apply(self, sites: Iterable[Site]) -> tuple[Site, ...]:
@@ -117,34 +121,28 @@ class StoredPlan:
         Raises:
             CheckpointError: a site of the checkpoint is not in the network, or differs.
         """
-        stored = {str(row["name"]): row for row in self.table}
+        stored = {record.name: record for record in self.records}
         sites = tuple(sites)
         missing = [name for name in stored if name not in {site.name for site in sites}]
         if missing:
             raise CheckpointError(
-                f"{self.source}: it holds the site {missing[0]} ({len(missing)} such), which this network does not have; "
-                "pass the architecture the checkpoint was made from"
+                f"{self.source}: it holds the site {missing[0]} ({len(missing)} such), which this network lacks; "
+                "pass the architecture it was made from"
             )
         return tuple(self._planned(site, stored.get(site.name)) for site in sites)
 
-    def _planned(self, site: Site, row: Mapping[str, Any] | None) -> Site:
-        if row is None:
+    def _planned(self, site: Site, record: SiteRecord | None) -> Site:
+        if record is None:
             return replace(site, reason="not in the checkpoint")
-        operands = row["operands"]
-        if site.kind != row["kind"] or [operand.slot for operand in site.operands] != [entry[0] for entry in operands]:
+        if site.kind != record.kind or [o.slot for o in site.operands] != [o.slot for o in record.operands]:
             raise CheckpointError(
-                f"{self.source}: the site {site.name} is a {row['kind']} there and a {site.kind} in this network"
+                f"{self.source}: the site {site.name} is a {record.kind} there and a {site.kind} in this network"
             )
-        return replace(
-            site,
-            reason=str(row["reason"]),
-            operands=tuple(_operand(operand, entry) for operand, entry in zip(site.operands, operands, strict=True)),
+        operands = tuple(
+            replace(operand, quantizer=stored.quantizer, bits=stored.bits, groups=stored.groups)
+            for operand, stored in zip(site.operands, record.operands, strict=True)
         )
-
-
-def _operand(operand: Operand, entry: list[Any]) -> Operand:
-    _, key, bits, groups, _ = entry
-    return replace(operand, quantizer=key, bits=bits, groups=groups)
+        return replace(site, reason=record.reason, operands=operands)
 
 
 def load_floats(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
@@ -168,7 +166,8 @@ def load_floats(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
     for name, tensor in wanted.items():
         if tuple(tensor.shape) != tuple(shapes[name]):
             raise CheckpointError(
-                f"{source}: another architecture: {name} has shape {tuple(shapes[name])} there and {tuple(tensor.shape)} in this network"
+                f"{source}: another architecture: {name} has shape {tuple(shapes[name])} there and "
+                f"{tuple(tensor.shape)} in this network"
             )
     with torch.no_grad():
         for name, tensor in wanted.items():
@@ -188,7 +187,6 @@ def program_of(model: nn.Module, checkpoint: Checkpoint, source: str) -> Program
         CheckpointError: the network is of another architecture.
     """
     load_floats(model, checkpoint, source)
-    table = checkpoint.meta.sites
     weights = _decoded_weights(checkpoint)
     parameters = model.state_dict()
     for name, weight in weights.items():
@@ -196,7 +194,7 @@ def program_of(model: nn.Module, checkpoint: Checkpoint, source: str) -> Program
             parameters[name.removeprefix(_MODEL)].copy_(weight)
     shape, dtype = checkpoint.meta.example_shape, getattr(torch, checkpoint.meta.example_dtype)
     example = torch.linspace(0, 1, math.prod(shape)).reshape(shape).to(dtype)
-    program = Program(model, example, StoredPlan(tuple(table), source))
+    program = Program(model, example, StoredPlan(tuple(checkpoint.meta.sites), source))
     for key, quantizer in program.quantizers.items():
         if key not in checkpoint.bounds:
             raise CheckpointError(f"{source}: it has no bounds for {key}")
@@ -211,13 +209,13 @@ def program_of(model: nn.Module, checkpoint: Checkpoint, source: str) -> Program
 def _decoded_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The values of the coded weights, by name."""
     decoded = {}
-    for row in checkpoint.meta.sites:
-        for slot, key, bits, groups, name in row["operands"]:  # type: ignore[union-attr,misc]  # JSON, as `site_table` made it
-            if name not in checkpoint.codes:
+    for record in checkpoint.meta.sites:
+        for operand in record.operands:
+            if operand.codes not in checkpoint.codes or operand.bits is None:
                 continue
-            stored = checkpoint.codes[str(name)]
-            axis = 1 if slot == "weight" and row["kind"] == "conv_transpose2d" else 0
-            quantizer = Quantizer(int(bits), groups=int(groups), axis=axis)
-            quantizer.set_grid(*checkpoint.bounds[str(key)])
-            decoded[str(name)] = quantizer.decode(unpack(stored.packed, stored.bits, stored.shape)).detach()
+            stored = checkpoint.codes[operand.codes]
+            axis = 1 if operand.slot == "weight" and record.kind == "conv_transpose2d" else 0
+            quantizer = Quantizer(operand.bits, groups=operand.groups, axis=axis)
+            quantizer.set_grid(*checkpoint.bounds[operand.quantizer])
+            decoded[operand.codes] = quantizer.decode(unpack(stored.packed, stored.bits, stored.shape)).detach()
     return decoded

@@ -26,7 +26,7 @@ def metadata(**changes: object) -> Metadata:
         "args": {"depths": [6, 6, 6, 6], "scale": 4},
         "bits_w": 3,
         "bits_a": 4,
-        "sites": [{"name": "a.b", "kind": "linear", "macs": 12}],
+        "sites": [{"name": "a.b", "kind": "linear"}],
         "float_sites": [FloatSite(name="conv_first", reason="protected by the recipe")],
         "example_shape": [1, 3, 64, 64],
         "seed": 0,
@@ -227,7 +227,25 @@ def test_overhead_of_a_light_swinir_is_small(tmp_path: Path) -> None:
 
 def site(name: str, kind: str, slots: tuple[str, str]) -> dict[str, object]:
     operands = [
-        {"slot": slot, "quantizer": f"{name}.{slot}", "role": "symmetric", "bits": 4, "groups": 1, "axis": 0}
+        {
+            "slot": slot,
+            "quantizer": f"{name}.{slot}",
+            "bits": 4,
+            "codes": f"model.{name}.weight" if slot == "weight" else "",
+        }
         for slot in slots
     ]
-    return {"name": name, "kind": kind, "operands": operands, "macs": 44_236_800, "shapes": [[4096, 60], [180, 60]]}
+    return {"name": name, "kind": kind, "operands": operands}
+
+
+def test_a_run_of_masks_is_deflated_and_comes_back(tmp_path: Path) -> None:
+    masks = torch.zeros(64, 64, 64, dtype=torch.float16)
+    masks[::3, :, 32:] = -100
+    kept = {"attn_mask": masks, "weight": torch.randn(1000), "index": torch.arange(4096).repeat(8)}
+    ck.write(tmp_path / "m", Checkpoint(metadata(), {}, {}, kept))
+    assert ck.sizes(tmp_path / "m").floats < 4000 + 20_000
+    back = ck.read(tmp_path / "m").floats
+    assert list(back) == list(kept)
+    for name, tensor in kept.items():
+        assert torch.equal(back[name], tensor)
+        assert back[name].dtype is tensor.dtype
