@@ -1,0 +1,117 @@
+"""Where calibration inputs come from: a folder of photographs, generated pictures, or the caller's own tensors.
+
+Promises: inputs are `[1, C, h, w]` float32 in the network's own range, made as the network's inputs are made (shrunk,
+noisy, compressed); the same seed gives the same inputs; unfit sources are refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fxptq.data.degrade import Degradation
+from fxptq.data.synthetic import synthetic_image
+from fxptq.errors import InputError
+from fxptq.io.images import list_images, read_image, to_tensor
+
+SYNTHETIC = "synthetic"
+SMALLEST_PICTURE = 16  # pixels; anything smaller is an icon and says nothing about photographs
+
+
+def calibration_images(
+    source: str | Path | Iterable[Tensor],
+    degradation: Degradation,
+    *,
+    channels: int = 3,
+    value_range: float = 1.0,
+    multiple: int = 1,
+    count: int = 32,
+    size: int = 64,
+    seed: int = 0,
+) -> tuple[list[Tensor], str]:
+    """Collect calibration inputs.
+
+    Args:
+        source: a folder of pictures; "synthetic" for generated ones (`./synthetic` is a folder of that name); or one or
+            more tensors that are network inputs already, all of which are taken as they are.
+        degradation: how clean pictures become inputs; not applied to tensors.
+        channels: of the inputs, 1 or 3 for pictures.
+        value_range: what the network takes white to be; not applied to tensors.
+        multiple: the size of the inputs made from pictures is rounded up to a multiple of it.
+        count: how many inputs to make from pictures.
+        size: their height and width in pixels.
+        seed: decides which pictures, which crops, and their flips, turns and noise.
+
+    Returns:
+        The inputs, and one line that says what they are.
+
+    Raises:
+        InputError: the folder is missing or empty, a picture is broken or smaller than 16 pixels, a tensor is unfit, or
+            nothing was given.
+    """
+    if isinstance(source, str | Path):
+        if count < 1 or size < 1:
+            raise InputError(f"calibration needs at least one picture of at least one pixel, not {count} of {size}")
+        side = -(-size // multiple) * multiple
+        clean_side = side * degradation.scale
+        if source == SYNTHETIC:
+            pictures = [synthetic_image(clean_side, clean_side, channels, _rng(seed, i)) for i in range(count)]
+            what = "generated pictures"
+        else:
+            folder = Path(source)
+            pictures = _crops(list_images(folder), channels, count, clean_side, seed)
+            what = f"crops of the pictures in {folder.resolve().name}"
+        inputs = [to_tensor(degradation.apply(p, _rng(seed, i, 1)), value_range) for i, p in enumerate(pictures)]
+        return inputs, f"{count} {what}, {side}x{side}, {degradation}, seed {seed}"
+    return _checked([source] if isinstance(source, Tensor) else source, channels)
+
+
+def _rng(seed: int, index: int, purpose: int = 0) -> np.random.Generator:
+    """A stream of its own for each picture and purpose, so that one more picture changes no other."""
+    return np.random.default_rng([seed, index, purpose])
+
+
+def _crops(files: list[Path], channels: int, count: int, side: int, seed: int) -> list[npt.NDArray[np.uint8]]:
+    """Random square crops, flipped and turned at random; every file is used before any is used again."""
+    order = np.random.default_rng(seed).permutation(len(files))
+    return [_crop(files[order[i % len(files)]], channels, side, _rng(seed, i)) for i in range(count)]
+
+
+def _crop(file: Path, channels: int, side: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    image = read_image(file, channels)
+    height, width = image.shape[:2]
+    if min(height, width) < SMALLEST_PICTURE:
+        raise InputError(
+            f"{file}: is {width}x{height}; pictures to calibrate with need at least {SMALLEST_PICTURE} pixels each way"
+        )
+    # A picture smaller than the crop is continued by reflection.
+    image = np.pad(image, ((0, max(0, side - height)), (0, max(0, side - width)), (0, 0)), mode="reflect")
+    top = int(rng.integers(0, image.shape[0] - side + 1))
+    left = int(rng.integers(0, image.shape[1] - side + 1))
+    crop = np.rot90(image[top : top + side, left : left + side], int(rng.integers(4)))
+    return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
+
+
+def _checked(tensors: Iterable[Tensor], channels: int) -> tuple[list[Tensor], str]:
+    """The caller's tensors, each batch split into single inputs."""
+    inputs: list[Tensor] = []
+    for index, tensor in enumerate(tensors):
+        name = f"calibration input {index}"
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{name} is of type {type(tensor).__name__}; expected a tensor [N, {channels}, H, W]")
+        if tensor.ndim != 4 or tensor.shape[1] != channels or 0 in tensor.shape:
+            raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected [N, {channels}, H, W], none of them 0")
+        if not tensor.is_floating_point():
+            raise InputError(f"{name} is of type {tensor.dtype}; expected floats in the network's own range")
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{name} holds values that are not finite")
+        single = tensor.detach().to("cpu", torch.float32)
+        inputs.extend(single[i : i + 1] for i in range(len(single)))
+    if not inputs:
+        raise InputError("no calibration inputs were given; give tensors, a folder of pictures, or 'synthetic'")
+    return inputs, f"{len(inputs)} inputs given as tensors"

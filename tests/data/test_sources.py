@@ -1,0 +1,149 @@
+"""Calibration inputs from each source: what they hold, that the seed decides, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fxptq.data.degrade import Degradation
+from fxptq.data.resize import imresize
+from fxptq.data.sources import calibration_images
+from fxptq.errors import InputError
+from fxptq.io.images import write_png
+
+NONE, X2 = Degradation("none"), Degradation("bicubic", scale=2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for i, (height, width) in enumerate([(60, 41), (33, 90), (50, 50)]):
+        write_png(tmp_path / f"{i}.png", rng.integers(0, 256, (height, width, 3)).astype(np.uint8))
+    return tmp_path
+
+
+@pytest.mark.parametrize("source", ["folder", "synthetic"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("value_range", [1.0, 255.0])
+def test_inputs_have_the_networks_shape_and_range(folder: Path, source: str, channels: int, value_range: float) -> None:
+    chosen = folder if source == "folder" else source
+    inputs, words = calibration_images(
+        chosen, X2, channels=channels, value_range=value_range, multiple=8, count=5, size=13
+    )
+    assert len(inputs) == 5
+    for tensor in inputs:
+        assert tensor.shape == (1, channels, 16, 16)
+        assert tensor.dtype == torch.float32
+        assert tensor.min() >= 0
+        assert tensor.max() <= value_range
+    assert torch.cat(inputs).max() > 0.5 * value_range
+    assert "5 " in words
+    assert "16x16, bicubic x2, seed 0" in words
+
+
+@pytest.mark.parametrize("source", ["folder", "synthetic"])
+def test_the_seed_decides_and_more_inputs_change_none(folder: Path, source: str) -> None:
+    chosen = folder if source == "folder" else source
+    noise = Degradation("noise", sigma=20)
+    first, _ = calibration_images(chosen, noise, count=4, size=16, seed=3)
+    again, _ = calibration_images(chosen, noise, count=6, size=16, seed=3)
+    other, _ = calibration_images(chosen, noise, count=4, size=16, seed=4)
+    for a, b, c in zip(first, again, other, strict=False):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+def test_every_picture_is_used_before_any_is_used_again(tmp_path: Path) -> None:
+    for level in range(7):
+        write_png(tmp_path / f"{level}.png", np.full((20, 20, 3), 30 * level, np.uint8))
+    inputs, _ = calibration_images(tmp_path, NONE, value_range=255.0, count=14, size=16)
+    levels = [int(tensor.mean()) // 30 for tensor in inputs]
+    assert sorted(levels[:7]) == sorted(levels[7:]) == list(range(7))
+    assert levels[:7] != list(range(7)), "the order must not be that of the names"
+
+
+def test_crops_are_cut_from_the_picture_turned_and_flipped(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (24, 20, 3)).astype(np.uint8)
+    write_png(tmp_path / "a.png", picture)
+    inputs, _ = calibration_images(tmp_path, NONE, value_range=255.0, count=40, size=17)
+    places = set()
+    for tensor in inputs:
+        crop = tensor[0].permute(1, 2, 0).numpy()
+        views = [(k, flip, np.rot90(crop[:, ::-1] if flip else crop, -k)) for k in range(4) for flip in (0, 1)]
+        places |= {
+            (top, left, k, flip)
+            for top in range(8)
+            for left in range(4)
+            for k, flip, view in views
+            if np.array_equal(picture[top : top + 17, left : left + 17], view)
+        }
+    assert len(places) > 25
+    for axis, values in enumerate((8, 4, 4, 2)):
+        assert len({place[axis] for place in places}) == values
+
+
+def test_crops_are_degraded_as_benchmarks_are(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    picture = np.stack([np.triu(picture[..., c]) + np.triu(picture[..., c], 1).T for c in range(3)], axis=2)
+    picture = np.maximum(picture, picture[::-1, ::-1])  # unchanged, or mirrored, by any turn and flip
+    write_png(tmp_path / "a.png", picture)
+    (tensor,), _ = calibration_images(tmp_path, X2, value_range=255.0, count=1, size=16)
+    small = imresize(picture, 1 / 2).astype(np.float32)
+    levels = tensor[0].permute(1, 2, 0).numpy()
+    assert any(np.array_equal(levels, np.rot90(small, k)) for k in range(4))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 200), (300, 18)])
+def test_small_pictures_are_continued_by_reflection(tmp_path: Path, size: tuple[int, int]) -> None:
+    picture = np.random.default_rng(0).integers(1, 256, (*size, 3)).astype(np.uint8)
+    write_png(tmp_path / "a.png", picture)
+    inputs, _ = calibration_images(tmp_path, X2, count=2, size=64)
+    assert all(tensor.shape == (1, 3, 64, 64) and tensor.std() > 0.05 for tensor in inputs)
+
+
+def test_tensors_pass_through_one_by_one() -> None:
+    batches = (torch.rand(n, 3, 8, 9, dtype=dtype) for n, dtype in ((1, torch.float32), (2, torch.float64)))
+    inputs, words = calibration_images(batches, NONE)
+    assert [tuple(tensor.shape) for tensor in inputs] == [(1, 3, 8, 9)] * 3
+    assert {tensor.dtype for tensor in inputs} == {torch.float32}
+    assert words == "3 inputs given as tensors"
+    own = torch.rand(1, 3, 4, 4)
+    assert torch.equal(calibration_images([own], NONE)[0][0], own)
+    assert torch.equal(calibration_images(own, NONE)[0][0], own)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ([], "no calibration inputs were given"),
+        ([torch.zeros(1, 3, 4, 4), torch.zeros(3, 4, 4)], r"input 1 has shape \(3, 4, 4\)"),
+        ([torch.zeros(1, 1, 4, 4)], r"\(1, 1, 4, 4\); expected \[N, 3, H, W\]"),
+        ([torch.zeros(1, 3, 0, 4)], r"\(1, 3, 0, 4\)"),
+        ([torch.zeros(1, 3, 4, 4, dtype=torch.uint8)], "type torch.uint8"),
+        ([torch.full((1, 3, 4, 4), torch.nan)], "input 0 holds values that are not finite"),
+        ([np.zeros((1, 3, 4, 4))], "type ndarray"),
+    ],
+    ids=["none", "three axes", "grey", "empty", "uint8", "nan", "array"],
+)
+def test_unfit_tensors_are_named(tensors: list[torch.Tensor], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        calibration_images(tensors, NONE)
+
+
+def test_unfit_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        calibration_images(tmp_path / "no", NONE)
+    with pytest.raises(InputError, match="holds no pictures"):
+        calibration_images(str(tmp_path), NONE)
+    write_png(tmp_path / "dot.png", np.zeros((1, 1, 3), np.uint8))
+    with pytest.raises(InputError, match=r"dot\.png: is 1x1; .* at least 16"):
+        calibration_images(tmp_path, NONE)
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 64), (4, 0)])
+def test_nothing_to_make_is_refused(count: int, size: int) -> None:
+    with pytest.raises(InputError, match=f"not {count} of {size}"):
+        calibration_images("synthetic", NONE, count=count, size=size)
