@@ -1,0 +1,248 @@
+"""What a pass is, how it is found by name, and how several run one after the other.
+
+A pass is a class with a frozen dataclass of settings and a `run` that works on a network's quantizers. Adding a method
+is adding a file with a class under `@register("name")`; other packages do so through the entry-point group
+`fxptq.passes`. Statistics are declared, not fetched: a pass names what it `needs`, and the pass that `provides` it runs
+before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from fxptq.errors import InputError
+from fxptq.passes.progress import Progress, Silent
+from fxptq.quant.distribution import Distribution
+from fxptq.quant.quantizer import Quantizer
+
+GROUP = "fxptq.passes"
+"""The entry-point group through which other packages offer passes."""
+
+
+class Operand(Protocol):
+    """What passes read of an operand (fxptq.graph.sites.Operand)."""
+
+    @property
+    def role(self) -> str:
+        """symmetric, one_sided or constant."""
+        ...
+
+    @property
+    def lowest(self) -> float | None:
+        """The known floor of a one-sided operand."""
+        ...
+
+
+class Network(Protocol):
+    """What passes use of a captured network (fxptq.graph.program.Program)."""
+
+    quantizers: dict[str, Quantizer]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The network's output, quantized where quantizers are on."""
+        ...
+
+    def tapped(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The output, and the features at the end of each residual stage."""
+        ...
+
+    def operands(self) -> Mapping[str, Operand]:
+        """The operand of each quantizer, by its key."""
+        ...
+
+    def weight_of(self, key: str) -> Tensor | None:
+        """The float weight that quantizer reads; None if it reads an activation."""
+        ...
+
+
+@dataclass
+class Context:
+    """What passes work on, shared by all of a run.
+
+    Attributes:
+        student: the network whose quantizers are set.
+        teacher: the same network in float.
+        images: calibration inputs, [1, C, H, W] each, in the network's own range.
+        statistics: by quantizer key, the distribution of the tensor it sees in float; filled by `observe`.
+        collected: names of the statistics gathered so far.
+        seed: of everything random.
+        progress: where passes report how far they are.
+    """
+
+    student: Network
+    teacher: Network
+    images: Sequence[Tensor]
+    statistics: dict[str, Distribution] = field(default_factory=dict)
+    collected: set[str] = field(default_factory=set)
+    seed: int = 0
+    progress: Progress = field(default_factory=Silent)
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What a pass did.
+
+    Attributes:
+        quantizers: by key, named figures: bounds, mean squared `error`, `snr_db`, ...
+        series: named figures over the course of the pass, such as a loss.
+        notes: sentences for a person.
+        name: of the pass; filled in by `run_passes`.
+        seconds: it took; filled in by `run_passes`.
+    """
+
+    quantizers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    series: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    name: str = ""
+    seconds: float = 0.0
+
+
+class Pass(ABC):
+    """One step of quantizing a network.
+
+    Attributes:
+        Settings: a frozen dataclass whose fields are the settings a recipe may give; it raises InputError for values
+            out of range.
+        needs: names of the statistics it reads.
+        provides: names of the statistics it gathers.
+        settings: an instance of `Settings`.
+    """
+
+    Settings: ClassVar[type[Any]]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    provides: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def run(self, ctx: Context) -> PassReport:
+        """Do it."""
+
+
+P = TypeVar("P", bound=type[Pass])
+
+_REGISTRY: dict[str, type[Pass]] = {}
+
+
+def register(name: str) -> Callable[[P], P]:
+    """Class decorator that makes a pass known under `name`.
+
+    Raises:
+        InputError: if the name is taken, or the class has no frozen dataclass `Settings`; nothing is registered then.
+    """
+
+    def add(cls: P) -> P:
+        parameters = getattr(getattr(cls, "Settings", None), "__dataclass_params__", None)
+        if not (parameters and parameters.frozen):
+            raise InputError(f"pass {name!r} ({_where(cls)}) needs a frozen dataclass `Settings`")
+        if _REGISTRY.setdefault(name, cls) is not cls:
+            raise InputError(f"there are two passes named {name!r}: {_where(_REGISTRY[name])} and {_where(cls)}")
+        return cls
+
+    return add
+
+
+def pass_names() -> list[str]:
+    """Names of all passes, those of other packages too, sorted."""
+    return sorted({*_REGISTRY, *(entry.name for entry in entry_points(group=GROUP))})
+
+
+def get_pass(name: str) -> type[Pass]:
+    """The pass of that name.
+
+    Raises:
+        InputError: if there is none, or two.
+    """
+    for entry in entry_points(group=GROUP):
+        if entry.name == name:
+            try:
+                found = entry.load()
+            except (ImportError, AttributeError) as error:
+                raise InputError(f"pass {name!r} cannot be loaded from {entry.value!r}: {error}") from None
+            register(name)(found)
+    if name not in _REGISTRY:
+        raise InputError(f"there is no pass {name!r}{_nearest(name, pass_names())}")
+    return _REGISTRY[name]
+
+
+def build_pass(name: str, options: Mapping[str, object] | None = None) -> Pass:
+    """The pass of that name with settings as a recipe gives them; what is left out keeps its default.
+
+    Raises:
+        InputError: for an unknown pass or setting (naming the nearest), a value of the wrong type or out of range.
+    """
+    cls = get_pass(name)
+    hints = get_type_hints(cls.Settings)
+    fields = [f.name for f in dataclasses.fields(cls.Settings)]
+    values: dict[str, object] = {}
+    for key, value in (options or {}).items():
+        if key not in fields:
+            raise InputError(f"pass {name!r} has no setting {key!r}{_nearest(key, fields)}")
+        # TOML knows no tuples.
+        given = tuple(value) if isinstance(value, list) else value
+        try:
+            values[key] = TypeAdapter(hints[key]).validate_python(given, strict=True)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise InputError(f"pass {name!r}, setting {key!r}: {value!r} will not do; {problem}") from None
+    try:
+        return cls(cls.Settings(**values))
+    except InputError as error:
+        raise InputError(f"pass {name!r}: {error}") from None
+
+
+def run_passes(passes: Iterable[tuple[str, Mapping[str, object]]], ctx: Context) -> tuple[PassReport, ...]:
+    """Run passes in order, gathering first the statistics that one needs and none before it has gathered.
+
+    Args:
+        passes: (name, settings) of each, as in a recipe; all are checked before the first runs.
+        ctx: what they work on.
+
+    Returns:
+        A report of each, those that gathered statistics included.
+
+    Raises:
+        InputError: for an unknown pass, setting or statistic.
+        CalibrationError: from a pass that could not go on.
+    """
+    reports: list[PassReport] = []
+    for name, step in [(name, build_pass(name, options)) for name, options in passes]:
+        for statistic in sorted(step.needs - ctx.collected):
+            provider = _provider(statistic, name)
+            reports.append(_run(provider, build_pass(provider), ctx))
+        reports.append(_run(name, step, ctx))
+    return tuple(reports)
+
+
+def _run(name: str, step: Pass, ctx: Context) -> PassReport:
+    start = time.perf_counter()
+    report = step.run(ctx)
+    ctx.collected |= step.provides
+    return replace(report, name=name, seconds=time.perf_counter() - start)
+
+
+def _provider(statistic: str, wanted_by: str) -> str:
+    for name in pass_names():
+        if statistic in get_pass(name).provides:
+            return name
+    raise InputError(f"pass {wanted_by!r} needs the statistic {statistic!r}, which no pass provides")
+
+
+def _where(cls: type[Any]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"

@@ -1,0 +1,57 @@
+"""What the passes that set bounds share: each quantizer is searched on its own distribution and switched on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fxptq.errors import CalibrationError
+from fxptq.passes.base import Context, Operand, PassReport
+from fxptq.quant.distribution import Distribution, signal_to_noise
+from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.search import Bounds
+
+Search = Callable[[Distribution, int, Operand], Bounds]
+"""Bounds for a distribution, a number of bits and the operand they are for."""
+
+
+def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport:
+    """Set the bounds of all quantizers of the student and switch them on.
+
+    Weights are searched on their exact values, group by group; activations on `ctx.statistics`.
+
+    Returns:
+        For each quantizer the `lower` and `upper` bound (of several groups the extremes), the mean squared `error` and
+        `snr_db`, the signal-to-noise ratio.
+
+    Raises:
+        CalibrationError: if an activation has no statistics, or a weight is not finite; the quantizer is named.
+    """
+    student, operands = ctx.student, ctx.student.operands()
+    figures: dict[str, dict[str, float]] = {}
+    with ctx.progress.task(description, len(student.quantizers)) as advance:
+        for key, quantizer in student.quantizers.items():
+            try:
+                values = _distribution(ctx, key, quantizer)
+                found = search(values, quantizer.bits, operands[key])
+                quantizer.set_bounds(found.lower, found.upper)
+            except CalibrationError as error:
+                raise CalibrationError(f"{key}: {error}") from None
+            quantizer.mode = "on"
+            mse = float(found.error.mean())
+            figures[key] = {
+                "lower": float(found.lower.min()),
+                "upper": float(found.upper.max()),
+                "error": mse,
+                "snr_db": signal_to_noise(float(values.power.mean()), mse),
+            }
+            advance()
+    return PassReport(quantizers=figures)
+
+
+def _distribution(ctx: Context, key: str, quantizer: Quantizer) -> Distribution:
+    weight = ctx.student.weight_of(key)
+    if weight is not None:
+        return Distribution.of(weight, quantizer.groups, quantizer.axis)
+    if key not in ctx.statistics:
+        raise CalibrationError("nothing was observed here; run `observe` first")
+    return ctx.statistics[key]

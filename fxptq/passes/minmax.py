@@ -1,0 +1,30 @@
+"""MinMax: bounds at the smallest and the largest value, the baseline every paper compares with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fxptq.passes.base import Context, Operand, Pass, PassReport, register
+from fxptq.passes.bounds import set_all_bounds
+from fxptq.quant import search
+from fxptq.quant.distribution import Distribution
+
+
+@register("minmax")
+class MinMax(Pass):
+    """Sets the bounds of all quantizers to the range of what they see."""
+
+    @dataclass(frozen=True)
+    class Settings:
+        """It has none."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"histogram"})
+    settings: Settings
+
+    def run(self, ctx: Context) -> PassReport:
+        """See Pass."""
+        return set_all_bounds(ctx, "minmax", self._search)
+
+    def _search(self, values: Distribution, bits: int, operand: Operand) -> search.Bounds:
+        return search.minmax(values, bits, operand.lowest)

@@ -1,0 +1,89 @@
+"""Observe: statistics of what every activation quantizer sees, over all calibration images, in float."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fxptq.errors import CalibrationError, InputError
+from fxptq.passes.base import Context, Pass, PassReport, register
+from fxptq.quant.observer import Histogram
+
+
+@register("observe")
+class Observe(Pass):
+    """Runs the calibration images through the float network and fills `ctx.statistics`.
+
+    Memory and the cost of later searches do not depend on the number of images. The quantizers' modes are as they were
+    when it is done.
+    """
+
+    @dataclass(frozen=True)
+    class Settings:
+        """Settings.
+
+        Attributes:
+            bins: of each histogram.
+        """
+
+        bins: int = 8192
+
+        def __post_init__(self) -> None:
+            if self.bins < 2:
+                raise InputError(f"bins must be at least 2, not {self.bins}")
+
+    provides: ClassVar[frozenset[str]] = frozenset({"histogram"})
+    settings: Settings
+
+    def run(self, ctx: Context) -> PassReport:
+        """See Pass.
+
+        Raises:
+            InputError: if there are no images.
+            CalibrationError: if a tensor is not finite or a quantizer sees none; it is named.
+        """
+        if not ctx.images:
+            raise InputError("observing needs at least one calibration image")
+        student = ctx.student
+        observers = {
+            key: _Named(key, self.settings.bins) for key in student.quantizers if student.weight_of(key) is None
+        }
+        modes = {key: quantizer.mode for key, quantizer in student.quantizers.items()}
+        try:
+            for key, quantizer in student.quantizers.items():
+                quantizer.observer = observers.get(key)
+                quantizer.mode = "observe" if key in observers else "off"
+            with torch.no_grad(), ctx.progress.task("observe", len(ctx.images)) as advance:
+                for image in ctx.images:
+                    student(image.to(_device(ctx)))
+                    advance()
+        finally:
+            for key, quantizer in student.quantizers.items():
+                quantizer.observer, quantizer.mode = None, modes[key]
+        for key, observer in observers.items():
+            if observer.histogram.count == 0:
+                raise CalibrationError(f"{key}: no calibration image leads through this place")
+            ctx.statistics[key] = observer.histogram.distribution()
+        values = sum(observer.histogram.count for observer in observers.values())
+        return PassReport(notes=(f"{len(observers)} activations, {values:,} values, {len(ctx.images)} images",))
+
+
+class _Named:
+    """A histogram whose errors name the quantizer."""
+
+    def __init__(self, key: str, bins: int) -> None:
+        self.key, self.histogram = key, Histogram(bins)
+
+    def update(self, x: Tensor) -> None:
+        try:
+            self.histogram.update(x)
+        except CalibrationError as error:
+            raise CalibrationError(f"{self.key}: {error}") from None
+
+
+def _device(ctx: Context) -> torch.device:
+    quantizer = next(iter(ctx.student.quantizers.values()), None)
+    return quantizer.lower0.device if quantizer is not None else torch.device("cpu")

@@ -1,0 +1,79 @@
+"""A small network of the kind passes work on, written by hand: what a captured program offers them, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxptq.passes import Context
+from fxptq.quant.quantizer import Quantizer
+
+
+@dataclass(frozen=True)
+class Operand:
+    role: str = "symmetric"
+    lowest: float | None = None
+
+
+class TinyNetwork(nn.Module):
+    """conv -> ReLU -> per-pixel linear, plus the input; the feature tapped is what the ReLU gives."""
+
+    def __init__(self, bits: int = 3, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.conv = torch.randn(8, 3, 3, 3, generator=generator) / 5
+        self.mix = torch.randn(3, 8, generator=generator) / 3
+        self.quantizers: dict[str, Quantizer] = {  # type: ignore[assignment]
+            "conv.input": Quantizer(bits),
+            "conv.weight": Quantizer(bits, groups=8),
+            "mix.input": Quantizer(bits, role="one_sided"),
+            "mix.weight": Quantizer(bits),
+        }
+        self.own = nn.ModuleDict({key.replace(".", "_"): q for key, q in self.quantizers.items()})
+
+    def operands(self) -> dict[str, Operand]:
+        return {
+            key: Operand("one_sided", 0.0)
+            if key == "mix.input"
+            else Operand("constant" if "weight" in key else "symmetric")
+            for key in self.quantizers
+        }
+
+    def weight_of(self, key: str) -> Tensor | None:
+        return {"conv.weight": self.conv, "mix.weight": self.mix}.get(key)
+
+    def set_weight(self, key: str, value: Tensor) -> None:
+        weight = self.weight_of(key)
+        assert weight is not None
+        weight.copy_(value)
+
+    def tapped(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        q = self.quantizers
+        feature = torch.relu(nn.functional.conv2d(q["conv.input"](x), q["conv.weight"](self.conv), padding=1))
+        mixed = nn.functional.linear(q["mix.input"](feature.movedim(1, 3)), q["mix.weight"](self.mix))
+        return x + mixed.movedim(3, 1), [feature]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tapped(x)[0]
+
+
+def make_context(bits: int = 3, count: int = 6, size: int = 24, seed: int = 0) -> Context:
+    generator = torch.Generator().manual_seed(seed + 100)
+    images = [torch.rand(1, 3, size, size + 4 * i, generator=generator) for i in range(count)]
+    return Context(student=TinyNetwork(bits), teacher=TinyNetwork(bits), images=images, seed=seed)
+
+
+@pytest.fixture
+def context() -> Context:
+    """A student and a teacher with equal weights, and six images."""
+    return make_context()
+
+
+@pytest.fixture
+def new_context() -> Callable[..., Context]:
+    """Makes further contexts: bits, count and size of images, seed."""
+    return make_context
