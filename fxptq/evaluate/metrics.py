@@ -112,8 +112,13 @@ def _blur(image: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     taps = np.exp(-(offsets**2) / (2 * SIGMA**2))
     taps /= taps.sum()
     height, width = image.shape[0] - WINDOW + 1, image.shape[1] - WINDOW + 1
-    rows = sum(tap * image[i : i + height] for i, tap in enumerate(taps))
-    return np.asarray(sum(tap * rows[:, i : i + width] for i, tap in enumerate(taps)))
+    rows = np.zeros((height, *image.shape[1:]))
+    for i, tap in enumerate(taps):
+        rows += tap * image[i : i + height]
+    result = np.zeros((height, width, *image.shape[2:]))
+    for i, tap in enumerate(taps):
+        result += tap * rows[:, i : i + width]
+    return result
 
 
 def _prepare(

@@ -1,0 +1,178 @@
+"""Benchmark sets: pairs of a network's input and the clean picture it should give back.
+
+Promises: pictures are read when asked for, one pair at a time; what a set lacks is found when it is opened and named
+together with what was expected; noise and compression are the same at every run.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fxptq.data.degrade import Degradation
+from fxptq.data.synthetic import synthetic_image
+from fxptq.errors import InputError
+from fxptq.io.images import list_images, read_image
+
+SAMPLES = "samples"  # the name of the set made without files
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One picture of a set.
+
+    Attributes:
+        name: the clean picture's file name without its suffix.
+        lr: the network's input, `[h, w, C]` float32 on the scale 0..255.
+        hr: the clean picture, `[h * scale, w * scale, C]` uint8.
+    """
+
+    name: str
+    lr: npt.NDArray[np.float32]
+    hr: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """A named sequence of pairs, each made when it is asked for.
+
+    Attributes:
+        name: as given on the command line and shown in reports.
+        scale: size of the clean picture over the size of the input.
+        makers: one function for each pair.
+    """
+
+    name: str
+    scale: int
+    makers: tuple[Callable[[], Pair], ...]
+
+    def __len__(self) -> int:
+        """The number of pairs."""
+        return len(self.makers)
+
+    def __iter__(self) -> Iterator[Pair]:
+        """The pairs in order of name."""
+        return (make() for make in self.makers)
+
+
+def parse_data(option: str) -> tuple[str, Path]:
+    """Split `NAME=DIR`.
+
+    Raises:
+        InputError: one of the two is missing.
+    """
+    name, _, folder = option.partition("=")
+    if not (name and folder):
+        raise InputError(f"{option!r}: expected NAME=DIR, such as Set5=data/Set5")
+    return name, Path(folder)
+
+
+def open_set(name: str, folder: Path, degradation: Degradation, *, channels: int = 3, seed: int = 0) -> BenchmarkSet:
+    """Open a set on disk.
+
+    For super-resolution, `folder` holds HR/ and LR_bicubic/X2, X3, X4 with the inputs named after the clean pictures
+    (HR/baby.png, LR_bicubic/X4/babyx4.png: the layout of BasicSR); clean pictures are cropped at the bottom and right
+    to the input's size times the scale. For everything else it holds HR/, or the clean pictures themselves, and the
+    degradation is applied as they are read, with noise that depends only on the seed and the picture's name.
+
+    Args:
+        name: what to call the set.
+        folder: where it is.
+        degradation: the task.
+        channels: 3 for RGB, 1 for grey.
+        seed: of the noise.
+
+    Raises:
+        InputError: a folder or a picture is missing; the message names it and what was expected.
+    """
+    scale = degradation.scale
+    if scale == 1:
+        files = list_images(folder / "HR" if (folder / "HR").is_dir() else folder)
+        return BenchmarkSet(name, scale, tuple(_Degraded(file, degradation, channels, seed) for file in files))
+    if not (folder / "HR").is_dir():
+        raise InputError(
+            f"{name}: {folder} has no folder HR; expected HR/NAME.png and LR_bicubic/X{scale}/NAMEx{scale}.png"
+        )
+    small = folder / "LR_bicubic" / f"X{scale}"
+    if not small.is_dir():
+        raise InputError(f"{name}: there is no folder {small}; expected the inputs there, named NAMEx{scale}.png")
+    inputs = {file.stem: file for file in list_images(small)}
+    pairs = []
+    for hr in list_images(folder / "HR"):
+        lr = inputs.get(f"{hr.stem}x{scale}")
+        if lr is None:
+            raise InputError(f"{name}: {hr.name} has no input; expected {small / f'{hr.stem}x{scale}.png'}")
+        pairs.append(_Stored(lr, hr, scale, channels))
+    return BenchmarkSet(name, scale, tuple(pairs))
+
+
+def samples(
+    degradation: Degradation, *, channels: int = 3, count: int = 8, size: int = 64, seed: int = 0
+) -> BenchmarkSet:
+    """A set of generated pictures, for a first look where no benchmark is at hand.
+
+    None of them is ever generated for calibration. Scores on them are no substitute for a benchmark's: they compare
+    a network with itself, before and after.
+
+    Args:
+        degradation: the task.
+        channels: 3 for RGB, 1 for grey.
+        count: how many.
+        size: height and width of the inputs in pixels.
+        seed: of the pictures.
+    """
+    makers = tuple(_Generated(i, degradation, channels, size, seed) for i in range(count))
+    return BenchmarkSet(SAMPLES, degradation.scale, makers)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    lr: Path
+    hr: Path
+    scale: int
+    channels: int
+
+    def __call__(self) -> Pair:
+        lr, hr = read_image(self.lr, self.channels), read_image(self.hr, self.channels)
+        height, width = (side * self.scale for side in lr.shape[:2])
+        spare = hr.shape[0] - height, hr.shape[1] - width
+        if not all(0 <= pixels < self.scale for pixels in spare):
+            raise InputError(
+                f"{self.lr}: is {lr.shape[1]}x{lr.shape[0]}; expected {hr.shape[1] // self.scale}x"
+                f"{hr.shape[0] // self.scale}, a {self.scale}th of {self.hr}"
+            )
+        return Pair(self.hr.stem, lr.astype(np.float32), hr[:height, :width])
+
+
+@dataclass(frozen=True)
+class _Degraded:
+    hr: Path
+    degradation: Degradation
+    channels: int
+    seed: int
+
+    def __call__(self) -> Pair:
+        hr = read_image(self.hr, self.channels)
+        rng = np.random.default_rng([self.seed, zlib.crc32(self.hr.stem.encode())])
+        return Pair(self.hr.stem, self.degradation.apply(hr, rng), hr)
+
+
+@dataclass(frozen=True)
+class _Generated:
+    index: int
+    degradation: Degradation
+    channels: int
+    size: int
+    seed: int
+
+    def __call__(self) -> Pair:
+        side = self.size * self.degradation.scale
+        # Calibration draws from [seed, index, 0 or 1]; the last number keeps these pictures apart from those.
+        rng = np.random.default_rng([self.seed, self.index, 2])
+        hr = synthetic_image(side, side, self.channels, rng)
+        return Pair(f"sample{self.index}", self.degradation.apply(hr, rng), hr)
