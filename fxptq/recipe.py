@@ -1,0 +1,299 @@
+"""Recipes: what one needs to know about a network to quantize it, as data in a TOML file.
+
+A recipe names the network and its weights, describes its input and its task, and lists the passes of each preset.
+Promises: what is loaded is checked in full, and whatever is wrong is one InputError that names the file and the field.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import nn
+
+from fxptq.data.degrade import Degradation
+from fxptq.errors import InputError
+
+Positive = Annotated[int, Field(gt=0)]
+SiteKind = Literal["linear", "conv2d", "conv_transpose2d", "matmul"]
+PresetName = Literal["quick", "standard", "paper"]
+
+
+class Frozen(BaseModel):
+    """A table of the file: unchangeable, and without room for misspelt fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Model(Frozen):
+    """Which network: `factory` is "package.module:name", called with `args`."""
+
+    factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    args: dict[str, Any] = {}
+
+
+def _white(value: float) -> float:
+    if value not in {1.0, 255.0}:
+        raise ValueError(f"expected 1 or 255, not {value:g}")
+    return value
+
+
+class Input(Frozen):
+    """What goes in.
+
+    Attributes:
+        channels: 1 or 3.
+        range: the value of white, 1 or 255.
+        multiple: height and width the network works in multiples of (its window).
+        size: height and width of the example it is captured with.
+    """
+
+    channels: Literal[1, 3] = 3
+    range: Annotated[float, AfterValidator(_white)] = 1.0
+    multiple: Positive = 1
+    size: Annotated[tuple[Positive, Positive], Field(strict=False)] = (64, 64)
+
+
+class DegradationTable(Frozen):
+    """What the network repairs; see `fxptq.data.degrade.Degradation`, which checks the level.
+
+    Attributes:
+        kind: bicubic (MATLAB's, by the recipe's scale), noise (Gaussian), jpeg, or none.
+        sigma: standard deviation of the noise, on the scale 0..255.
+        quality: of the JPEG, 1..100.
+    """
+
+    kind: Literal["bicubic", "noise", "jpeg", "none"] = "none"
+    sigma: float = 0.0
+    quality: int = 0
+
+
+class Weights(Frozen):
+    """Where the weights come from.
+
+    Attributes:
+        bundled: a file of the package fxptq.models.weights, "" for none.
+        url: the authors' release.
+        sha256: of the file at `url`, or its first 8 or more digits where the authors publish no more; "" where they
+            publish none, so that a download cannot be checked.
+        file: the name a download is kept under.
+        key: the entry of the file that holds the state dict, "" to find it.
+    """
+
+    bundled: str = ""
+    url: Annotated[str, Field(pattern=r"^(https://.*)?$")] = ""
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{8,64})?$")] = ""
+    file: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
+    key: str = ""
+
+    @model_validator(mode="after")
+    def _download_has_a_name(self) -> Self:
+        if self.url and not self.file:
+            raise ValueError("url needs file, the name the download is kept under")
+        return self
+
+
+class QuantizeSettings(Frozen):
+    """What is quantized, and how finely.
+
+    Attributes:
+        kinds: the kinds of site that are quantized.
+        edges: what the first and the last sites get, which read the image and make the output: `high_bits`, float, or
+            low, the bits of all others.
+        weight_granularity: one pair of bounds for each output channel, or for the whole weight (as in the paper).
+        float_dtype: of what stays in float in a checkpoint.
+        high_bits: bits of the protected sites.
+        high_sites: globs of site names that keep `high_bits`.
+    """
+
+    kinds: Annotated[tuple[SiteKind, ...], Field(strict=False)] = ("linear", "conv2d", "conv_transpose2d", "matmul")
+    edges: Literal["high", "float", "low"] = "high"
+    weight_granularity: Literal["channel", "tensor"] = "channel"
+    float_dtype: Literal["fp16", "fp32"] = "fp16"
+    high_bits: Annotated[int, Field(ge=2, le=8)] = 8
+    high_sites: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+
+class PassEntry(BaseModel):
+    """One pass by its registered name; every further key is a setting, checked by the pass itself."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: Annotated[str, Field(min_length=1)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings given in the file."""
+        return dict(self.model_extra or {})
+
+
+class PresetTable(Frozen):
+    """A preset as written.
+
+    Attributes:
+        images: how many calibration inputs are made from pictures.
+        passes: what is run, in order.
+        quantize: what the preset changes in [quantize].
+    """
+
+    images: Positive = 32
+    passes: Annotated[tuple[PassEntry, ...], Field(strict=False, min_length=1)]
+    quantize: dict[str, Any] = {}
+
+
+class Preset(Frozen):
+    """A preset ready to use: see `PresetTable`; `quantize` is [quantize] with the preset's changes made."""
+
+    name: str
+    images: int
+    passes: tuple[PassEntry, ...]
+    quantize: QuantizeSettings
+
+
+class Recipe(Frozen):
+    """Everything fxptq knows about one network; see the tables' classes for the fields.
+
+    Attributes:
+        name: what the command line calls it.
+        title: for people.
+        scale: of the output's size over the input's.
+        model: the network; None for settings that go with any network.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    title: str
+    scale: Positive = 1
+    model: Model | None = None
+    input: Input = Input()
+    degradation: DegradationTable = DegradationTable()
+    weights: Weights = Weights()
+    quantize: QuantizeSettings = QuantizeSettings()
+    presets: dict[PresetName, PresetTable] = {}
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        try:
+            self.task  # noqa: B018  # the value checks itself
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        for name, table in self.presets.items():
+            _changed(self.quantize, table.quantize, f"presets.{name}.quantize")
+        return self
+
+    @property
+    def task(self) -> Degradation:
+        """What separates the network's input from a clean picture."""
+        table = self.degradation
+        scale = self.scale if table.kind == "bicubic" else 1
+        return Degradation(table.kind, scale=scale, sigma=table.sigma, quality=table.quality)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The bundled recipes, in order of name."""
+        files = resources.files("fxptq.recipes").iterdir()
+        return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Self:
+        """Loads a bundled recipe by its name, or any other by the path of its file, which ends in .toml.
+
+        Raises:
+            InputError: no such recipe, or something in it is wrong.
+        """
+        if str(name_or_path).endswith(".toml"):
+            return cls._read_path(Path(name_or_path))
+        name = str(name_or_path)
+        names = cls.names()
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(
+                f"no recipe {name!r}; {hint}there are {', '.join(names)}, or give the path of a .toml file"
+            )
+        text = resources.files("fxptq.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+        return cls.parse(text, f"recipe {name}")
+
+    @classmethod
+    def _read_path(cls, path: Path) -> Self:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise InputError(f"cannot read the recipe {path}: {reason}") from error
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> Self:
+        """Reads the text of a TOML file; `source` is what errors call it.
+
+        Raises:
+            InputError: it is not TOML, or a field is missing, unknown or out of range.
+        """
+        try:
+            return cls.model_validate(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{source} is not a TOML file: {error}") from error
+        except ValidationError as error:
+            raise InputError(f"{source}: {_first_problem(error)}") from error
+
+    def build_model(self) -> nn.Module:
+        """Builds the network, with fresh weights, in eval mode.
+
+        Raises:
+            InputError: the recipe names no network, or its factory cannot be imported, does not accept `args`, or gives
+                no nn.Module.
+        """
+        if self.model is None:
+            raise InputError(f"recipe {self.name} goes with any network and names none; give one (--model)")
+        module_name, _, attribute = self.model.factory.partition(":")
+        where = f"recipe {self.name}: model.factory {self.model.factory!r}"
+        try:
+            factory = getattr(importlib.import_module(module_name), attribute)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"{where} cannot be imported: {error}") from error
+        try:
+            model = factory(**self.model.args)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where} does not accept model.args: {error}") from error
+        if not isinstance(model, nn.Module):
+            raise InputError(f"{where} made a {type(model).__name__}; expected a torch.nn.Module")
+        return model.eval()
+
+    def preset(self, name: str) -> Preset:
+        """The passes of a preset, and [quantize] as the preset wants it.
+
+        Raises:
+            InputError: the recipe has no such preset.
+        """
+        table = next((table for known, table in self.presets.items() if known == name), None)
+        if table is None:
+            has = ", ".join(self.presets) or "none"
+            raise InputError(f"recipe {self.name} has no preset {name!r}; it has {has}")
+        quantize = _changed(self.quantize, table.quantize, f"presets.{name}.quantize")
+        return Preset(name=name, images=table.images, passes=table.passes, quantize=quantize)
+
+
+def _changed(settings: QuantizeSettings, changes: dict[str, Any], where: str) -> QuantizeSettings:
+    try:
+        return QuantizeSettings.model_validate({**settings.model_dump(), **changes})
+    except ValidationError as error:
+        raise ValueError(f"{where}.{_first_problem(error)}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first thing pydantic found, as `field: what is wrong`, and how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    field = ".".join(str(part) for part in first["loc"]) or "the file"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = "" if first["type"] in {"missing", "value_error", "extra_forbidden"} else f", not {first['input']!r}"
+    if first["type"] == "extra_forbidden":
+        message = "no such field"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{field}: {message}{given}{more}"

@@ -1,0 +1,170 @@
+"""Recipes: the bundled ones are sound, and whatever is wrong with others is said in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from fxptq.data.degrade import Degradation
+from fxptq.errors import InputError
+from fxptq.recipe import Recipe
+
+NETWORKS = [
+    "edsr_x2",
+    "edsr_x3",
+    "edsr_x4",
+    "swinir_denoise25",
+    "swinir_jpeg40",
+    "swinir_x2",
+    "swinir_x3",
+    "swinir_x4",
+]
+MINIMAL = """
+name = "tiny"
+title = "Tiny"
+scale = 2
+[model]
+factory = "torch.nn:Identity"
+[degradation]
+kind = "bicubic"
+[quantize]
+high_sites = ["head*"]
+[presets.quick]
+passes = [{ name = "observe", bins = 64 }, { name = "minmax" }]
+[presets.paper]
+images = 8
+quantize = { weight_granularity = "tensor" }
+passes = [{ name = "observe" }]
+"""
+
+
+def test_names_are_the_files() -> None:
+    assert Recipe.names() == ["default", *NETWORKS]
+
+
+@pytest.mark.parametrize("name", ["default", *NETWORKS])
+def test_bundled_recipe_is_called_what_its_file_is_and_has_every_preset(name: str) -> None:
+    recipe = Recipe.load(name)
+    assert recipe.name == name
+    for preset in ("quick", "standard", "paper"):
+        assert recipe.preset(preset).passes[0].name == "observe"
+
+
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n not in {"swinir_denoise25", "swinir_jpeg40"}])
+def test_network_scales_its_example_as_the_recipe_says(name: str) -> None:
+    recipe = Recipe.load(name)
+    side = 2 * recipe.input.multiple + 1
+    with torch.inference_mode():
+        output = recipe.build_model()(torch.zeros(1, recipe.input.channels, side, side))
+    assert output.shape == (1, recipe.input.channels, side * recipe.scale, side * recipe.scale)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_and_address_are_the_published_ones(shared: Path, name: str) -> None:
+    recipe = Recipe.load(name)
+    published = json.loads((shared / "reference" / "published_weights.json").read_text())
+    entry = published[Path(recipe.weights.file).stem]
+    assert recipe.model is not None
+    assert recipe.model.args == entry["config"]
+    assert recipe.weights.url == entry["url"]
+    assert recipe.weights.sha256 == entry.get("sha256_prefix", "")
+
+
+def test_tasks() -> None:
+    assert Recipe.load("swinir_x3").task == Degradation("bicubic", scale=3)
+    assert Recipe.load("swinir_denoise25").task == Degradation("noise", sigma=25)
+    assert Recipe.load("swinir_jpeg40").task == Degradation("jpeg", quality=40)
+    assert Recipe.load("default").task == Degradation("none")
+
+
+def test_file_is_loaded_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(MINIMAL)
+    recipe = Recipe.load(path)
+    assert recipe == Recipe.load(str(path))
+    assert isinstance(recipe.build_model(), torch.nn.Identity)
+
+
+def test_preset_changes_what_it_names_and_nothing_else() -> None:
+    recipe = Recipe.parse(MINIMAL, "mine")
+    quick, paper = recipe.preset("quick"), recipe.preset("paper")
+    assert quick.quantize == recipe.quantize
+    assert paper.quantize == recipe.quantize.model_copy(update={"weight_granularity": "tensor"})
+    assert (quick.images, paper.images) == (32, 8)
+    assert [(entry.name, entry.settings) for entry in quick.passes] == [("observe", {"bins": 64}), ("minmax", {})]
+
+
+def test_recipe_cannot_be_changed() -> None:
+    recipe = Recipe.parse(MINIMAL, "mine")
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.quantize.high_bits = 4
+
+
+def test_missing_preset_is_named() -> None:
+    with pytest.raises(InputError, match="recipe tiny has no preset 'standard'; it has quick, paper"):
+        Recipe.parse(MINIMAL, "mine").preset("standard")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("swinir_4x", "no recipe 'swinir_4x'; did you mean 'swinir_x4'"),
+        ("zzz", "no recipe 'zzz'; there are default, edsr_x2"),
+        ("no/such.toml", "cannot read the recipe no/such.toml: No such file"),
+    ],
+)
+def test_unknown_name(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Recipe.load(name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('title = "Tiny"', "", "mine: title: field required"),
+        ("scale = 2", "scale = 0", "mine: scale: .* greater than 0, not 0"),
+        ("scale = 2", 'scale = "2"', "mine: scale: .* valid integer, not '2'"),
+        ("scale = 2", "scale = 2\nsise = 3", "mine: sise: no such field"),
+        ("scale = 2", "scale = ", "mine is not a TOML file: .* line 4"),
+        ("[quantize]", "[input]\nrange = 128.0\n[quantize]", "mine: input.range: expected 1 or 255, not 128"),
+        ("[quantize]", "[input]\nsize = [64]\n[quantize]", r"mine: input.size.1: field required"),
+        ("[quantize]", "[quantize]\nhigh_bits = 9", "mine: quantize.high_bits: .* 8, not 9"),
+        ("[quantize]", '[quantize]\nkinds = ["rnn"]', "mine: quantize.kinds.0: .* not 'rnn'"),
+        ('"tensor"', '"row"', "presets.paper.quantize.weight_granularity: .* not 'row'"),
+        ("[presets.quick]", "[presets.fast]", r"mine: presets.fast.\[key\]: .*not 'fast'"),
+        ('{ name = "minmax" }', "{ bins = 3 }", r"mine: presets.quick.passes.1.name: field required"),
+        ('kind = "bicubic"', 'kind = "noise"', r"mine: the file: degradation 'noise' cannot have sigma"),
+        ('kind = "bicubic"', 'kind = "bicubic"\nquality = 40', "'bicubic' cannot have quality 40"),
+        ("torch.nn:Identity", "torch.nn.Identity", "mine: model.factory: .* pattern"),
+    ],
+)
+def test_mistake_is_one_line_that_names_file_and_field(old: str, new: str, message: str) -> None:
+    assert old in MINIMAL
+    with pytest.raises(InputError, match=message) as caught:
+        Recipe.parse(MINIMAL.replace(old, new), "mine")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("factory", "args", "message"),
+    [
+        ("no.such:thing", "{}", "recipe tiny: model.factory 'no.such:thing' cannot be imported: No module named 'no'"),
+        ("torch.nn:Nothing", "{}", "'torch.nn:Nothing' cannot be imported"),
+        ("torch.nn:Linear", "{ sides = 3 }", "'torch.nn:Linear' does not accept model.args: .*sides"),
+        ("fxptq.models.swinir:SwinIR", '{ upsampler = "magic" }', "does not accept model.args: upsampler is 'magic'"),
+        ("builtins:dict", "{}", "made a dict; expected a torch.nn.Module"),
+    ],
+)
+def test_network_that_cannot_be_built(factory: str, args: str, message: str) -> None:
+    text = MINIMAL.replace('factory = "torch.nn:Identity"', f'factory = "{factory}"\nargs = {args}')
+    with pytest.raises(InputError, match=message):
+        Recipe.parse(text, "mine").build_model()
+
+
+def test_default_recipe_asks_for_a_network() -> None:
+    with pytest.raises(InputError, match="give one"):
+        Recipe.load("default").build_model()
