@@ -281,7 +281,8 @@ class SwinIR(nn.Module):
     as large. The image is reflect-padded to a multiple of the window, and the result cropped back.
 
     Args:
-        img_size: training size; fixes the shape of the stored masks and, with `ape`, the only size accepted.
+        img_size: training size, a multiple of the window; the size of the stored masks and, with `ape`, the only one
+            accepted.
         in_chans: colours; with 3 the mean of DIV2K is subtracted before and added after.
         embed_dim: features.
         depths: blocks in each residual group.
@@ -307,7 +308,7 @@ class SwinIR(nn.Module):
         embed_dim: int = 96,
         depths: Sequence[int] = (6, 6, 6, 6),
         num_heads: Sequence[int] = (6, 6, 6, 6),
-        window_size: int = 7,
+        window_size: int = 8,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         ape: bool = False,
@@ -318,6 +319,8 @@ class SwinIR(nn.Module):
         resi_connection: str = "1conv",
     ) -> None:
         super().__init__()
+        if img_size % window_size:
+            raise ValueError(f"img_size is {img_size}; expected a multiple of window_size, {window_size}")
         self.img_size = img_size
         self.window_size = window_size
         self.upscale = upscale

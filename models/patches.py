@@ -1,0 +1,88 @@
+"""Training pairs for super-resolution: whole images in memory, random augmented patches out of them.
+
+Promises: the low-resolution side is MATLAB's bicubic, rounded to uint8, as in every benchmark; a pool and a generator
+in the same state give the same patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fxptq.data.resize import imresize
+from fxptq.errors import InputError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One photograph: `low` [3, h, w] and `high` [3, h * scale, w * scale], both uint8."""
+
+    low: Tensor
+    high: Tensor
+
+
+def read_pairs(folder: Path, scale: int) -> list[Pair]:
+    """Reads every image of a folder, in the order of the names, and makes its low-resolution side.
+
+    Raises:
+        InputError: the folder holds no images.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not paths:
+        raise InputError(f"no images in {folder}; expected files ending in {', '.join(sorted(SUFFIXES))}")
+    return [make_pair(np.asarray(Image.open(path).convert("RGB")), scale) for path in paths]
+
+
+def make_pair(image: np.ndarray, scale: int) -> Pair:
+    """Crops [H, W, 3] uint8 to a multiple of the scale and degrades it."""
+    height, width = (size - size % scale for size in image.shape[:2])
+    high = np.ascontiguousarray(image[:height, :width])
+    low = imresize(high, 1 / scale)
+    return Pair(torch.from_numpy(low).permute(2, 0, 1), torch.from_numpy(high).permute(2, 0, 1))
+
+
+class PatchSampler:
+    """Draws patches from all places of all images alike, turned and mirrored at random."""
+
+    def __init__(self, pairs: Sequence[Pair], scale: int, seed: int) -> None:
+        self.pairs = list(pairs)
+        self.scale = scale
+        self.generator = torch.Generator().manual_seed(seed)
+        self._areas = torch.tensor([pair.low.shape[1] * pair.low.shape[2] for pair in self.pairs], dtype=torch.float64)
+
+    def draw(self, batch: int, patch: int) -> tuple[Tensor, Tensor]:
+        """Draws a batch.
+
+        Args:
+            batch: patches.
+            patch: side of the low-resolution patch, pixels.
+
+        Returns:
+            Low [batch, 3, patch, patch] and high [batch, 3, patch * scale, patch * scale], float32 in 0..1.
+        """
+        chosen = torch.multinomial(self._areas, batch, replacement=True, generator=self.generator)
+        lows, highs = zip(*(self._cut(self.pairs[index], patch) for index in chosen.tolist()), strict=True)
+        return torch.stack(lows).float() / 255, torch.stack(highs).float() / 255
+
+    def _cut(self, pair: Pair, patch: int) -> tuple[Tensor, Tensor]:
+        top = self._below(pair.low.shape[1] - patch + 1)
+        left = self._below(pair.low.shape[2] - patch + 1)
+        turns, mirrored = self._below(4), self._below(2)
+        cuts = []
+        for image, factor in ((pair.low, 1), (pair.high, self.scale)):
+            side = patch * factor
+            cut = image[:, top * factor : top * factor + side, left * factor : left * factor + side]
+            cut = torch.rot90(cut, turns, (1, 2))
+            cuts.append(cut.flip(2) if mirrored else cut)
+        return cuts[0], cuts[1]
+
+    def _below(self, end: int) -> int:
+        return int(torch.randint(end, (), generator=self.generator))

@@ -1,0 +1,101 @@
+"""Trains a bundled network from scratch: `python -m fxptq.models.train --recipe swinir_x4 --data DIR --out DIR`.
+
+For the super-resolution recipes. DIR holds photographs; the low-resolution side is made from them. A few of
+them are kept back to watch the progress by. The network starts as a good interpolator, so that an hour on a small
+machine is worth having. Running the same command again goes on where the last run stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from fxptq.models.interpolator import fit_phase_kernels, start_as_interpolator
+from fxptq.models.patches import read_pairs
+from fxptq.models.train_loop import Trainer, TrainSettings
+
+from fxptq.errors import FxptqError, InputError
+from fxptq.recipe import Recipe
+
+DEFAULTS = TrainSettings()
+
+
+def train(recipe: Recipe, data: Path, out: Path, settings: TrainSettings, *, held_out: int) -> None:
+    """Trains the recipe's network on a folder of photographs.
+
+    Args:
+        recipe: of a super-resolution network.
+        data: folder of images.
+        out: folder of the run (see `Trainer`).
+        settings: how to train.
+        held_out: how many images are kept back, evenly spread over the folder.
+
+    Raises:
+        InputError: the recipe is of another task, or the folder holds too few images.
+    """
+    if recipe.degradation.kind != "bicubic":
+        raise InputError(f"recipe {recipe.name} is for {recipe.task}; training knows super-resolution only")
+    pairs = read_pairs(data, recipe.scale)
+    if len(pairs) <= held_out:
+        raise InputError(f"{data} holds {len(pairs)} images; with --held-out {held_out} none is left to train on")
+    kept = set(range(0, len(pairs), len(pairs) // held_out)[:held_out]) if held_out else set()
+    used = [pair for index, pair in enumerate(pairs) if index not in kept]
+    torch.manual_seed(settings.seed)
+    model = recipe.build_model()
+    start_as_interpolator(model, fit_phase_kernels(used, recipe.scale))
+    watched = [pairs[index] for index in sorted(kept)]
+    trainer = Trainer(
+        model, used, watched, scale=recipe.scale, value_range=recipe.input.range, settings=settings, out=out
+    )
+    trainer.run()
+
+
+def command(
+    *,
+    recipe: Annotated[str, typer.Option(help="A super-resolution recipe, by name or path.")],
+    data: Annotated[Path, typer.Option(help="Folder of photographs.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    steps: Annotated[int, typer.Option(help="Updates in all.")] = DEFAULTS.steps,
+    minutes: Annotated[float, typer.Option(help="End after so much time, if sooner; 0: no limit.")] = DEFAULTS.minutes,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
+    warmup: Annotated[int, typer.Option(help="Updates up to the peak.")] = DEFAULTS.warmup,
+    patches: Annotated[str, typer.Option(help="Sides of the low-resolution patch, in turn.")] = "24,32,48",
+    pixels: Annotated[int, typer.Option(help="Low-resolution pixels of a batch.")] = DEFAULTS.pixels,
+    decay: Annotated[float, typer.Option(help="Of the average of the weights.")] = DEFAULTS.decay,
+    seed: Annotated[int, typer.Option(help="Of first weights and patches.")] = DEFAULTS.seed,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = DEFAULTS.device,
+    threads: Annotated[int, typer.Option(help="Of the processor; 0: as torch chooses.")] = 0,
+    bf16: Annotated[bool, typer.Option(help="Compute in bfloat16 where it is safe.")] = DEFAULTS.bf16,
+    compile_network: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = DEFAULTS.compile,
+    snapshot_minutes: Annotated[float, typer.Option(help="Time between snapshots.")] = DEFAULTS.snapshot_minutes,
+    held_out: Annotated[int, typer.Option(min=0, help="Images kept back.")] = 8,
+) -> None:
+    """Trains a bundled network from scratch; the same command again goes on where it stopped."""
+    if threads:
+        torch.set_num_threads(threads)
+    settings = TrainSettings(
+        steps=steps,
+        minutes=minutes,
+        lr=lr,
+        warmup=warmup,
+        patches=tuple(int(side) for side in patches.split(",")),
+        pixels=pixels,
+        decay=decay,
+        seed=seed,
+        device=device,
+        bf16=bf16,
+        compile=compile_network,
+        snapshot_minutes=snapshot_minutes,
+    )
+    try:
+        train(Recipe.load(recipe), data, out, settings, held_out=held_out)
+    except FxptqError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    typer.run(command)

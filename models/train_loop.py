@@ -1,0 +1,210 @@
+"""The training loop: L1 loss, Adam, warm-up and cosine, growing patches, averaged weights, restart at any time.
+
+Promises: with the same seed, device and thread count, a run by steps gives the same weights, interrupted or not. A run
+limited by minutes follows the clock, and does not. Files are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from fxptq.models.patches import Pair, PatchSampler
+from fxptq.models.weights_format import is_derived
+from torch import Tensor, nn
+
+from fxptq.errors import InputError
+
+CHECKPOINT = "checkpoint.pt"
+AVERAGE = "ema.safetensors"
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train.
+
+    Attributes:
+        steps: updates in all.
+        minutes: wall time after which the schedule has run off, if sooner; 0 for no limit.
+        lr: peak learning rate of Adam.
+        warmup: updates over which the rate rises to its peak.
+        patches: sides of the low-resolution patch, one after another over equal parts of the run.
+        pixels: low-resolution pixels of a batch; the batch is `pixels // patch**2` patches.
+        decay: of the exponential average of the weights.
+        seed: of the patches drawn (and of the first weights).
+        device: where to train.
+        bf16: forward and backward in bfloat16 where autocast finds it safe.
+        compile: run the network through torch.compile.
+        snapshot_minutes: wall time between two snapshots.
+    """
+
+    steps: int = 100_000
+    minutes: float = 0.0
+    lr: float = 5e-4
+    warmup: int = 200
+    patches: tuple[int, ...] = (24, 32, 48)
+    pixels: int = 4608
+    decay: float = 0.999
+    seed: int = 0
+    device: str = "cpu"
+    bf16: bool = True
+    compile: bool = False
+    snapshot_minutes: float = 5.0
+
+    def progress(self, step: int, seconds: float) -> float:
+        """The part of the run that is done, 0..1, by updates or by the clock, whichever is further."""
+        by_clock = seconds / (60 * self.minutes) if self.minutes else 0.0
+        return min(1.0, max(step / self.steps, by_clock))
+
+    def learning_rate(self, step: int, progress: float) -> float:
+        """Linear warm-up, then half a cosine down to a hundredth of the peak."""
+        cosine = 0.505 + 0.495 * math.cos(math.pi * progress)
+        return self.lr * min(1.0, (step + 1) / self.warmup) * cosine
+
+    def patch(self, progress: float) -> int:
+        """The side of the patch at this point of the run."""
+        return self.patches[min(int(progress * len(self.patches)), len(self.patches) - 1)]
+
+
+class Trainer:
+    """One run in one folder: `checkpoint.pt` to go on from, `ema.safetensors` to use, `log.jsonl` to look at.
+
+    Args:
+        model: as it shall begin; trained in place.
+        pairs: images to train on.
+        held_out: images to watch the progress by; never trained on.
+        scale: of the network.
+        value_range: the network's own range, 1 or 255.
+        settings: see `TrainSettings`.
+        out: the folder; a checkpoint in it is gone on from.
+
+    Raises:
+        InputError: the folder holds a checkpoint of another network.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pairs: Sequence[Pair],
+        held_out: Sequence[Pair],
+        *,
+        scale: int,
+        value_range: float,
+        settings: TrainSettings,
+        out: Path,
+    ) -> None:
+        self.settings, self.out, self.value_range = settings, out, value_range
+        self.device = torch.device(settings.device)
+        # Convolutions on a CPU are a fifth faster with the channels last.
+        self.model = model.to(self.device, memory_format=torch.channels_last).train()
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.forward: Any = torch.compile(self.model) if settings.compile else self.model
+        self.sampler = PatchSampler(pairs, scale, settings.seed)
+        self.held_out = [(_centre(pair.low, 64), _centre(pair.high, 64 * scale)) for pair in held_out]
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=settings.lr, betas=(0.9, 0.99))
+        self.step, self.seconds = 0, 0.0
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / CHECKPOINT).is_file():
+            self._resume()
+
+    def run(self) -> None:
+        """Trains to the end of the schedule, leaving a snapshot every few minutes."""
+        started, snapshot_at, losses = time.monotonic() - self.seconds, self.seconds, []
+        while (progress := self.settings.progress(self.step, self.seconds)) < 1:
+            losses.append(self._update(progress))
+            self.seconds = time.monotonic() - started
+            if self.seconds - snapshot_at >= 60 * self.settings.snapshot_minutes:
+                self._snapshot(losses)
+                snapshot_at, losses = self.seconds, []
+        self._snapshot(losses)
+
+    def _update(self, progress: float) -> Tensor:
+        patch = self.settings.patch(progress)
+        low, high = self.sampler.draw(max(1, self.settings.pixels // patch**2), patch)
+        low, high = low.to(self.device, memory_format=torch.channels_last), high.to(self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate(self.step, progress)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
+            restored = self.forward(low * self.value_range)
+        loss = (restored.float() / self.value_range - high).abs().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        self._average_weights()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _average_weights(self) -> None:
+        decay = min(self.settings.decay, (1 + self.step) / (10 + self.step))
+        for averaged, parameter in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            averaged.lerp_(parameter, 1 - decay)
+
+    @torch.inference_mode()
+    def held_out_psnr(self) -> float:
+        """Mean PSNR in dB (RGB, 0..1, no crop) of the averaged weights on the held-out crops."""
+        scores = []
+        for low, high in self.held_out:
+            restored = self.average(low[None].to(self.device).float() / 255 * self.value_range) / self.value_range
+            error = (restored[0].clamp(0, 1) - high.to(self.device).float() / 255).square().mean()
+            scores.append(-10 * math.log10(error.item()))
+        return sum(scores) / max(1, len(scores))
+
+    def _snapshot(self, losses: Sequence[Tensor]) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.sampler.generator.get_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        part = self.out / f"{CHECKPOINT}.part"
+        torch.save(state, part)
+        part.replace(self.out / CHECKPOINT)
+        average = {key: t.contiguous() for key, t in self.average.state_dict().items() if not is_derived(key)}
+        history = {
+            "step": str(self.step),
+            "seconds": f"{self.seconds:.0f}",
+            "settings": json.dumps(asdict(self.settings)),
+        }
+        part = self.out / f"{AVERAGE}.part"
+        safetensors.torch.save_file(average, part, metadata=history)
+        part.replace(self.out / AVERAGE)
+        line = {
+            "step": self.step,
+            "seconds": round(self.seconds),
+            "progress": round(self.settings.progress(self.step, self.seconds), 4),
+            "loss": torch.stack(list(losses)).mean().item() if losses else None,
+            "held_out_psnr": round(self.held_out_psnr(), 3),
+        }
+        with (self.out / LOG).open("a") as log:
+            log.write(json.dumps(line) + os.linesep)
+
+    def _resume(self) -> None:
+        state = torch.load(self.out / CHECKPOINT, map_location=self.device, weights_only=True)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise InputError(f"{self.out / CHECKPOINT} is of another network; choose another folder") from error
+        self.sampler.generator.set_state(state["generator"].cpu())
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+def _centre(image: Tensor, side: int) -> Tensor:
+    """The middle [3, side, side] of an image, or as much of it as there is."""
+    top, left = max(0, (image.shape[1] - side) // 2), max(0, (image.shape[2] - side) // 2)
+    return image[:, top : top + side, left : left + side]
