@@ -1,6 +1,6 @@
 """Passes over a network's quantizers: importing this package registers those that come with fxptq."""
 
-from fxptq.passes import dobi, dobi2d, minmax, observe, percentile
+from fxptq.passes import dobi, dobi2d, dqc, minmax, observe, percentile
 from fxptq.passes.base import Context, Pass, PassReport, build_pass, get_pass, pass_names, register, run_passes
 from fxptq.passes.progress import Progress, RichProgress, Silent
 
@@ -14,6 +14,7 @@ __all__ = [
     "build_pass",
     "dobi",
     "dobi2d",
+    "dqc",
     "get_pass",
     "minmax",
     "observe",

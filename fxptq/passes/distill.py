@@ -1,0 +1,60 @@
+"""The loss by which a float network teaches its quantized self (2DQuant, arXiv 2406.06649): L = L_O + lambda L_F."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FeatureScale = Literal["relative", "paper"]
+
+
+def output_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """L_O: mean absolute difference of the output images, a scalar."""
+    return F.l1_loss(student, teacher)
+
+
+def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], scale: FeatureScale) -> Tensor:
+    """L_F: how far the features point apart, each taken as one vector a sample, of unit length.
+
+    With d_i = || q_i / ||q_i|| - f_i / ||f_i|| ||_2 (0 to 2), averaged over the batch, it is
+
+    - `paper`: sum_i d_i / (C_i H_i W_i), as the paper writes it. At usual sizes that is 1e5 times less than L_O;
+    - `relative`: mean_i d_i, which is of the order of L_O whatever the size of the features and their number.
+
+    Args:
+        student: features of the quantized network, [N, ...] each.
+        teacher: those of the float network, of the same shapes.
+        scale: `relative` or `paper`.
+
+    Returns:
+        A scalar; 0 if there are no features.
+    """
+    terms = []
+    for q, f in zip(student, teacher, strict=True):
+        apart = F.normalize(q.flatten(1), dim=1) - F.normalize(f.flatten(1), dim=1)
+        distance = torch.linalg.vector_norm(apart, dim=1).mean()
+        terms.append(distance / (q[0].numel() if scale == "paper" else len(student)))
+    return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """L_O + weight * L_F.
+
+    Attributes:
+        weight: lambda; with 0 the features are not looked at.
+        scale: of the features' part, see `feature_loss`.
+    """
+
+    weight: float
+    scale: FeatureScale
+
+    def __call__(self, student: tuple[Tensor, list[Tensor]], teacher: tuple[Tensor, list[Tensor]]) -> Tensor:
+        """Loss of (output, features) of both networks for a batch, a scalar."""
+        loss = output_loss(student[0], teacher[0])
+        return loss + self.weight * feature_loss(student[1], teacher[1], self.scale) if self.weight else loss

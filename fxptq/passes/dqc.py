@@ -1,0 +1,239 @@
+"""DQC: the float network teaches the quantized one and only bounds learn, stage 2 of 2DQuant (arXiv 2406.06649).
+
+What the paper leaves open is explicit here: how the feature loss is scaled, the unit of the learning rate (each
+quantizer's initial width, so that one rate fits all), and which state is kept: that of least loss on crops of
+calibration images that were held out, never on a benchmark. The state at the start is a candidate, so the pass never
+makes matters worse there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fxptq.errors import CalibrationError, InputError
+from fxptq.passes.base import Context, Network, Pass, PassReport, register
+from fxptq.passes.crops import Crops, split
+from fxptq.passes.distill import DistillationLoss, FeatureScale
+from fxptq.quant.quantizer import Quantizer
+
+State = dict[str, tuple[Tensor, Tensor]]
+"""`shift` and `log_scale` of each quantizer that is trained."""
+
+Taught = tuple[Tensor, tuple[Tensor, list[Tensor]]]
+"""A batch of inputs, and the teacher's output and features for it."""
+
+
+@register("dqc")
+class Dqc(Pass):
+    """Trains the bounds of quantizers that are on against the float network's output and features."""
+
+    @dataclass(frozen=True)
+    class Settings:
+        """Settings; the defaults are those of the paper but for what it leaves open.
+
+        Attributes:
+            steps: of the optimizer (Adam).
+            batch: crops a step.
+            patch: side of a crop in pixels of the input.
+            lr: learning rate in units of each quantizer's initial width.
+            betas: of Adam.
+            schedule: `cosine` lowers the rate to zero over the run, `constant` keeps it.
+            warmup: steps over which the rate rises from zero.
+            feature_weight: lambda, the weight of the features' part of the loss.
+            feature_scale: `relative` or `paper`, see fxptq.passes.distill.feature_loss.
+            train_weight_bounds: whether bounds of weights learn too.
+            holdout: fraction of the images to judge by.
+            holdout_crops: number of fixed crops of those images.
+            eval_every: steps between two judgements.
+            patience: judgements without a better one after which to stop; 0 for never.
+            time_limit_s: seconds to stop after, the schedule fitted to them; what is reached then depends on the
+                machine. None for no limit.
+        """
+
+        steps: int = 3000
+        batch: int = 8
+        patch: int = 64
+        lr: float = 1e-2
+        betas: tuple[float, float] = (0.9, 0.999)
+        schedule: Literal["cosine", "constant"] = "cosine"
+        warmup: int = 0
+        feature_weight: float = 5.0
+        feature_scale: FeatureScale = "paper"
+        train_weight_bounds: bool = True
+        holdout: float = 0.1
+        holdout_crops: int = 16
+        eval_every: int = 100
+        patience: int = 0
+        time_limit_s: float | None = None
+
+        def __post_init__(self) -> None:
+            for name in ("steps", "batch", "patch", "holdout_crops", "eval_every"):
+                if getattr(self, name) < 1:
+                    raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+            for name in ("warmup", "patience", "feature_weight"):
+                if getattr(self, name) < 0:
+                    raise InputError(f"{name} must not be negative, but is {getattr(self, name)}")
+            if self.lr <= 0 or (self.time_limit_s is not None and self.time_limit_s <= 0):
+                raise InputError(f"lr and time_limit_s must be above 0, not {self.lr} and {self.time_limit_s}")
+            if not (all(0 <= beta < 1 for beta in self.betas) and 0 < self.holdout < 1):
+                raise InputError(f"betas and holdout lie between 0 and 1, unlike {self.betas} and {self.holdout}")
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    settings: Settings
+
+    def run(self, ctx: Context) -> PassReport:
+        """See Pass.
+
+        Raises:
+            InputError: if no bounds are set, or there are no images.
+            CalibrationError: if the loss or a bound is not finite. The best state so far is in place then.
+        """
+        learners = self._learners(ctx.student)
+        if not learners:
+            raise InputError("dqc trains bounds that are set: run a pass such as `dobi` before it")
+        if not ctx.images:
+            raise InputError("dqc needs calibration images")
+        with _only_learning(ctx.student, learners):
+            return _Run(self.settings, ctx, learners).run()
+
+    def _learners(self, student: Network) -> dict[str, Quantizer]:
+        return {
+            key: quantizer
+            for key, quantizer in student.quantizers.items()
+            if quantizer.mode == "on"
+            and bool((quantizer.width > 0).any())
+            and (self.settings.train_weight_bounds or student.weight_of(key) is None)
+        }
+
+
+class _Run:
+    """One training: what it works with, and the best state so far."""
+
+    def __init__(self, settings: Dqc.Settings, ctx: Context, learners: dict[str, Quantizer]) -> None:
+        self.settings, self.ctx, self.learners = settings, ctx, learners
+        self.device = next(iter(learners.values())).lower0.device
+        self.loss = DistillationLoss(settings.feature_weight, settings.feature_scale)
+        generator = torch.Generator().manual_seed(ctx.seed)
+        training, held = split(ctx.images, settings.holdout, generator)
+        self.crops = Crops(training, settings.patch, generator)
+        batches = torch.split(Crops(held, self.crops.size, generator).plain(settings.holdout_crops), settings.batch)
+        self.held = [self._teach(batch) for batch in batches]
+        parameters = [p for quantizer in learners.values() for p in (quantizer.shift, quantizer.log_scale)]
+        # Gradients of a mean over an image can be as small as Adam's usual eps.
+        self.optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=settings.betas, eps=1e-12)
+
+    def run(self) -> PassReport:
+        settings, start = self.settings, time.perf_counter()
+        first = best = self._judge()
+        kept, kept_at, waited = self._state(), 0, 0
+        losses, judged = [], [first]
+        try:
+            with self.ctx.progress.task("dqc", settings.steps) as advance:
+                for step in range(1, settings.steps + 1):
+                    done = self._done(step - 1, time.perf_counter() - start)
+                    if done >= 1:
+                        break
+                    losses.append(self._step(step, done))
+                    if step % settings.eval_every == 0 or step == settings.steps:
+                        judged.append(self._judge())
+                        waited += 1
+                        if judged[-1] < best:
+                            best, kept, kept_at, waited = judged[-1], self._state(), step, 0
+                    advance(note=f"loss {judged[-1]:.4g}")
+                    if settings.patience and waited >= settings.patience:
+                        break
+        finally:
+            self._restore(kept)
+        return PassReport(
+            quantizers={key: _figures(quantizer, *kept[key]) for key, quantizer in self.learners.items()},
+            series={"loss": tuple(losses), "held_out_loss": tuple(judged)},
+            notes=(f"loss on held-out crops {first:.5g} -> {best:.5g}, at step {kept_at} of {len(losses)}",),
+        )
+
+    def _done(self, steps: int, seconds: float) -> float:
+        """Which part of the run is over, 0..1: by steps or by time, whichever is further."""
+        limit = self.settings.time_limit_s
+        return max(steps / self.settings.steps, seconds / limit if limit else 0.0)
+
+    def _step(self, step: int, done: float) -> float:
+        inputs, lesson = self._teach(self.crops.augmented(self.settings.batch))
+        loss = self.loss(self.ctx.student.tapped(inputs), lesson)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise CalibrationError(f"dqc: the loss is {value} at step {step}; try a lower `lr`")
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate(step, done)
+        self.optimizer.step()
+        for key, quantizer in self.learners.items():
+            if not _sound(quantizer):
+                raise CalibrationError(f"dqc: the bounds of {key} diverged at step {step}; try a lower `lr`")
+        return value
+
+    def _rate(self, step: int, done: float) -> float:
+        rate = self.settings.lr * min(1.0, step / (self.settings.warmup + 1))
+        return rate * 0.5 * (1 + math.cos(math.pi * done)) if self.settings.schedule == "cosine" else rate
+
+    @torch.no_grad()
+    def _teach(self, batch: Tensor) -> Taught:
+        inputs = batch.to(self.device)
+        return inputs, self.ctx.teacher.tapped(inputs)
+
+    @torch.no_grad()
+    def _judge(self) -> float:
+        """Loss on the held-out crops."""
+        total = sum(float(self.loss(self.ctx.student.tapped(x), taught)) * len(x) for x, taught in self.held)
+        value = total / sum(len(x) for x, _ in self.held)
+        if not math.isfinite(value):
+            raise CalibrationError(f"dqc: the loss on held-out crops is {value}")
+        return value
+
+    def _state(self) -> State:
+        return {key: (q.shift.detach().clone(), q.log_scale.detach().clone()) for key, q in self.learners.items()}
+
+    @torch.no_grad()
+    def _restore(self, state: State) -> None:
+        for key, quantizer in self.learners.items():
+            shift, log_scale = state[key]
+            quantizer.shift.copy_(shift)
+            quantizer.log_scale.copy_(log_scale)
+            quantizer.fold()
+
+
+def _sound(quantizer: Quantizer) -> bool:
+    """Bounds are finite, and no range has shrunk to nothing in float32."""
+    lower, width = quantizer.lower.detach(), quantizer.width.detach()
+    return bool((lower.isfinite() & width.isfinite() & ((width > 0) == (quantizer.width0 > 0))).all())
+
+
+def _figures(quantizer: Quantizer, shift: Tensor, log_scale: Tensor) -> dict[str, float]:
+    return {
+        "lower": float(quantizer.lower.detach().min()),
+        "upper": float(quantizer.upper.detach().max()),
+        "moved": float(shift.abs().max()),
+        "scaled": float(log_scale.exp().mean()),
+    }
+
+
+@contextmanager
+def _only_learning(student: Network, learners: dict[str, Quantizer]) -> Iterator[None]:
+    """Gradients reach the learners' bounds alone; afterwards each quantizer takes gradients as before."""
+    parameters = [(key, p) for key, quantizer in student.quantizers.items() for p in quantizer.parameters()]
+    before = [p.requires_grad for _, p in parameters]
+    try:
+        for key, parameter in parameters:
+            parameter.requires_grad_(key in learners)
+        yield
+    finally:
+        for (_, parameter), required in zip(parameters, before, strict=True):
+            parameter.requires_grad_(required)
+            parameter.grad = None

@@ -1,0 +1,72 @@
+"""Crops and the split into images to train on and to judge by."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fxptq.errors import InputError
+from fxptq.passes.crops import Crops, split
+
+
+def numbered(height: int, width: int, start: int = 0) -> torch.Tensor:
+    return (torch.arange(height * width).reshape(1, 1, height, width) + start).float()
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "held"), [(10, 0.1, 1), (10, 0.3, 3), (3, 0.01, 1), (2, 0.99, 1), (100, 0.1, 10)]
+)
+def test_split_parts_the_images(count: int, fraction: float, held: int) -> None:
+    images = [torch.full((1, 1, 2, 2), float(i)) for i in range(count)]
+    training, judging = split(images, fraction, rng())
+    assert len(judging) == held
+    assert sorted(float(i[0, 0, 0, 0]) for i in training + judging) == list(range(count))
+
+
+def test_a_single_image_is_both() -> None:
+    image = torch.rand(1, 3, 8, 8)
+    training, judging = split([image], 0.1, rng())
+    assert training[0] is image
+    assert judging[0] is image
+
+
+def test_plain_crops_are_parts_of_the_images_and_reach_every_place() -> None:
+    image = numbered(6, 9)
+    crops = Crops([image], 4, rng()).plain(400)
+    assert crops.shape == (400, 1, 4, 4)
+    corners = {int(c[0, 0, 0]) for c in crops}
+    assert corners == {row * 9 + column for row in range(3) for column in range(6)}
+    for crop in crops:
+        row, column = divmod(int(crop[0, 0, 0]), 9)
+        assert torch.equal(crop, image[0, :, row : row + 4, column : column + 4])
+
+
+def test_augmented_crops_take_all_eight_orientations() -> None:
+    image = numbered(3, 3)
+    turned = [torch.rot90(image, k, (2, 3)) for k in range(4)]
+    expected = {tuple(t.flatten().tolist()) for t in turned + [t.flip(3) for t in turned]}
+    seen = {tuple(c.flatten().tolist()) for c in Crops([image], 3, rng()).augmented(200)}
+    assert len(expected) == 8
+    assert seen == expected
+
+
+def test_size_is_that_of_the_smallest_side() -> None:
+    crops = Crops([numbered(20, 30), numbered(40, 12)], 16, rng())
+    assert crops.size == 12
+    assert crops.augmented(5).shape == (5, 1, 12, 12)
+
+
+def test_crops_repeat_with_the_seed() -> None:
+    images = [numbered(20, 30), numbered(40, 22, 1000)]
+    a, b, c = (Crops(images, 8, rng(seed)).augmented(6) for seed in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_images_that_are_not_single_are_refused() -> None:
+    with pytest.raises(InputError, match=r"\[1, C, H, W\], not \(2, 3, 8, 8\)"):
+        Crops([torch.rand(2, 3, 8, 8)], 4, rng())

@@ -1,0 +1,182 @@
+"""Calibration by distillation: it helps, it repeats, it keeps the best state, and it fails safely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fxptq.errors import CalibrationError, InputError
+from fxptq.passes import Context, PassReport, build_pass, run_passes
+
+QUICK = {"steps": 40, "batch": 4, "patch": 16, "eval_every": 10, "holdout": 0.3, "holdout_crops": 4}
+NewContext = Callable[..., Context]
+
+
+def calibrate(ctx: Context, **options: object) -> PassReport:
+    return run_passes([("dobi", {}), ("dqc", {**QUICK, **options})], ctx)[-1]
+
+
+def bounds(ctx: Context) -> dict[str, tuple[Tensor, Tensor]]:
+    return {key: (q.lower.detach().clone(), q.width.detach().clone()) for key, q in ctx.student.quantizers.items()}
+
+
+def equal(a: dict[str, tuple[Tensor, Tensor]], b: dict[str, tuple[Tensor, Tensor]]) -> bool:
+    return all(torch.equal(x, y) for key in a for x, y in zip(a[key], b[key], strict=True))
+
+
+@pytest.mark.parametrize("scale", ["relative", "paper"])
+def test_it_brings_the_output_closer_to_the_float_network(new_context: NewContext, scale: str) -> None:
+    ctx = new_context()
+    unseen = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+
+    def error() -> float:
+        with torch.no_grad():
+            return float((ctx.student(unseen) - ctx.teacher(unseen)).abs().mean())
+
+    run_passes([("dobi", {})], ctx)
+    before = error()
+    report = run_passes([("dqc", {**QUICK, "steps": 120, "feature_scale": scale})], ctx)[-1]
+    assert error() < 0.9 * before
+    assert len(report.series["loss"]) == 120
+    assert min(report.series["held_out_loss"]) < report.series["held_out_loss"][0]
+    assert set(report.quantizers) == set(ctx.student.quantizers)
+
+
+def test_it_repeats_with_the_seed(new_context: NewContext) -> None:
+    first, second, other = new_context(), new_context(), new_context()
+    other.seed = 7
+    reports = [calibrate(ctx) for ctx in (first, second, other)]
+    assert equal(bounds(first), bounds(second))
+    assert reports[0].series == reports[1].series
+    assert not equal(bounds(first), bounds(other))
+
+
+def test_what_is_kept_is_the_best_on_held_out_crops_and_folded(new_context: NewContext) -> None:
+    ctx = new_context()
+    report = calibrate(ctx, lr=0.05, schedule="constant")
+    best = min(report.series["held_out_loss"])
+    again = run_passes([("dqc", {**QUICK, "steps": 1, "lr": 1e-9, "eval_every": 1})], ctx)[-1]
+    assert again.series["held_out_loss"][0] == pytest.approx(best, rel=1e-6)
+    assert not any(q.shift.any() or q.log_scale.any() for q in ctx.student.quantizers.values())
+
+
+def test_a_ruinous_rate_leaves_the_initial_bounds(new_context: NewContext) -> None:
+    ctx = new_context()
+    run_passes([("dobi", {})], ctx)
+    before = bounds(ctx)
+    report = run_passes([("dqc", {**QUICK, "lr": 1.0, "schedule": "constant"})], ctx)[-1]
+    assert "at step 0 of 40" in report.notes[0]
+    assert equal(bounds(ctx), before)
+
+
+def test_bounds_of_weights_stay_when_told(new_context: NewContext) -> None:
+    ctx = new_context()
+    run_passes([("dobi", {})], ctx)
+    before = bounds(ctx)
+    report = run_passes([("dqc", {**QUICK, "train_weight_bounds": False})], ctx)[-1]
+    after = bounds(ctx)
+    assert set(report.quantizers) == {"conv.input", "mix.input"}
+    for key in before:
+        assert torch.equal(before[key][1], after[key][1]) == key.endswith("weight")
+    assert all(p.requires_grad and p.grad is None for q in ctx.student.quantizers.values() for p in q.parameters())
+
+
+def test_groups_of_zero_width_stay_flat(new_context: NewContext) -> None:
+    ctx = new_context()
+    run_passes([("dobi", {})], ctx)
+    quantizer = ctx.student.quantizers["conv.weight"]
+    width = quantizer.width.detach().clone()
+    width[2] = 0.0
+    quantizer.set_grid(quantizer.lower, width)
+    run_passes([("dqc", QUICK)], ctx)
+    assert quantizer.width[2] == 0
+    assert quantizer.width.isfinite().all()
+
+
+def test_a_loss_that_is_not_finite_restores_the_best_state_and_names_the_step(
+    new_context: NewContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = new_context()
+    run_passes([("dobi", {})], ctx)
+    before = bounds(ctx)
+    tapped, calls = ctx.student.tapped, 0
+
+    def failing(x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        nonlocal calls
+        calls += 1
+        y, features = tapped(x)
+        return (y * float("nan") if calls == 6 else y), features
+
+    monkeypatch.setattr(ctx.student, "tapped", failing)
+    with pytest.raises(CalibrationError, match="loss is nan at step 5; try a lower `lr`"):
+        run_passes([("dqc", QUICK)], ctx)
+    assert equal(bounds(ctx), before)
+    assert all(p.requires_grad for q in ctx.student.quantizers.values() for p in q.parameters())
+
+
+@pytest.mark.parametrize("rate", [200.0, 1e30])
+def test_a_quantizer_whose_bounds_diverge_is_named(new_context: NewContext, rate: float) -> None:
+    ctx = new_context()
+    run_passes([("dobi", {})], ctx)
+    before = bounds(ctx)
+    with pytest.raises(CalibrationError, match=r"the bounds of conv\.\w+ diverged at step 1; try a lower"):
+        run_passes([("dqc", {**QUICK, "lr": rate, "schedule": "constant"})], ctx)
+    assert equal(bounds(ctx), before)
+
+
+def test_it_stops_early_when_nothing_gets_better(new_context: NewContext) -> None:
+    ctx = new_context()
+    report = calibrate(ctx, steps=400, lr=1.0, schedule="constant", patience=2)
+    assert len(report.series["loss"]) == 20
+
+
+def test_it_stops_at_the_time_limit(new_context: NewContext) -> None:
+    ctx = new_context()
+    report = calibrate(ctx, steps=1_000_000, time_limit_s=0.3)
+    assert 1 <= len(report.series["loss"]) < 10_000
+
+
+def test_warmup_and_cosine_shape_the_rate(new_context: NewContext) -> None:
+    ctx = new_context()
+    run_passes([("dobi", {})], ctx)
+    rates: list[float] = []
+    step = torch.optim.Adam.step
+
+    def noting(self: torch.optim.Adam, *args: object) -> object:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", noting)
+        run_passes([("dqc", {**QUICK, "lr": 0.01, "warmup": 4})], ctx)
+    assert rates[0] == pytest.approx(0.002)
+    assert max(rates) == pytest.approx(0.01, rel=0.05)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[-1] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"lr": 0.0}, "lr and time_limit_s must be above 0"),
+        ({"warmup": -1}, "warmup must not be negative"),
+        ({"betas": [0.9, 1.0]}, "betas and holdout lie between"),
+        ({"schedule": "cosin"}, "setting 'schedule'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=f"pass 'dqc'.*{message}"):
+        build_pass("dqc", options)
+
+
+def test_it_needs_bounds_and_images(context: Context) -> None:
+    with pytest.raises(InputError, match="run a pass such as `dobi` before it"):
+        run_passes([("dqc", QUICK)], context)
+    run_passes([("minmax", {})], context)
+    context.images = []
+    with pytest.raises(InputError, match="needs calibration images"):
+        run_passes([("dqc", QUICK)], context)
