@@ -40,7 +40,7 @@ def calibration_images(
         source: a folder of pictures; "synthetic" for generated ones (`./synthetic` is a folder of that name); or one or
             more tensors that are network inputs already, all of which are taken as they are.
         degradation: how clean pictures become inputs; not applied to tensors.
-        channels: of the inputs, 1 or 3 for pictures.
+        channels: of the inputs: 1 or 3, or any number for tensors.
         value_range: what the network takes white to be; not applied to tensors.
         multiple: the size of the inputs made from pictures is rounded up to a multiple of it.
         count: how many inputs to make from pictures.
@@ -51,12 +51,16 @@ def calibration_images(
         The inputs, and one line that says what they are.
 
     Raises:
-        InputError: the folder is missing or empty, a picture is broken or smaller than 16 pixels, a tensor is unfit, or
-            nothing was given.
+        InputError: the folder is missing or empty, a picture is broken or smaller than 16 pixels, a tensor is unfit,
+            nothing was given, or pictures were given to a network that takes other than 1 or 3 channels.
     """
     if isinstance(source, str | Path):
         if count < 1 or size < 1:
             raise InputError(f"calibration needs at least one picture of at least one pixel, not {count} of {size}")
+        if channels not in (1, 3):
+            raise InputError(
+                f"pictures have 1 or 3 channels, and the network takes {channels}; give tensors to calibrate with"
+            )
         side = -(-size // multiple) * multiple
         clean_side = side * degradation.scale
         if source == SYNTHETIC:

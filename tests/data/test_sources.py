@@ -147,3 +147,9 @@ def test_unfit_folders_are_named(tmp_path: Path) -> None:
 def test_nothing_to_make_is_refused(count: int, size: int) -> None:
     with pytest.raises(InputError, match=f"not {count} of {size}"):
         calibration_images("synthetic", NONE, count=count, size=size)
+
+
+def test_pictures_do_not_fit_networks_of_other_channels() -> None:
+    with pytest.raises(InputError, match="the network takes 4; give tensors"):
+        calibration_images("synthetic", NONE, channels=4)
+    assert len(calibration_images(torch.rand(2, 4, 5, 5), NONE, channels=4)[0]) == 2
