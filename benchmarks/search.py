@@ -1,0 +1,87 @@
+"""Time to find bounds for a network of SwinIR-light's size: observing grows with the images, searching does not.
+
+Values are drawn, not computed by a network: 24 blocks, each with the ten activations and six weights (qkv as three) of
+a Swin block at a 64x64 input, bell-shaped, after softmax and after GELU. One core.
+
+    python benchmarks/search.py [--images 1 4] [--bits 2 4 8]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxptq.quant.distribution import Distribution
+from fxptq.quant.observer import Histogram
+from fxptq.quant.search import Bounds, dobi2d, dobi_one_sided, dobi_two_sided, minmax
+
+BLOCKS, TOKENS, DIM, HEADS, WINDOW = 24, 64 * 64, 60, 6, 64
+
+
+def activations(generator: torch.Generator) -> dict[str, Tensor]:
+    """What the activation quantizers of one block see for one image."""
+
+    def bell(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    wide = ("q.input", "k.input", "v.input", "q", "k", "v", "proj.input", "fc1.input")
+    maps = bell(TOKENS // WINDOW * HEADS, WINDOW, WINDOW).mul_(2).softmax(-1)
+    return {name: bell(TOKENS, DIM) for name in wide} | {"attention": maps, "fc2.input": F.gelu(bell(TOKENS, 2 * DIM))}
+
+
+def weights(generator: torch.Generator) -> list[Tensor]:
+    """The six weight matrices of one block."""
+    shapes = [(DIM, DIM)] * 4 + [(2 * DIM, DIM), (DIM, 2 * DIM)]
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def timed(search: Callable[[Distribution], Bounds], distributions: list[Distribution]) -> float:
+    # The sums a distribution caches for its searches are part of the cost: start without them.
+    fresh = [Distribution(d.values, d.counts, d.sums, d.squares, d.minimum, d.maximum) for d in distributions]
+    start = time.process_time()
+    for d in fresh:
+        search(d)
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--bits", type=int, nargs="+", default=[2, 4, 8])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    example = activations(generator)
+    for images in args.images:
+        histograms = {(block, name): Histogram() for block in range(BLOCKS) for name in example}
+        start = time.process_time()
+        for (_, name), histogram in histograms.items():
+            for _ in range(images):
+                histogram.update(example[name])
+        observing = time.process_time() - start
+        values = sum(h.count for h in histograms.values())
+        start = time.process_time()
+        distributions = [h.distribution() for h in histograms.values()]
+        distributions += [Distribution.of(w) for _ in range(BLOCKS) for w in weights(generator)]
+        making = time.process_time() - start
+        print(f"{images} images: {len(distributions)} quantizers, {values / 1e6:.0f}M values")
+        print(f"  observe    {observing:7.2f} s  ({observing / values * 1e9:.1f} ms per million values)")
+        print(f"  statistics {making:7.2f} s")
+        for bits in args.bits:
+            searches: dict[str, Callable[[Distribution], Bounds]] = {
+                "minmax": lambda d, b=bits: minmax(d, b),  # type: ignore[misc]
+                "dobi, two-sided": lambda d, b=bits: dobi_two_sided(d, b),  # type: ignore[misc]
+                "dobi, one-sided": lambda d, b=bits: dobi_one_sided(d, b),  # type: ignore[misc]
+                "dobi2d": lambda d, b=bits: dobi2d(d, b),  # type: ignore[misc]
+            }
+            for name, search in searches.items():
+                print(f"  {bits} bits, {name:<16} {timed(search, distributions):7.2f} s")
+
+
+if __name__ == "__main__":
+    main()
