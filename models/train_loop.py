@@ -40,6 +40,7 @@ class TrainSettings:
         warmup: updates over which the rate rises to its peak.
         patches: sides of the low-resolution patch, one after another over equal parts of the run.
         pixels: low-resolution pixels of a batch; the batch is `pixels // patch**2` patches.
+        clip: largest norm of the gradient, longer ones are shortened; 0 for no limit.
         decay: of the exponential average of the weights.
         seed: of the patches drawn (and of the first weights).
         device: where to train.
@@ -54,6 +55,7 @@ class TrainSettings:
     warmup: int = 200
     patches: tuple[int, ...] = (24, 32, 48)
     pixels: int = 4608
+    clip: float = 0.5
     decay: float = 0.999
     seed: int = 0
     device: str = "cpu"
@@ -140,6 +142,8 @@ class Trainer:
         loss = (restored.float() / self.value_range - high).abs().mean()
         self.optimizer.zero_grad()
         loss.backward()
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.optimizer.step()
         self.step += 1
         self._average_weights()
