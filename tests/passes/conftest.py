@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxptq.passes import Context
+from fxptq.passes.base import Context
 from fxptq.quant.quantizer import Quantizer
 
 

@@ -13,18 +13,9 @@ import pytest
 from rich.console import Console
 
 from fxptq.errors import InputError
-from fxptq.passes import (
-    Context,
-    Pass,
-    PassReport,
-    RichProgress,
-    base,
-    build_pass,
-    get_pass,
-    pass_names,
-    register,
-    run_passes,
-)
+from fxptq.passes import base
+from fxptq.passes.base import Context, Pass, PassReport, build_pass, get_pass, pass_names, register, run_passes
+from fxptq.passes.progress import Advance, RichProgress
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +150,7 @@ def test_passes_report_progress_to_whoever_is_asked(context: Context) -> None:
             self.seen: dict[str, tuple[int, int]] = {}
 
         @contextmanager
-        def task(self, description: str, total: int) -> Iterator[base.Advance]:
+        def task(self, description: str, total: int) -> Iterator[Advance]:
             done = 0
 
             def advance(steps: int = 1, note: str = "") -> None:

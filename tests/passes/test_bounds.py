@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fxptq.errors import CalibrationError, InputError
-from fxptq.passes import Context, build_pass, run_passes
+from fxptq.passes.base import Context, build_pass, run_passes
 from fxptq.quant import search
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.observer import Histogram

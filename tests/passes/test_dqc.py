@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxptq.errors import CalibrationError, InputError
-from fxptq.passes import Context, PassReport, build_pass, run_passes
+from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 
 QUICK = {"steps": 40, "batch": 4, "patch": 16, "eval_every": 10, "holdout": 0.3, "holdout_crops": 4}
 NewContext = Callable[..., Context]
