@@ -1,0 +1,117 @@
+// From int32 accumulators to what the network reads next: values, or the codes of the next quantizer.
+//
+// y = scale * acc + bias [+ row_scale * sum of the row's codes], then the activation, then the residual, then
+// code = round(clip(y * out_scale + out_offset, 0, levels)). Columns go by groups of 64, the codes of one store: every
+// array is padded to whole groups. Each combination is compiled on its own, so that nothing is decided inside the loop.
+#pragma once
+
+#include "simd.h"
+
+namespace fxptq {
+
+constexpr int kGroup = 64;  // columns: four vectors of lanes, one vector of codes
+
+enum class Activation : int64_t { kNone = 0, kLeaky = 1, kGelu = 2 };
+
+struct Epilogue {
+  int columns;
+  const float* scale;
+  const float* row_scale;  // or null: the weights have no offset
+  Activation activation;
+  float slope;          // of the leaky activation; 0 is ReLU
+  const float* levels;  // or null: the output is values
+  float out_scale, out_offset;
+};
+
+// Where a few consecutive rows come from and go to. One of `values` and `codes` is not null.
+struct RowsOut {
+  const int32_t* acc;
+  ptrdiff_t acc_stride;
+  int rows;
+  const float* bias;
+  const float* row_sums;  // [rows]; read only with row_scale
+  const float* residual;  // or null; strides as the output's
+  float* values;
+  uint8_t* codes;
+  ptrdiff_t stride;  // elements from a row to the next
+};
+
+// x * Phi(x), absolute error below 1e-6: Phi(u) - 1/2 as u times a polynomial of degree 13 in u^2, |u| <= 5.5 (least maximum
+// error by weighted least squares; the polynomial is in 2 u^2 / 5.5^2 - 1 so that its coefficients stay small).
+inline Floats gelu(Floats x) {
+  static const float c[] = {1.28551945e-01f,  -6.41719773e-02f, 4.77355830e-02f,  -3.88047136e-02f, 3.21139880e-02f,
+                            -2.59419121e-02f, 2.00271960e-02f,  -1.53723033e-02f, 1.14313848e-02f,  -6.29635993e-03f,
+                            2.46822368e-03f,  -2.51315697e-03f, 2.59530405e-03f,  -9.14128788e-04f};
+  const Floats u = minimum(maximum(x, splat(-5.5f)), splat(5.5f));
+  const Floats t = u * u * (2.0f / 30.25f) - 1.0f;
+  Floats p = splat(c[13]);
+#pragma GCC unroll 13
+  for (int i = 12; i >= 0; --i) p = p * t + c[i];
+  return x * (u * p + 0.5f);
+}
+
+template <Activation A>
+inline Floats activate(Floats y, float slope) {
+  if constexpr (A == Activation::kLeaky) return maximum(y, splat(0.0f)) + minimum(y, splat(0.0f)) * slope;
+  if constexpr (A == Activation::kGelu) return gelu(y);
+  return y;
+}
+
+template <Activation A, bool kRowScale, bool kResidual, bool kCodes>
+void finish_rows(const Epilogue& e, const RowsOut& o) {
+  for (int column = 0; column < e.columns; column += kGroup) {
+    const int n = e.columns - column < kGroup ? e.columns - column : kGroup;
+    Floats scale[4], bias[4], row_scale[4], levels[4];
+    for (int v = 0; v < 4; ++v) {
+      const int at = column + v * kLanes;
+      scale[v] = load<Floats>(e.scale + at);
+      bias[v] = load<Floats>(o.bias + at);
+      if constexpr (kRowScale) row_scale[v] = load<Floats>(e.row_scale + at);
+      if constexpr (kCodes) levels[v] = load<Floats>(e.levels + at);
+    }
+    for (int r = 0; r < o.rows; ++r) {
+      Floats y[4];
+      for (int v = 0; v < 4; ++v) {
+        y[v] = to_floats(load<Ints>(o.acc + r * o.acc_stride + column + v * kLanes)) * scale[v] + bias[v];
+        if constexpr (kRowScale) y[v] = row_scale[v] * o.row_sums[r] + y[v];
+        y[v] = activate<A>(y[v], e.slope);
+      }
+      const ptrdiff_t at = r * o.stride + column;
+      if constexpr (kResidual) {
+        for (int v = 0; v < 4; ++v) y[v] = y[v] + load_part(o.residual + at, v, n);
+      }
+      if constexpr (kCodes) {
+        for (int v = 0; v < 4; ++v) {
+          // Without activation and residual the caller has folded the next grid into scale and bias.
+          if constexpr (A != Activation::kNone || kResidual) y[v] = y[v] * e.out_scale + e.out_offset;
+          y[v] = minimum(y[v], levels[v]);
+        }
+        store_codes(o.codes + at, y, n);
+      } else {
+        for (int v = 0; v < 4; ++v) store_part(o.values + at, v, y[v], n);
+      }
+    }
+  }
+}
+
+using Finish = void (*)(const Epilogue&, const RowsOut&);
+
+template <Activation A>
+Finish finish_of(bool row_scale, bool residual, bool codes) {
+  static constexpr Finish table[8] = {
+      finish_rows<A, false, false, false>, finish_rows<A, false, false, true>, finish_rows<A, false, true, false>,
+      finish_rows<A, false, true, true>,   finish_rows<A, true, false, false>, finish_rows<A, true, false, true>,
+      finish_rows<A, true, true, false>,   finish_rows<A, true, true, true>};
+  return table[4 * row_scale + 2 * residual + codes];
+}
+
+inline Finish finish_of(const Epilogue& e, bool residual) {
+  const bool row_scale = e.row_scale != nullptr, codes = e.levels != nullptr;
+  switch (e.activation) {
+    case Activation::kLeaky: return finish_of<Activation::kLeaky>(row_scale, residual, codes);
+    case Activation::kGelu: return finish_of<Activation::kGelu>(row_scale, residual, codes);
+    default: return finish_of<Activation::kNone>(row_scale, residual, codes);
+  }
+}
+
+}  // namespace fxptq

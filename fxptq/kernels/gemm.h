@@ -1,0 +1,90 @@
+// Integer matrix product: u8 activation codes times s8 weight codes into int32, exactly.
+//
+// Weights are packed beforehand as [column blocks of 16][K / 4][16][4]: one vector holds, for sixteen columns, the four
+// bytes that one dot4 takes. A row of activations is `segments` runs of `words` * 4 bytes, `segment_stride` bytes apart:
+// one run for a linear layer, one per kernel row for a convolution over channels-last data.
+#pragma once
+
+#include "simd.h"
+
+namespace fxptq {
+
+#if FXPTQ_AVX512
+constexpr int kTileRows = 6, kTileBlocks = 4;  // 24 accumulators, 4 of weights, 1 of activations: 29 of 32 registers
+#else
+constexpr int kTileRows = 2, kTileBlocks = 1;
+#endif
+
+struct Rows {
+  const uint8_t* data;
+  ptrdiff_t stride;          // bytes from a row to the next
+  int segments;              // runs in a row
+  ptrdiff_t segment_stride;  // bytes from a run to the next
+  int words;                 // groups of four bytes in a run
+};
+
+struct Panels {
+  const int8_t* data;
+  int blocks;  // of sixteen columns
+  int words;   // groups of four along K: segments * words of a row
+};
+
+template <int R, int B>
+inline void tile(const Rows& a, int64_t row, const Panels& w, int block, int32_t* out, ptrdiff_t out_stride) {
+  Ints acc[R][B] = {};
+  const int8_t* weights = w.data + (ptrdiff_t)block * w.words * 64;
+  const ptrdiff_t panel = (ptrdiff_t)w.words * 64;
+  const uint8_t* start = a.data + row * a.stride;
+  for (int s = 0; s < a.segments; ++s, start += a.segment_stride) {
+    const uint8_t* codes = start;
+    for (int k = 0; k < a.words; ++k, codes += 4, weights += 64) {
+      Words columns[B];
+      for (int b = 0; b < B; ++b) columns[b] = load<Words>(weights + b * panel);
+      for (int r = 0; r < R; ++r) {
+        const Words four = splat_word(codes + r * a.stride);
+        for (int b = 0; b < B; ++b) acc[r][b] = dot4(acc[r][b], four, columns[b]);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int b = 0; b < B; ++b) store(out + r * out_stride + (block + b) * kLanes, acc[r][b]);
+  }
+}
+
+template <int R>
+inline void row_tile(const Rows& a, int64_t row, const Panels& w, int32_t* out, ptrdiff_t out_stride) {
+  int block = 0;
+  for (; block + kTileBlocks <= w.blocks; block += kTileBlocks) tile<R, kTileBlocks>(a, row, w, block, out, out_stride);
+  if constexpr (kTileBlocks > 1) {
+    switch (w.blocks - block) {
+      case 1: tile<R, 1>(a, row, w, block, out, out_stride); break;
+      case 2: tile<R, 2>(a, row, w, block, out, out_stride); break;
+      case 3: tile<R, 3>(a, row, w, block, out, out_stride); break;
+      default: break;
+    }
+  }
+}
+
+// Accumulators of up to kTileRows rows, for all columns: out[r][0 .. 16 * blocks).
+inline void accumulate(const Rows& a, int64_t row, int rows, const Panels& w, int32_t* out, ptrdiff_t out_stride) {
+  static_assert(kTileRows <= 6, "a case for each number of rows");
+  switch (rows) {
+    case 1: row_tile<1>(a, row, w, out, out_stride); break;
+    case 2: row_tile<2>(a, row, w, out, out_stride); break;
+    case 3: if constexpr (kTileRows >= 3) row_tile<3>(a, row, w, out, out_stride); break;
+    case 4: if constexpr (kTileRows >= 4) row_tile<4>(a, row, w, out, out_stride); break;
+    case 5: if constexpr (kTileRows >= 5) row_tile<5>(a, row, w, out, out_stride); break;
+    default: row_tile<kTileRows>(a, row, w, out, out_stride); break;
+  }
+}
+
+// The sum of the codes of one row, over all its runs.
+inline int32_t row_sum(const Rows& a, int64_t row) {
+  int32_t total = 0;
+  for (int s = 0; s < a.segments; ++s) {
+    total += sum_bytes(a.data + row * a.stride + s * a.segment_stride, 4 * (int64_t)a.words);
+  }
+  return total;
+}
+
+}  // namespace fxptq

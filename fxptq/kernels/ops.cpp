@@ -1,0 +1,285 @@
+// The CPU side of the `fxptq` operators: checks and shapes here, arithmetic in the headers, threads by at::parallel_for.
+//
+// The operators are declared in Python (ops.py), which also holds their exact pure-torch form; the arguments and their
+// meaning are documented there.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/copy.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <vector>
+
+#include "attention.h"
+#include "conv.h"
+#include "elementwise.h"
+#include "epilogue.h"
+#include "gemm.h"
+
+namespace {
+
+using at::Tensor;
+using fxptq::kGroup;
+using fxptq::kLanes;
+using std::optional;
+
+template <class T>
+const T* data(const optional<Tensor>& t) {
+  return t ? t->const_data_ptr<T>() : nullptr;
+}
+
+int words_of(int64_t bytes) { return (int)((bytes + 3) / 4); }
+
+fxptq::Panels panels_of(const Tensor& weight) {
+  TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == at::kChar && weight.is_contiguous(), "weight is not packed");
+  return {weight.const_data_ptr<int8_t>(), (int)weight.size(0), (int)weight.size(1)};
+}
+
+fxptq::Centre centre_of(int64_t bits) {
+  // Up to 7 bits the odd integers 2 code - (2^bits - 1) are centred on zero; 8 bits have room for code - 128 only.
+  return bits < 8 ? fxptq::Centre{2, (uint8_t)((1 << bits) - 1)} : fxptq::Centre{1, 128};
+}
+
+// Columns of accumulators: whole groups, as the epilogue reads them.
+ptrdiff_t padded_columns(const fxptq::Panels& panels) {
+  return ((ptrdiff_t)panels.blocks * kLanes + kGroup - 1) / kGroup * kGroup;
+}
+
+fxptq::Epilogue epilogue_of(int64_t columns, const Tensor& scale, const Tensor& bias, const optional<Tensor>& row_scale,
+                            int64_t activation, double slope, const optional<Tensor>& levels, double out_scale,
+                            double out_offset) {
+  const int64_t padded = (columns + kGroup - 1) / kGroup * kGroup;
+  for (const Tensor* t : {&scale, &bias}) {
+    TORCH_CHECK(t->numel() == padded && t->scalar_type() == at::kFloat && t->is_contiguous(), "bad epilogue");
+  }
+  return {(int)columns,  scale.const_data_ptr<float>(), data<float>(row_scale), (fxptq::Activation)activation,
+          (float)slope, data<float>(levels),           (float)out_scale,       (float)out_offset};
+}
+
+Tensor quantize(const Tensor& x, double lower, double step, int64_t levels) {
+  Tensor codes = at::empty_like(x, x.options().dtype(at::kByte));
+  // Both in the order of memory; values with gaps or repeats between them are laid out as torch lays out its results.
+  const Tensor dense = x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x);
+  const float* from = dense.const_data_ptr<float>();
+  uint8_t* to = codes.mutable_data_ptr<uint8_t>();
+  at::parallel_for(0, dense.numel(), 1 << 15, [&](int64_t begin, int64_t end) {
+    fxptq::quantize(from + begin, to + begin, end - begin, (float)lower, (float)step, (float)levels);
+  });
+  return codes;
+}
+
+Tensor layer_norm_codes(const Tensor& x, const Tensor& scale, const Tensor& offset, double eps, int64_t levels) {
+  const Tensor rows = x.contiguous();
+  const int64_t width = rows.size(-1);
+  Tensor codes = at::empty(rows.sizes(), rows.options().dtype(at::kByte));
+  const float *from = rows.const_data_ptr<float>(), *s = scale.const_data_ptr<float>(), *o = offset.const_data_ptr<float>();
+  uint8_t* to = codes.mutable_data_ptr<uint8_t>();
+  at::parallel_for(0, rows.numel() / width, 1 + (1 << 14) / width, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      fxptq::layer_norm_codes(from + r * width, to + r * width, (int)width, s, o, (float)eps, (float)levels);
+    }
+  });
+  return codes;
+}
+
+Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, const Tensor& bias, const Tensor& scale,
+              const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
+              const optional<Tensor>& levels, double out_scale, double out_offset) {
+  const Tensor input = codes.contiguous();
+  const optional<Tensor> added = residual ? optional<Tensor>(residual->contiguous()) : residual;
+  const fxptq::Panels panels = panels_of(weight);
+  const fxptq::Epilogue epilogue =
+      epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
+  const int64_t depth = input.size(-1), rows = depth ? input.numel() / depth : 0;
+  TORCH_CHECK(panels.words == words_of(depth), "weight does not fit the input");
+  std::vector<int64_t> shape = input.sizes().vec();
+  shape.back() = columns;
+  Tensor out = at::empty(shape, input.options().dtype(levels ? at::kByte : at::kFloat));
+  float* values = levels ? nullptr : out.mutable_data_ptr<float>();
+  uint8_t* next = levels ? out.mutable_data_ptr<uint8_t>() : nullptr;
+  const float* add = data<float>(added);
+  const uint8_t* from = input.const_data_ptr<uint8_t>();
+
+  const fxptq::Finish finish = fxptq::finish_of(epilogue, add != nullptr);
+  const ptrdiff_t acc_stride = padded_columns(panels);
+  at::parallel_for(0, (rows + fxptq::kTileRows - 1) / fxptq::kTileRows, 16, [&](int64_t begin, int64_t end) {
+    std::vector<int32_t> acc(acc_stride * fxptq::kTileRows);
+    std::vector<uint8_t> padded(depth % 4 ? (size_t)panels.words * 4 * fxptq::kTileRows : 0);
+    float sums[fxptq::kTileRows];
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t first = t * fxptq::kTileRows;
+      const int count = (int)std::min<int64_t>(fxptq::kTileRows, rows - first);
+      fxptq::Rows a{from + first * depth, depth, 1, 0, panels.words};
+      if (!padded.empty()) {  // a group of four must not reach into the next row, nor past the tensor
+        a.data = padded.data();
+        a.stride = (ptrdiff_t)panels.words * 4;
+        for (int r = 0; r < count; ++r) std::memcpy(padded.data() + r * a.stride, from + (first + r) * depth, depth);
+      }
+      fxptq::accumulate(a, 0, count, panels, acc.data(), acc_stride);
+      if (epilogue.row_scale) {
+        for (int r = 0; r < count; ++r) sums[r] = (float)fxptq::row_sum(a, r);
+      }
+      const int64_t at = first * columns;
+      finish(epilogue, {acc.data(), acc_stride, count, bias.const_data_ptr<float>(), sums, add ? add + at : nullptr,
+                        values ? values + at : nullptr, next ? next + at : nullptr, columns});
+    }
+  });
+  return out;
+}
+
+Tensor conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, at::IntArrayRef kernel, at::IntArrayRef stride,
+              at::IntArrayRef padding, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
+              const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
+              const optional<Tensor>& levels, double out_scale, double out_offset) {
+  const auto format = at::MemoryFormat::ChannelsLast;
+  const optional<Tensor> added = residual ? optional<Tensor>(residual->contiguous(format)) : residual;
+  const fxptq::Panels panels = panels_of(weight);
+  const fxptq::Epilogue epilogue =
+      epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
+  fxptq::ConvShape c{codes.size(1), codes.size(2), codes.size(3), 0, 0, (int)kernel[0], (int)kernel[1], (int)stride[0],
+                     (int)stride[1], (int)padding[0], (int)padding[1]};
+  c.out_height = (c.height + 2 * padding[0] - kernel[0]) / stride[0] + 1;
+  c.out_width = (c.width + 2 * padding[1] - kernel[1]) / stride[1] + 1;
+  TORCH_CHECK(panels.words * 4 == kernel[0] * kernel[1] * c.channel_bytes(), "weight does not fit the input");
+  Tensor out = at::empty({codes.size(0), columns, c.out_height, c.out_width},
+                         codes.options().dtype(levels ? at::kByte : at::kFloat), format);
+  Tensor bordered = at::empty({c.padded_height() * c.row_bytes()}, codes.options());
+  uint8_t* padded = bordered.mutable_data_ptr<uint8_t>();
+  const fxptq::Finish finish = fxptq::finish_of(epilogue, added.has_value());
+  for (int64_t image = 0; image < codes.size(0); ++image) {
+    const uint8_t* from = codes.const_data_ptr<uint8_t>() + image * codes.stride(0);
+    at::parallel_for(0, c.padded_height(), 8, [&](int64_t begin, int64_t end) {
+      fxptq::copy_with_border(c, from, codes.stride(1), codes.stride(2), codes.stride(3), padded, begin, end);
+    });
+    const int64_t at = image * c.out_height * c.out_width * columns;
+    const fxptq::RowsOut rows{nullptr, padded_columns(panels), 0, nullptr, nullptr,
+                              added ? added->const_data_ptr<float>() + at : nullptr,
+                              levels ? nullptr : out.mutable_data_ptr<float>() + at,
+                              levels ? out.mutable_data_ptr<uint8_t>() + at : nullptr, columns};
+    at::parallel_for(0, c.out_height, 1, [&](int64_t begin, int64_t end) {
+      fxptq::conv_rows(c, padded, panels, epilogue, finish, bias.const_data_ptr<float>(), data<float>(taps), rows, begin, end);
+    });
+  }
+  return out;
+}
+
+// The right factor of one batch as packed columns of centred codes, and the sum of each column. Codes are `k` and `n`
+// bytes apart along the two axes.
+void pack_columns(const uint8_t* from, int64_t depth, int64_t columns, int64_t k, int64_t n, fxptq::Centre centre,
+                  int8_t* to, int32_t* sums) {
+  const int64_t words = words_of(depth);
+  std::memset(to, 0, (columns + kLanes - 1) / kLanes * words * 64);
+  for (int64_t block = 0; block * kLanes < columns; ++block, to += words * 64) {
+    const int64_t count = std::min<int64_t>(kLanes, columns - block * kLanes);
+    for (int64_t i = 0; i < depth; ++i) {
+      int8_t* line = to + i / 4 * 64 + i % 4;
+      const uint8_t* at = from + i * k + block * kLanes * n;
+      for (int64_t j = 0; j < count; ++j) line[4 * j] = (int8_t)(uint8_t)(at[j * n] * centre.multiple - centre.shift);
+    }
+    for (int64_t j = 0; j < kLanes; ++j) sums[block * kLanes + j] = 0;
+    for (int64_t w = 0; w < words; ++w) {
+      const fxptq::Ints total = fxptq::dot4(fxptq::load<fxptq::Ints>(sums + block * kLanes), fxptq::Words{} + 0x01010101u,
+                                            fxptq::load<fxptq::Words>(to + w * 64));
+      fxptq::store(sums + block * kLanes, total);
+    }
+  }
+}
+
+Tensor matmul(const Tensor& lhs, const Tensor& rhs, int64_t bits, at::ArrayRef<double> terms) {
+  TORCH_CHECK(lhs.dim() == rhs.dim() && lhs.dim() >= 2 && lhs.size(-1) == rhs.size(-2), "factors do not fit");
+  const int64_t rows = lhs.size(-2), depth = lhs.size(-1), columns = rhs.size(-1);
+  const double scale = terms[0], row_scale = terms[1], column_scale = terms[2];
+  const double constant = terms[3] * (double)depth + terms[4];
+  std::vector<int64_t> shape = lhs.sizes().vec();
+  shape.back() = columns;
+  Tensor out = at::empty(shape, lhs.options().dtype(at::kFloat));
+  if (out.numel() == 0) return out;
+  // Rows of groups of four: depth padded with zeros, which meet the zeros of the packed columns.
+  const Tensor a = depth % 4 ? at::constant_pad_nd(lhs, {0, 4 - depth % 4}) : lhs.contiguous();
+  const Tensor b = rhs.flatten(0, -3);
+  const int words = words_of(depth), blocks = (int)((columns + kLanes - 1) / kLanes);
+  const int64_t padded = (columns + kGroup - 1) / kGroup * kGroup, batches = out.numel() / (rows * columns);
+  const uint8_t *from_a = a.const_data_ptr<uint8_t>(), *from_b = b.const_data_ptr<uint8_t>();
+  float* to = out.mutable_data_ptr<float>();
+  at::parallel_for(0, batches, 1, [&](int64_t begin, int64_t end) {
+    std::vector<int8_t> packed((size_t)blocks * words * 64);
+    std::vector<int32_t> column_sums(padded), acc(padded * fxptq::kTileRows);
+    std::vector<float> scales(padded, (float)scale), row_scales(padded, (float)row_scale), bias(padded);
+    float sums[fxptq::kTileRows] = {};
+    const fxptq::Epilogue epilogue{(int)columns, scales.data(), row_scale != 0.0 ? row_scales.data() : nullptr,
+                                   fxptq::Activation::kNone, 0.0f, nullptr, 1.0f, 0.0f};
+    const fxptq::Finish finish = fxptq::finish_of(epilogue, false);
+    const fxptq::Panels panels{packed.data(), blocks, words};
+    for (int64_t batch = begin; batch < end; ++batch) {
+      pack_columns(from_b + batch * b.stride(0), depth, columns, b.stride(1), b.stride(2), centre_of(bits), packed.data(),
+                   column_sums.data());
+      for (int64_t j = 0; j < padded; ++j) bias[j] = (float)(column_sums[j] * column_scale + constant);
+      const fxptq::Rows line{from_a + batch * rows * words * 4, (ptrdiff_t)words * 4, 1, 0, words};
+      for (int64_t first = 0; first < rows; first += fxptq::kTileRows) {
+        const int count = (int)std::min<int64_t>(fxptq::kTileRows, rows - first);
+        fxptq::accumulate(line, first, count, panels, acc.data(), padded);
+        for (int r = 0; row_scale != 0.0 && r < count; ++r) sums[r] = (float)fxptq::row_sum(line, first + r);
+        finish(epilogue, {acc.data(), (ptrdiff_t)padded, count, bias.data(), sums, nullptr,
+                          to + (batch * rows + first) * columns, nullptr, columns});
+      }
+    }
+  });
+  return out;
+}
+
+fxptq::Heads heads_of(const Tensor& t) {
+  const uint8_t* from = t.const_data_ptr<uint8_t>();
+  int64_t last = 0;
+  for (int64_t axis = 0; axis < 4; ++axis) last += (t.size(axis) - 1) * t.stride(axis);
+  return {from, from + last + 1, t.stride(0), t.stride(1), t.stride(2), t.size(2), t.size(3)};
+}
+
+Tensor dense_rows(const Tensor& t) { return t.stride(3) == 1 || t.size(3) == 1 ? t : t.contiguous(); }
+
+Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const optional<Tensor>& bias,
+                 const optional<Tensor>& mask, int64_t key_bits, int64_t value_bits, at::ArrayRef<double> logit,
+                 at::ArrayRef<double> prob, at::ArrayRef<double> out, int64_t levels) {
+  const Tensor q = dense_rows(query), k = dense_rows(key), v = dense_rows(value);
+  const int64_t windows = q.size(0), heads = q.size(1), rows = q.size(2), width = v.size(3);
+  const fxptq::AttentionSettings settings{
+      centre_of(key_bits), centre_of(value_bits), (float)logit[0], (float)logit[1], (float)prob[0], (float)prob[1],
+      (float)prob[2],      (float)out[0],         (float)out[2],   (float)out[1],
+      (float)(out[3] * (double)k.size(2) + out[4]),          (float)levels,
+      data<float>(bias),   bias && bias->size(0) > 1 ? bias->stride(0) : 0,         data<float>(mask),
+      mask ? mask->size(0) : 1};
+  Tensor result = at::empty({windows, rows, heads, width}, q.options().dtype(levels ? at::kByte : at::kFloat));
+  float* values = levels ? nullptr : result.mutable_data_ptr<float>();
+  uint8_t* codes = levels ? result.mutable_data_ptr<uint8_t>() : nullptr;
+  const fxptq::Heads from_q = heads_of(q), from_k = heads_of(k), from_v = heads_of(v);
+  at::parallel_for(0, windows, 1, [&](int64_t begin, int64_t end) {
+    fxptq::Attention one(settings, from_q, from_k, from_v);
+    for (int64_t window = begin; window < end; ++window) {
+      for (int64_t head = 0; head < heads; ++head) {
+        const int64_t at = (window * rows * heads + head) * width;
+        if (levels) {
+          one.run(window, head, codes + at, heads * width);
+        } else {
+          one.run(window, head, values + at, heads * width);
+        }
+      }
+    }
+  });
+  return result.transpose(1, 2);
+}
+
+std::string isa() { return fxptq::isa(); }
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fxptq_native, m) { m.def("isa() -> str", &isa); }
+
+TORCH_LIBRARY_IMPL(fxptq, CPU, m) {
+  m.impl("quantize", &quantize);
+  m.impl("layer_norm_codes", &layer_norm_codes);
+  m.impl("linear", &linear);
+  m.impl("attention", &attention);
+  m.impl("conv2d", &conv2d);
+  m.impl("matmul", &matmul);
+}

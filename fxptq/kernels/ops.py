@@ -1,0 +1,266 @@
+"""The integer operators: what they are called, what they compute, and their exact form in plain torch.
+
+They stand in a graph as `torch.ops.fxptq.<name>`. Compiled kernels (build.py) take over on the CPU; everywhere else the
+functions here run. Products of codes are exact integers in both: a float of 24 (or 53) bits holds every partial sum.
+Scales, offsets and biases are folded ahead of time (fold.py) and padded to groups of 64 columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Any, TypedDict, Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LANES = 16
+GROUP = 64
+
+
+class Activation(IntEnum):
+    """Activations that an epilogue can apply."""
+
+    NONE = 0
+    LEAKY = 1
+    GELU = 2
+
+
+class Epilogue(TypedDict):
+    """From the integer sums to what the network reads next.
+
+    y = scale * sum(A W) + bias [+ row_scale * sum(A)]; the activation; + residual; then the output is y, or with
+    `levels` the codes round(clip(z, 0, levels)). After an activation or a residual z = y * out_scale + out_offset;
+    otherwise z = y, the next grid being folded into scale and bias.
+
+    Attributes:
+        scale: of each column.
+        row_scale: of the sum of the activation codes, where the weights have an offset; None where not.
+        activation: an `Activation`; `slope` is that of the leaky one, below zero.
+        residual: float32 of the output's shape, or None.
+        levels: largest code of each column, or None for float32 output.
+    """
+
+    scale: Tensor
+    row_scale: Tensor | None
+    activation: int
+    slope: float
+    residual: Tensor | None
+    levels: Tensor | None
+    out_scale: float
+    out_offset: float
+
+
+_EPILOGUE = (
+    "Tensor scale, Tensor? row_scale, int activation, float slope, Tensor? residual, Tensor? levels, "
+    "float out_scale, float out_offset"
+)
+
+_SCHEMAS = {
+    "quantize": "(Tensor x, *, float lower, float step, int levels) -> Tensor",
+    "layer_norm_codes": "(Tensor x, *, Tensor scale, Tensor offset, float eps, int levels) -> Tensor",
+    "linear": f"(Tensor codes, Tensor weight, *, int columns, Tensor bias, {_EPILOGUE}) -> Tensor",
+    "conv2d": (
+        "(Tensor codes, Tensor weight, *, int columns, int[] kernel, int[] stride, int[] padding, Tensor bias, "
+        f"Tensor? taps, {_EPILOGUE}) -> Tensor"
+    ),
+    "matmul": "(Tensor lhs, Tensor rhs, *, int bits, float[] out) -> Tensor",
+    "attention": (
+        "(Tensor query, Tensor key, Tensor value, *, Tensor? bias, Tensor? mask, int key_bits, int value_bits, "
+        "float[] logit, float[] prob, float[] out, int levels) -> Tensor"
+    ),
+}
+
+
+def centred(codes: Tensor, bits: int) -> Tensor:
+    """Signed integers for unsigned codes: the odd integers 2 code - (2**bits - 1) up to 7 bits, code - 128 for 8.
+
+    Args:
+        codes: uint8, values 0 .. 2**bits - 1.
+        bits: 1 to 8.
+
+    Returns:
+        int8 of the same shape.
+    """
+    wide = codes.to(torch.int16)
+    return (wide - 128 if bits == 8 else 2 * wide - (2**bits - 1)).to(torch.int8)
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    """Lays signed codes out for the kernels: [N, K] int8 -> [ceil(N / 16), ceil(K / 4), 16, 4], padded with zeros."""
+    rows, depth = weight.shape
+    padded = F.pad(weight, (0, -depth % 4, 0, -rows % LANES))
+    blocks = padded.reshape(padded.shape[0] // LANES, LANES, padded.shape[1] // 4, 4)
+    return blocks.permute(0, 2, 1, 3).contiguous()
+
+
+def unpack_weight(packed: Tensor, columns: int) -> Tensor:
+    """The inverse of `pack_weight`, but for the zeros along K: [columns, ceil(K / 4) * 4]."""
+    return packed.permute(0, 2, 1, 3).reshape(packed.shape[0] * LANES, -1)[:columns]
+
+
+def pad_columns(values: Tensor) -> Tensor:
+    """Pads the last axis with zeros to whole groups of 64, float32, contiguous."""
+    return F.pad(values.to(torch.float32), (0, -values.shape[-1] % GROUP)).contiguous()
+
+
+def holding(depth: int) -> torch.dtype:
+    """The float type that holds any sum of `depth` products of an unsigned and a signed 8-bit code exactly."""
+    return torch.float32 if depth * 255 * 128 < 1 << 24 else torch.float64
+
+
+def quantize(x: Tensor, *, lower: float, step: float, levels: int) -> Tensor:
+    """Codes of values, uint8: the simulation's own operations in its own order, so that every code is the same."""
+    return torch.sub(x, lower).div_(step).clamp_(0, levels).round_().to(torch.uint8)
+
+
+def layer_norm_codes(x: Tensor, *, scale: Tensor, offset: Tensor, eps: float, levels: int) -> Tensor:
+    """Codes of a LayerNorm over the last axis; `scale` and `offset` hold its weight and bias in units of the step."""
+    width = x.shape[-1]
+    y = F.layer_norm(x, (width,), scale[:width], offset[:width], eps)
+    return y.clamp_(0, levels).round_().to(torch.uint8).contiguous()
+
+
+def linear(codes: Tensor, weight: Tensor, *, columns: int, bias: Tensor, **epilogue: Unpack[Epilogue]) -> Tensor:
+    """A linear layer on codes [..., K] with packed `weight`: float32 or uint8 codes [..., columns]."""
+    w = unpack_weight(weight, columns)
+    exact = holding(w.shape[1])
+    acc = F.pad(codes, (0, w.shape[1] - codes.shape[-1])).to(exact) @ w.to(exact).t()
+    return _finish(acc, codes.sum(-1, keepdim=True), bias[:columns], epilogue)
+
+
+def conv2d(
+    codes: Tensor,
+    weight: Tensor,
+    *,
+    columns: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    bias: Tensor,
+    taps: Tensor | None,
+    **epilogue: Unpack[Epilogue],
+) -> Tensor:
+    """A convolution on codes [B, C, H, W], without groups or dilation; the result lies channels last.
+
+    `weight` is packed from [columns, kernel height, kernel width, C padded to a multiple of 4]. `taps` [kernel height *
+    kernel width, columns] is what each tap that lies inside the image adds to the bias: the real zeros of the border
+    add nothing.
+    """
+    channels = codes.shape[1]
+    w = unpack_weight(weight, columns).reshape(columns, kernel[0], kernel[1], -1)[..., :channels].permute(0, 3, 1, 2)
+    exact = holding(channels * kernel[0] * kernel[1])
+
+    def convolved(x: Tensor, taps: Tensor) -> Tensor:
+        return F.conv2d(x, taps, stride=stride, padding=padding).permute(0, 2, 3, 1)
+
+    shift = bias[:columns]
+    if taps is not None:
+        one = torch.ones(1, 1, *codes.shape[2:], device=codes.device)
+        shift = shift + convolved(one, taps[:, :columns].t().reshape(columns, 1, *kernel))
+    box = torch.ones(1, 1, *kernel, dtype=exact, device=codes.device)
+    row_sum = convolved(codes.to(exact).sum(1, keepdim=True), box)
+    if epilogue["residual"] is not None:
+        epilogue["residual"] = epilogue["residual"].permute(0, 2, 3, 1)
+    y = _finish(convolved(codes.to(exact), w.to(exact)), row_sum, shift, epilogue)
+    return y.contiguous().permute(0, 3, 1, 2)
+
+
+def _finish(acc: Tensor, row_sum: Tensor, bias: Tensor, epilogue: Epilogue) -> Tensor:
+    """The epilogue on [..., columns]; `bias` may be a map of that shape."""
+    columns = acc.shape[-1]
+    row_scale, residual, levels = epilogue["row_scale"], epilogue["residual"], epilogue["levels"]
+    y = acc.to(torch.float32) * epilogue["scale"][:columns] + bias
+    if row_scale is not None:
+        y = y + row_sum.to(torch.float32) * row_scale[:columns]
+    if epilogue["activation"] == Activation.LEAKY:
+        y = F.leaky_relu(y, epilogue["slope"])
+    elif epilogue["activation"] == Activation.GELU:
+        y = F.gelu(y)
+    if residual is not None:
+        y = y + residual
+    if levels is None:
+        return y
+    if epilogue["activation"] != Activation.NONE or residual is not None:
+        y = y * epilogue["out_scale"] + epilogue["out_offset"]
+    return y.clamp(min=0).minimum(levels[:columns]).round().to(torch.uint8)
+
+
+def matmul(lhs: Tensor, rhs: Tensor, *, bits: int, out: Sequence[float]) -> Tensor:
+    """The product of codes A [..., M, K] and codes [..., K, N], batches alike: float32 [..., M, N].
+
+    With B the centred right codes of `bits` bits and `out` = (a, b, c, d, e) the result is
+    a sum(A B) + b sum(A) + c sum(B) + d K + e.
+    """
+    exact = holding(lhs.shape[-1])
+    a, b = lhs.to(exact), centred(rhs, bits).to(exact)
+    y = (a @ b).to(torch.float32) * out[0]
+    y = y + (b.sum(-2, keepdim=True) * out[2] + (out[3] * lhs.shape[-1] + out[4])).to(torch.float32)
+    return y + (a.sum(-1, keepdim=True) * out[1]).to(torch.float32)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    key_bits: int,
+    value_bits: int,
+    logit: Sequence[float],
+    prob: Sequence[float],
+    out: Sequence[float],
+    levels: int,
+) -> Tensor:
+    """Attention on codes: [B, heads, N, D], [B, heads, M, D], [B, heads, M, E] -> [B, heads, N, E].
+
+    Args:
+        query: codes A.
+        key: codes; K is their centred form.
+        value: codes; V is their centred form.
+        bias: added to each head's logits, times log2(e): [heads or 1, M, N to a multiple of 16], keys first.
+        mask: [masks, M, N to a multiple of 16], likewise; window b takes mask b modulo their number.
+        key_bits: width of the key codes.
+        value_bits: width of the value codes.
+        logit: (a, b) of the logit a sum(A K) + b sum(K), times log2(e).
+        prob: (scale, offset, levels) of the codes P of the softmax: round(clip(p * scale + offset, 0, levels)).
+        out: (a, b, c, d, e) of the output a sum(P V) + b sum(P) + c sum(V) + d M + e.
+        levels: largest code of the output; 0 for float32 values. The result lies as [B, N, heads, E].
+    """
+    exact = holding(max(key.shape[-1], key.shape[-2]))
+    rows = query.shape[-2]
+    a, k, v = query.to(exact), centred(key, key_bits).to(exact), centred(value, value_bits).to(exact)
+    x = (a @ k.transpose(-1, -2)).to(torch.float32) * logit[0]
+    x = x + (k.sum(-1) * logit[1]).to(torch.float32).unsqueeze(-2)
+    if bias is not None:
+        x = x + bias[..., :rows].transpose(-1, -2)
+    if mask is not None:
+        split = x.reshape(-1, mask.shape[0], *x.shape[1:])
+        x = (split + mask[..., :rows].transpose(-1, -2).unsqueeze(1)).reshape(x.shape)
+    e = torch.exp2(x - x.amax(-1, keepdim=True))
+    p = (e * (prob[0] / e.sum(-1, keepdim=True)) + prob[1]).clamp(0, prob[2]).round().to(exact)
+    y = (p @ v).to(torch.float32) * out[0] + (p.sum(-1, keepdim=True) * out[1]).to(torch.float32)
+    y = y + (v.sum(-2, keepdim=True) * out[2] + (out[3] * v.shape[-2] + out[4])).to(torch.float32)
+    if levels:
+        y = y.clamp(0, levels).round().to(torch.uint8)
+    return y.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+PLAIN: dict[str, Callable[..., Tensor]] = {
+    "quantize": quantize,
+    "layer_norm_codes": layer_norm_codes,
+    "linear": linear,
+    "conv2d": conv2d,
+    "matmul": matmul,
+    "attention": attention,
+}
+"""The operators in plain torch, by name."""
+
+_library: Any = torch.library.Library("fxptq", "DEF")  # type: ignore[no-untyped-call]  # torch's own
+for _name, _schema in _SCHEMAS.items():
+    _library.define(_name + _schema)
+    _library.impl(_name, PLAIN[_name], "CompositeExplicitAutograd")
+    # The plain form also says what shape, dtype and strides come out, which torch.compile needs to know.
+    torch.library.register_fake(f"fxptq::{_name}", PLAIN[_name], lib=_library)

@@ -1,0 +1,248 @@
+// Sixteen lanes of float or int32, on whatever the compiler is told to build for.
+//
+// The types are GCC/Clang vector extensions: arithmetic, comparison and selection are operators, and the compiler splits
+// them into the registers there are (one AVX-512, two AVX2, four NEON). Only what the extensions cannot say, the dot
+// product of bytes above all, is written per instruction set. `fxptq_isa()` names what was built.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+#define FXPTQ_AVX512 1
+#else
+#define FXPTQ_AVX512 0
+#endif
+
+namespace fxptq {
+
+constexpr int kLanes = 16;
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));  // also: sixteen groups of four bytes
+
+inline const char* isa() {
+#if FXPTQ_AVX512
+  return "avx512-vnni";
+#elif defined(__AVX2__) && defined(__FMA__)
+  return "avx2";
+#else
+  return "generic";
+#endif
+}
+
+// ---- memory -------------------------------------------------------------------------------------------------------
+
+template <class V, class T>
+inline V load(const T* p) {
+  V v;
+  static_assert(sizeof(V) == kLanes * sizeof(T) || sizeof(T) == 1, "sixteen lanes");
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V, class T>
+inline void store(T* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+inline Floats splat(float x) { return Floats{} + x; }
+inline Ints splat(int32_t x) { return Ints{} + x; }
+
+// The first n lanes (1 <= n <= 16); the others are zero, and their memory is not touched.
+inline Floats load_first(const float* p, int n) {
+  if (n == kLanes) return load<Floats>(p);
+#if FXPTQ_AVX512
+  return (Floats)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
+  Floats v = {};
+  std::memcpy(&v, p, n * sizeof(float));
+  return v;
+#endif
+}
+
+// The first n lanes as they are, the others zero.
+inline Floats keep_first(Floats v, int n) {
+#if FXPTQ_AVX512
+  return (Floats)_mm512_maskz_mov_ps((__mmask16)((1u << n) - 1), (__m512)v);
+#else
+  for (int i = n; i < kLanes; ++i) v[i] = 0.0f;
+  return v;
+#endif
+}
+
+template <class V, class T>
+inline void store_first(T* p, V v, int n) {
+  if (n == kLanes) {
+    store(p, v);
+    return;
+  }
+#if FXPTQ_AVX512
+  _mm512_mask_storeu_epi32(p, (__mmask16)((1u << n) - 1), (__m512i)v);
+#else
+  std::memcpy(p, &v, n * sizeof(T));
+#endif
+}
+
+// Vector v of a group of 64 floats of which the first n exist.
+inline Floats load_part(const float* p, int v, int n) {
+  const int here = n - v * kLanes;
+  return here <= 0 ? Floats{} : load_first(p + v * kLanes, here < kLanes ? here : kLanes);
+}
+
+inline void store_part(float* p, int v, Floats value, int n) {
+  const int here = n - v * kLanes;
+  if (here > 0) store_first(p + v * kLanes, value, here < kLanes ? here : kLanes);
+}
+
+// ---- arithmetic ---------------------------------------------------------------------------------------------------
+
+inline Floats maximum(Floats a, Floats b) {
+#if FXPTQ_AVX512
+  return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+inline Floats minimum(Floats a, Floats b) {
+#if FXPTQ_AVX512
+  return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
+
+// Nearest integer, ties to even, for |v| < 2^22.
+inline Ints nearest(Floats v) {
+#if FXPTQ_AVX512
+  return (Ints)_mm512_cvtps_epi32((__m512)v);
+#else
+  // Adding 1.5 * 2^23 leaves the integer in the low bits of the significand, rounded as the sum is.
+  const Floats magic = splat(12582912.0f);
+  return (Ints)(v + magic) - (Ints)magic;
+#endif
+}
+
+// The first n of 64 values as codes: nearest integer, ties to even, below 0 raised to 0; the caller has cut them at 255.
+inline void store_codes(uint8_t* p, const Floats y[4], int n) {
+#if FXPTQ_AVX512
+  // Packing saturates, which is the lower clip; it works within 128 bits, so that the words come out interleaved.
+  const __m512i low = _mm512_packs_epi32((__m512i)nearest(y[0]), (__m512i)nearest(y[1]));
+  const __m512i high = _mm512_packs_epi32((__m512i)nearest(y[2]), (__m512i)nearest(y[3]));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i codes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+  if (n == 4 * kLanes) {
+    _mm512_storeu_si512(p, codes);
+  } else {
+    _mm512_mask_storeu_epi8(p, ((__mmask64)1 << n) - 1, codes);
+  }
+#else
+  for (int v = 0; v < 4 && v * kLanes < n; ++v) {
+    const Ints codes = nearest(maximum(y[v], splat(0.0f)));
+    for (int i = 0; i < kLanes && v * kLanes + i < n; ++i) p[v * kLanes + i] = (uint8_t)codes[i];
+  }
+#endif
+}
+
+inline float sum(Floats v) {
+#if FXPTQ_AVX512
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  for (int half = 8; half; half /= 2) {
+    for (int i = 0; i < half; ++i) v[i] += v[i + half];
+  }
+  return v[0];
+#endif
+}
+
+inline int32_t sum(Ints v) {
+#if FXPTQ_AVX512
+  return _mm512_reduce_add_epi32((__m512i)v);
+#else
+  int32_t total = 0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+#endif
+}
+
+// Each lane: acc + the sum of four products, bytes of `a` unsigned, of `b` signed. Exact: nothing saturates on the way.
+inline Ints dot4(Ints acc, Words a, Words b) {
+#if FXPTQ_AVX512
+  return (Ints)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  // maddubs saturates for 8-bit codes, so even and odd bytes are widened to 16 bits first.
+  const __m256i low = _mm256_set1_epi16(255);
+  const __m256i* pa = (const __m256i*)&a;
+  const __m256i* pb = (const __m256i*)&b;
+  Ints out;
+  for (int i = 0; i < 2; ++i) {
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(pa[i], low), _mm256_srai_epi16(_mm256_slli_epi16(pb[i], 8), 8));
+    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(pa[i], 8), _mm256_srai_epi16(pb[i], 8));
+    ((__m256i*)&out)[i] = _mm256_add_epi32(((const __m256i*)&acc)[i], _mm256_add_epi32(even, odd));
+  }
+  return out;
+#else
+  for (int i = 0; i < 4; ++i) {
+    acc += (Ints)((a >> (8 * i)) & 255u) * ((Ints)(b << (24 - 8 * i)) >> 24);
+  }
+  return acc;
+#endif
+}
+
+// Sum of n bytes.
+inline int32_t sum_bytes(const uint8_t* p, int64_t n) {
+  int32_t total = 0;
+  int64_t i = 0;
+#if FXPTQ_AVX512
+  __m512i acc = _mm512_setzero_si512();
+  for (; i < n; i += 64) {
+    const __mmask64 mask = n - i >= 64 ? ~0ull : ~0ull >> (64 - (n - i));
+    acc = _mm512_add_epi64(acc, _mm512_sad_epu8(_mm512_maskz_loadu_epi8(mask, p + i), _mm512_setzero_si512()));
+  }
+  total = (int32_t)_mm512_reduce_add_epi64(acc);
+#endif
+  for (; i < n; ++i) total += p[i];
+  return total;
+}
+
+inline Words splat_word(const void* p) {
+  uint32_t word;
+  std::memcpy(&word, p, 4);
+  return Words{} + word;
+}
+
+// ---- elementary functions -----------------------------------------------------------------------------------------
+
+// 2^x for x <= 0, to a relative error of 3e-7 above 2^-126 and zero well below it.
+inline Floats exp2_negative(Floats x) {
+#if FXPTQ_AVX512
+  const Floats f = (Floats)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF);
+#else
+  x = maximum(x, splat(-126.0f));
+  const Ints n = nearest(x - 0.5f);
+  const Floats f = x - to_floats(n);
+#endif
+  // Least maximum relative error on [0, 1], degree 5, by weighted least squares.
+  Floats p = splat(1.87757669e-3f);
+  p = p * f + 8.98934063e-3f;
+  p = p * f + 5.58263175e-2f;
+  p = p * f + 2.40153611e-1f;
+  p = p * f + 6.93153083e-1f;
+  p = p * f + 9.99999940e-1f;
+#if FXPTQ_AVX512
+  return (Floats)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
+  return (Floats)((Ints)p + (n << 23));
+#endif
+}
+
+}  // namespace fxptq

@@ -1,0 +1,94 @@
+"""The two forms of the operators, random codes and grids, and how results are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxptq.kernels import ops
+from fxptq.kernels.fold import Grid
+from fxptq.quant.quantizer import Quantizer
+
+
+def codes(shape: tuple[int, ...], bits: int, kind: str = "random", seed: int = 0) -> Tensor:
+    """Codes of `bits` bits: random, or the extremes: all lowest, all highest, or a random mix of the two."""
+    top = 2**bits - 1
+    g = torch.Generator().manual_seed(seed)
+    if kind == "random":
+        return torch.randint(0, top + 1, shape, generator=g).to(torch.uint8)
+    if kind == "extreme":
+        return (torch.randint(0, 2, shape, generator=g) * top).to(torch.uint8)
+    return torch.full(shape, {"lowest": 0, "highest": top}[kind], dtype=torch.uint8)
+
+
+class Operators:
+    """The operators of one implementation as attributes."""
+
+    def __init__(self, native: bool) -> None:
+        self._native = native
+
+    def __getattr__(self, name: str) -> Callable[..., Tensor]:
+        return getattr(torch.ops.fxptq, name) if self._native else ops.PLAIN[name]
+
+
+KINDS = ("random", "extreme", "lowest", "highest")
+
+
+def grid(bits: int, symmetry: str = "asymmetric", seed: int = 0) -> Grid:
+    """The grid of a per-tensor quantizer."""
+    found = Grid.of(quantizer(bits, symmetry, seed=seed))
+    assert found is not None
+    return found
+
+
+def quantizer(bits: int, symmetry: str = "asymmetric", groups: int = 1, seed: int = 0) -> Quantizer:
+    """A quantizer with random bounds: symmetric (-u, u), asymmetric around zero, or one-sided from zero."""
+    g = torch.Generator().manual_seed(seed)
+    upper = 0.3 + torch.rand(groups, generator=g)
+    lower = {
+        "symmetric": -upper,
+        "asymmetric": -0.1 - torch.rand(groups, generator=g),
+        "one_sided": torch.zeros(groups),
+    }[symmetry]
+    made = Quantizer(bits, groups=groups)
+    made.set_bounds(lower, upper)
+    made.mode = "on"
+    return made
+
+
+def epilogue(**changes: Any) -> dict[str, Any]:
+    """The arguments of an epilogue that does nothing, with changes."""
+    plain = {
+        "row_scale": None,
+        "activation": 0,
+        "slope": 0.0,
+        "residual": None,
+        "levels": None,
+        "out_scale": 1.0,
+        "out_offset": 0.0,
+    }
+    return plain | changes
+
+
+def decoded(q: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    """The weight on its grid in float64."""
+    step = q.step.detach().double().repeat_interleave(len(weight) // q.groups).view(-1, *[1] * (weight.dim() - 1))
+    lower = q.lower.detach().double().repeat_interleave(len(weight) // q.groups).view(step.shape)
+    return q.encode(weight).double() * step + lower
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Equal to float32 rounding of a few operations on the largest value."""
+    return float((found.double() - expected).abs().max()) <= 1e-6 * float(expected.abs().max()) + 1e-7
+
+
+def assert_codes(found: torch.Tensor, exact: torch.Tensor, levels: int) -> None:
+    """Codes are those of the exact value in steps, but where that lies within float rounding of a tie."""
+    expected = exact.clamp(0, levels).round()
+    off = found.double() != expected
+    tie = (exact - exact.floor() - 0.5).abs() < 2e-5
+    assert not bool((off & ~tie).any())
+    assert float(off.double().mean()) < 1e-3

@@ -1,0 +1,129 @@
+"""The integer convolution: exact sums, and an exact border whatever the grid's zero is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fxptq.kernels import ops, reference
+from fxptq.kernels.build import backend
+from fxptq.kernels.fold import Layer, fold_conv2d, onto
+from fxptq.kernels.ops import Activation
+from tests.kernels.helpers import KINDS, Operators, assert_codes, close, codes, decoded, epilogue, grid, quantizer
+
+Pair = tuple[int, int]
+
+
+def run(
+    operators: Operators,
+    layer: Layer,
+    a: torch.Tensor,
+    kernel: Pair,
+    stride: Pair = (1, 1),
+    padding: Pair = (1, 1),
+    **changes: object,
+) -> torch.Tensor:
+    tensors = {name: value for name, value in layer.tensors().items() if name != "weight"}
+    place = {"columns": layer.columns, "kernel": kernel, "stride": stride, "padding": padding}
+    return operators.conv2d(a, layer.weight, **place, **epilogue(**changes) | tensors)
+
+
+def sums_by(operators: Operators, a: torch.Tensor, w: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
+    columns, depth = w.shape[:2]
+    words = torch.nn.functional.pad(w.permute(0, 2, 3, 1), (0, -depth % 4)).reshape(columns, -1)
+    layer = Layer(ops.pack_weight(words), torch.ones(columns), torch.zeros(columns))
+    return run(operators, layer, a, tuple(w.shape[2:]), stride, padding)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_equal_int64(operators: Operators, bits: int, kind: str) -> None:
+    a = codes((2, 20, 9, 14), bits, kind, seed=1)
+    w = ops.centred(codes((35, 20, 3, 3), bits, kind, seed=2), bits)
+    assert torch.equal(sums_by(operators, a, w, (1, 1), (1, 1)).long(), reference.convolved_sums(a, w, (1, 1), (1, 1)))
+
+
+@settings(deadline=None, max_examples=80)
+@given(data=st.data())
+def test_sums_equal_int64_for_any_shape(data: st.DataObject) -> None:
+    draw = data.draw
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    size = [draw(st.integers(max(1, kernel[i] - 2 * padding[i]), 12)) for i in range(2)]
+    channels, columns, seed = draw(st.integers(1, 9)), draw(st.integers(1, 70)), draw(st.integers(0, 99))
+    a, w = (
+        codes((1, channels, *size), 8, seed=seed),
+        ops.centred(codes((columns, channels, *kernel), 8, "extreme", seed), 8),
+    )
+    if draw(st.booleans()):
+        a = a.contiguous(memory_format=torch.channels_last)
+    expected = reference.convolved_sums(a, w, stride, padding)
+    for native in (True, False) if backend().native else (False,):
+        assert torch.equal(sums_by(Operators(native), a, w, stride, padding).long(), expected)
+
+
+@pytest.mark.parametrize("symmetry", ["symmetric", "asymmetric", "one_sided"])
+@pytest.mark.parametrize("groups", [1, 3, 24], ids=["per-tensor", "three-ranges", "per-channel"])
+@pytest.mark.parametrize("bits", [3, 8])
+def test_folded_layer_equals_float64(operators: Operators, symmetry: str, groups: int, bits: int) -> None:
+    g = torch.Generator().manual_seed(5)
+    weight, bias = torch.randn(24, 10, 3, 3, generator=g), torch.randn(24, generator=g)
+    q = quantizer(bits, "asymmetric" if symmetry == "one_sided" else symmetry, groups, seed=3)
+    input_grid = grid(bits, symmetry, seed=4)
+    a = codes((2, 10, 7, 8), bits, seed=6)
+    layer = fold_conv2d(weight, q, bias, input_grid, (1, 1))
+    assert (layer.taps is None) == (symmetry == "one_sided")
+    expected = reference.conv2d(reference.values(a, input_grid), decoded(q, weight), bias, (1, 1), (1, 1))
+    assert close(run(operators, layer, a, (3, 3)), expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_border_is_the_real_zero_for_any_geometry(data: st.DataObject) -> None:
+    draw = data.draw
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    padding = draw(st.tuples(st.integers(0, 6), st.integers(0, 6)))
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    size = [draw(st.integers(max(1, kernel[i] - 2 * padding[i]), 10)) for i in range(2)]
+    q, input_grid = quantizer(4, seed=3), grid(4, seed=4)
+    a = codes((1, 3, *size), 4, seed=6)
+    weight = torch.randn(5, 3, *kernel, generator=torch.Generator().manual_seed(1))
+    layer = fold_conv2d(weight, q, None, input_grid, padding)
+    expected = reference.conv2d(reference.values(a, input_grid), decoded(q, weight), None, stride, padding)
+    for native in (True, False) if backend().native else (False,):
+        assert close(run(Operators(native), layer, a, kernel, stride, padding), expected)
+
+
+@pytest.mark.parametrize("coded", [False, True], ids=["values", "codes"])
+@pytest.mark.parametrize("added", [False, True], ids=["", "residual"])
+def test_epilogue_and_memory_format(operators: Operators, coded: bool, added: bool) -> None:
+    weight = torch.randn(64, 16, 3, 3, generator=torch.Generator().manual_seed(1))
+    q, input_grid, target = quantizer(4, seed=3), grid(4, seed=4), grid(4, "one_sided", seed=7)
+    a = codes((2, 16, 6, 9), 4, seed=6)
+    layer = fold_conv2d(weight, q, None, input_grid, (1, 1))
+    expected = reference.conv2d(reference.values(a, input_grid), decoded(q, weight), None, (1, 1), (1, 1)).relu()
+    residual = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2)) if added else None
+    expected = expected + residual.double() if added else expected
+    arguments = {"activation": int(Activation.LEAKY), "residual": residual}
+    if coded:
+        arguments["levels"] = ops.pad_columns(torch.full((64,), 15.0))
+        arguments |= {"out_scale": 1 / target.step, "out_offset": -target.lower / target.step}
+    found = run(operators, layer, a, (3, 3), **arguments)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    if coded:
+        assert_codes(found, (expected - target.lower) / target.step, 15)
+    else:
+        assert close(found, expected)
+
+
+def test_codes_without_activation_keep_the_exact_border(operators: Operators) -> None:
+    weight = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    q, input_grid, target = quantizer(4, seed=3), grid(4, seed=4), grid(6, seed=7)
+    a = codes((1, 4, 5, 5), 4, seed=6)
+    layer = onto(fold_conv2d(weight, q, None, input_grid, (1, 1)), target)
+    expected = reference.conv2d(reference.values(a, input_grid), decoded(q, weight), None, (1, 1), (1, 1))
+    found = run(operators, layer, a, (3, 3), levels=ops.pad_columns(torch.full((8,), 63.0)))
+    assert_codes(found, (expected - target.lower) / target.step, 63)

@@ -1,0 +1,152 @@
+"""The integer linear layer: exact sums, folded scales and every epilogue, against int64 and float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fxptq.errors import InputError
+from fxptq.kernels import ops, reference
+from fxptq.kernels.build import backend
+from fxptq.kernels.fold import Layer, fold_linear, onto
+from fxptq.kernels.ops import Activation
+from tests.kernels.helpers import KINDS, Operators, assert_codes, close, codes, decoded, epilogue, grid, quantizer
+
+BITS = range(2, 9)
+
+
+def sums_by(operators: Operators, a: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """The accumulators as floats: an epilogue of scale one and bias zero."""
+    one = ops.pad_columns(torch.ones(w.shape[0]))
+    return operators.linear(
+        a, ops.pack_weight(w), columns=w.shape[0], bias=torch.zeros_like(one), scale=one, **epilogue()
+    )
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_equal_int64(operators: Operators, bits: int, kind: str) -> None:
+    a = codes((3, 41, 60), bits, kind, seed=1)
+    w = ops.centred(codes((180, 60), bits, kind, seed=2), bits)
+    assert torch.equal(sums_by(operators, a, w).long(), reference.sums(a, w))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 20), st.integers(1, 150), st.integers(1, 200), st.sampled_from(KINDS), st.integers(0, 99))
+def test_sums_equal_int64_for_any_shape(rows: int, columns: int, depth: int, kind: str, seed: int) -> None:
+    a, w = codes((rows, depth), 8, kind, seed), ops.centred(codes((columns, depth), 8, "extreme", seed + 1), 8)
+    for native in (True, False) if backend().native else (False,):
+        assert torch.equal(sums_by(Operators(native), a, w).long(), reference.sums(a, w))
+
+
+def test_sums_beyond_24_bits_are_rounded_once(operators: Operators) -> None:
+    a = codes((5, 3000), 8, "highest")
+    w = torch.randint(80, 128, (33, 3000), generator=torch.Generator().manual_seed(1)).to(torch.int8)
+    expected = reference.sums(a, w)
+    assert int(expected.abs().max()) > 1 << 24
+    assert torch.equal(sums_by(operators, a, w), expected.float())
+
+
+@pytest.mark.parametrize("symmetry", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("groups", [1, 3, 45], ids=["per-tensor", "three-ranges", "per-channel"])
+@pytest.mark.parametrize("bits", [2, 4, 7, 8])
+def test_folded_layer_equals_float64(operators: Operators, symmetry: str, groups: int, bits: int) -> None:
+    g = torch.Generator().manual_seed(5)
+    weight, bias = torch.randn(45, 50, generator=g), torch.randn(45, generator=g)
+    q, input_grid = quantizer(bits, symmetry, groups, seed=3), grid(bits, "asymmetric", seed=4)
+    a = codes((2, 9, 50), bits, seed=6)
+    layer = fold_linear(weight, q, bias, input_grid)
+    assert (layer.row_scale is None) == (symmetry == "symmetric" and bits < 8)
+    expected = reference.linear(reference.values(a, input_grid), decoded(q, weight), bias)
+    assert close(run(operators, layer, a), expected)
+
+
+def run(operators: Operators, layer: Layer, a: torch.Tensor, **changes: object) -> torch.Tensor:
+    tensors = {name: value for name, value in layer.tensors().items() if name not in ("weight", "taps")}
+    return operators.linear(a, layer.weight, columns=layer.columns, **epilogue(**changes) | tensors)
+
+
+@pytest.fixture
+def case() -> tuple[torch.Tensor, Layer, torch.Tensor]:
+    """Codes, a layer and its float64 output."""
+    g = torch.Generator().manual_seed(8)
+    weight, bias = torch.randn(70, 24, generator=g), torch.randn(70, generator=g)
+    q, input_grid = quantizer(4, seed=3), grid(4, seed=4)
+    a = codes((50, 24), 4, seed=6)
+    expected = reference.linear(reference.values(a, input_grid), decoded(q, weight), bias)
+    return a, fold_linear(weight, q, bias, input_grid), expected
+
+
+@pytest.mark.parametrize(
+    ("activation", "slope", "function"),
+    [
+        pytest.param(Activation.NONE, 0.0, lambda y: y, id="none"),
+        pytest.param(Activation.LEAKY, 0.0, torch.relu, id="relu"),
+        pytest.param(Activation.LEAKY, 0.2, lambda y: F.leaky_relu(y, 0.2), id="leaky"),
+        pytest.param(Activation.GELU, 0.0, F.gelu, id="gelu"),
+    ],
+)
+@pytest.mark.parametrize("added", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("coded", [False, True], ids=["values", "codes"])
+def test_epilogues(operators: Operators, case, activation, slope, function, added, coded) -> None:  # type: ignore[no-untyped-def]  # the parameters say it
+    a, layer, plain = case
+    residual = torch.randn(plain.shape, generator=torch.Generator().manual_seed(2)) if added else None
+    expected = function(plain) + (residual.double() if added else 0)
+    arguments = {"activation": int(activation), "slope": slope, "residual": residual}
+    if not coded:
+        assert close(run(operators, layer, a, **arguments), expected)
+        return
+    target = grid(3, "asymmetric", seed=11)
+    arguments["levels"] = ops.pad_columns(torch.full((layer.columns,), float(target.levels)))
+    if activation == Activation.NONE and not added:
+        layer = onto(layer, target)
+    else:
+        arguments |= {"out_scale": 1 / target.step, "out_offset": -target.lower / target.step}
+    found = run(operators, layer, a, **arguments)
+    assert found.dtype == torch.uint8
+    assert_codes(found, (expected - target.lower) / target.step, target.levels)
+
+
+def test_gelu_is_within_a_millionth(operators: Operators) -> None:
+    x = torch.linspace(-9, 9, 40001)
+    # A layer of one input whose code is 1 and whose bias is x.
+    layer = Layer(ops.pack_weight(torch.zeros(len(x), 1, dtype=torch.int8)), torch.zeros(len(x)), x)
+    found = run(operators, layer, torch.ones(1, 1, dtype=torch.uint8), activation=int(Activation.GELU))[0]
+    assert float((found.double() - F.gelu(x.double())).abs().max()) < 1e-6
+
+
+def test_codes_of_columns_may_have_different_grids(operators: Operators, case) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    a, layer, plain = case
+    first, second = grid(3, seed=1), grid(8, seed=2)
+    lower = torch.cat([torch.full((30,), first.lower), torch.full((40,), second.lower)]).double()
+    step = torch.cat([torch.full((30,), first.step), torch.full((40,), second.step)]).double()
+    levels = torch.cat([torch.full((30,), 7.0), torch.full((40,), 255.0)])
+    found = run(operators, layer.plus(-lower).times(1 / step), a, levels=ops.pad_columns(levels))
+    assert_codes(found[:, :30], ((plain - lower) / step)[:, :30], 7)
+    assert_codes(found[:, 30:], ((plain - lower) / step)[:, 30:], 255)
+
+
+def test_depth_that_could_overflow_is_refused() -> None:
+    with pytest.raises(InputError, match="do not fit a 32-bit sum"):
+        fold_linear(torch.zeros(1, 70_000), quantizer(8), None, grid(8))
+
+
+def test_no_rows(operators: Operators, case) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    _, layer, _ = case
+    assert run(operators, layer, torch.zeros(0, 24, dtype=torch.uint8)).shape == (0, 70)
+
+
+def test_threads_change_nothing(case) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    _, layer, _ = case
+    a = codes((3000, 24), 4)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = run(Operators(True), layer, a)
+        torch.set_num_threads(2)
+        assert torch.equal(run(Operators(True), layer, a), one)
+    finally:
+        torch.set_num_threads(threads)
