@@ -1,1 +1,25 @@
-"""Post-training quantization of image-restoration networks."""
+"""fxptq: post-training quantization of image-restoration networks, down to integer kernels.
+
+q = fxptq.quantize(model, example, bits=fxptq.Bits(w=4, a=4))
+q.save("network.safetensors")
+fast = fxptq.load("network.safetensors", model=MyNetwork()).to_integer()
+"""
+
+__version__ = "0.1.0"
+
+from fxptq.api import QuantizedModel, load, quantize
+from fxptq.errors import CaptureError, CheckpointError, FxptqError, InputError
+from fxptq.graph import Bits
+from fxptq.recipe import Recipe
+
+__all__ = [
+    "Bits",
+    "CaptureError",
+    "CheckpointError",
+    "FxptqError",
+    "InputError",
+    "QuantizedModel",
+    "Recipe",
+    "load",
+    "quantize",
+]

@@ -1,16 +1,17 @@
-"""The shape of a network as a networkx graph: where its residual stages end, and the graph as GraphML."""
+"""The shape of a network as a networkx graph: what every path goes through, and where its residual stages end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import dataclass
+from itertools import pairwise
 
 import networkx as nx
 from torch import fx
 
 from fxptq.graph.calls import ADD, name_of
-from fxptq.graph.sites import Site
 from fxptq.graph.tracer import IMAGE
+
+_ARITHMETIC = frozenset(("linear", "conv2d", "matmul", "conv_transpose2d"))
 
 
 def flow(graph: fx.Graph) -> nx.DiGraph:
@@ -36,7 +37,7 @@ def _must_pass(graph: nx.DiGraph, start: str, end: str) -> list[str]:
 
 
 def _skip(graph: nx.DiGraph, start: str, end: str) -> str | None:
-    """For a residual add `end` around everything since `start`: its operand at the end of the body; None if it is no such add."""
+    """For a residual add `end` around all since `start`: its operand at the end of the body; None if it is none."""
     if graph.nodes[end]["call"] not in ADD:
         return None
     body = [
@@ -50,60 +51,62 @@ def _skip(graph: nx.DiGraph, start: str, end: str) -> str | None:
     return max(depth, key=lambda source: depth[source]) if depth else None
 
 
-def residual_stages(graph: fx.Graph, limit: int = 32) -> tuple[str, ...]:
-    """The names of the nodes at which the residual stages of a network end, in order: the taps of feature distillation.
+@dataclass(frozen=True)
+class Skeleton:
+    """What every path from the image to the output goes through.
 
-    The chain of nodes every path goes through is followed; where a long skip spans most of the network, its body is entered, so that
-    in SwinIR the stages are the outputs of the residual groups and in EDSR those of the residual blocks. A network without residual
-    stages gives the last nodes of its chain that computed something.
+    Attributes:
+        trunk: the nodes outside every residual branch but the longest: in SwinIR and EDSR the first convolution, the
+            one that ends the body, and the up-sampling; empty for a network without a long skip.
+        stages: the nodes at which residual stages end, in order.
+    """
+
+    trunk: frozenset[str]
+    stages: tuple[str, ...]
+
+
+def skeleton(graph: fx.Graph) -> Skeleton:
+    """The trunk and the residual stages of a network.
+
+    The chain of nodes every path goes through is followed; where a long skip spans most of the network, its body is
+    entered, so that in SwinIR the stages are the outputs of the residual groups and in EDSR those of the residual blocks.
 
     Args:
         graph: a captured graph.
-        limit: at most so many, evenly spaced.
     """
     image = flow(graph)
     starts = [node.name for node in graph.nodes if node.op == "placeholder" and node.name in image]
     ends = [node.name for node in graph.nodes if node.op == "output"]
     if not starts or not nx.has_path(image, starts[0], ends[0]):
-        return ()
+        return Skeleton(frozenset(), ())
     chain = _must_pass(image, starts[0], ends[0])
+    trunk: set[str] = set()
     for _ in range(4):
-        sizes = [len(nx.descendants(image, a) & nx.ancestors(image, b)) for a, b in zip(chain, chain[1:], strict=False)]
-        if not sizes:
-            return ()
+        sizes = [len(nx.descendants(image, a) & nx.ancestors(image, b)) for a, b in pairwise(chain)]
         widest = max(range(len(sizes)), key=sizes.__getitem__)
         start, end = chain[widest], chain[widest + 1]
         body = _skip(image, start, end) if sizes[widest] > len(image) // 2 else None
         if body is None:
             break
+        trunk |= set(chain)
         chain = _must_pass(image, start, body)
     stages = [name for name in chain[1:] if image.nodes[name]["call"] in ADD]
+    if trunk and stages:
+        trunk |= set(chain)
     if not stages:
-        arithmetic = ("linear", "conv2d", "matmul", "conv_transpose2d")
-        stages = [name for name in chain[1:-1] if image.nodes[name]["call"] in arithmetic]
-    step = -(-len(stages) // limit) if stages else 1
-    return tuple(stages[::-1][::step][::-1])
+        stages = [name for name in chain[1:-1] if image.nodes[name]["call"] in _ARITHMETIC]
+    return Skeleton(frozenset(trunk), tuple(stages))
 
 
-def write_graphml(graph: fx.Graph, sites: Iterable[Site], path: Path) -> None:
-    """Writes the flow of the image through a network as GraphML, sites with their kind, role, cost and bits.
+def residual_stages(graph: fx.Graph, limit: int = 32) -> tuple[str, ...]:
+    """The nodes at which the residual stages of a network end, in order: the taps of feature distillation.
+
+    A network without residual stages gives the nodes of its chain that computed something.
 
     Args:
         graph: a captured graph.
-        sites: its sites.
-        path: written beside, then renamed.
+        limit: at most so many, evenly spaced.
     """
-    drawn = flow(graph)
-    for site in sites:
-        weight_bits, activation_bits = site.bits
-        drawn.nodes[site.node].update(
-            site=site.name,
-            kind=site.kind,
-            role=site.role,
-            macs=site.macs,
-            bits_w=weight_bits or 32,
-            bits_a=activation_bits or 32,
-        )
-    beside = path.with_name(path.name + ".part")
-    nx.write_graphml(drawn, beside)
-    beside.replace(path)
+    stages = skeleton(graph).stages
+    step = max(1, -(-len(stages) // limit))
+    return stages[::-1][::step][::-1]

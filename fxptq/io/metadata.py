@@ -56,8 +56,8 @@ class Metadata(Record):
 
     Attributes:
         created_by: Program and version that wrote the file.
-        recipe: Name of the recipe, or None for a network of the user's own.
-        factory: `package.module:callable` that builds the network, where known; `args` are its keyword arguments.
+        recipe: Name of the bundled recipe that rebuilds the network, or None for a network of the user's own.
+        task: The recipe's tables that say what goes in and what comes out (scale, input, degradation).
         bits_w: Bits of weights, 1 to 8; `bits_a` of activations.
         sites: The site table.
         float_sites: What stayed in float, with the reason.
@@ -73,8 +73,7 @@ class Metadata(Record):
 
     created_by: str
     recipe: str | None = None
-    factory: str | None = None
-    args: dict[str, JsonValue] = {}
+    task: dict[str, JsonValue] = {}
     bits_w: int = Field(ge=1, le=8)
     bits_a: int = Field(ge=1, le=8)
     sites: list[SiteRecord] = []

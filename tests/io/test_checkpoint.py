@@ -22,8 +22,7 @@ def metadata(**changes: object) -> Metadata:
     values: dict[str, object] = {
         "created_by": "fxptq 0.1.0",
         "recipe": "swinir_x4",
-        "factory": "fxptq.models.swinir:swinir",
-        "args": {"depths": [6, 6, 6, 6], "scale": 4},
+        "task": {"scale": 4, "input": {"channels": 3}},
         "bits_w": 3,
         "bits_a": 4,
         "sites": [{"name": "a.b", "kind": "linear"}],

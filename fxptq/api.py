@@ -1,0 +1,228 @@
+"""The public face: `quantize` a network, `load` a checkpoint, and the `QuantizedModel` both give."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fxptq.data.sources import calibration_images
+from fxptq.errors import InputError
+from fxptq.graph import Bits, Plan, Program, Site
+from fxptq.io import checkpoint as checkpoints
+from fxptq.io.metadata import FloatSite, Metadata, PassRecord
+from fxptq.io.state import program_of, put_weights_on_grid, round_floats, site_records, to_checkpoint
+from fxptq.passes.base import Context, PassReport, build_pass, run_passes
+from fxptq.passes.progress import Progress, Silent
+from fxptq.recipe import QuantizeSettings, Recipe
+
+_DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class FloatLeft:
+    """A site left in float."""
+
+    name: str
+    reason: str
+
+
+class QuantizedModel(nn.Module):
+    """A quantized network: its call is the simulated low-bit network, for inputs of every size the network takes.
+
+    Attributes:
+        program: the captured network with its quantizers.
+        meta: how it was made, as the checkpoint holds it.
+        report: what each pass did.
+    """
+
+    def __init__(self, program: Program, meta: Metadata, report: tuple[PassReport, ...] = ()) -> None:
+        super().__init__()
+        self.program = program
+        self.meta = meta
+        self.report = report
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The simulated low-bit output; the inputs are the network's own."""
+        return self.program(*inputs)
+
+    @property
+    def task(self) -> Recipe:
+        """What goes in and what comes out: scale, input and degradation, as a recipe without presets."""
+        return Recipe.model_validate(self.meta.task)
+
+    @property
+    def sites(self) -> list[Site]:
+        """Every site of the network, quantized or not, in the order of execution."""
+        return list(self.program.sites)
+
+    @property
+    def float_sites(self) -> list[FloatLeft]:
+        """What was left in float, by name and reason."""
+        return [FloatLeft(site.name, site.reason) for site in self.program.sites if site.reason]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the network as one .safetensors file, atomically; the same network gives the same bytes.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        dtype = getattr(torch, self.meta.float_dtype)
+        checkpoints.write(path, to_checkpoint(self.program, self.meta, dtype))
+
+    def to_integer(self, *, compile: bool = True) -> nn.Module:  # noqa: A002  # the name torch uses for it
+        """The network on integer kernels.
+
+        Args:
+            compile: whether to hand what is between the kernels to torch.compile.
+        """
+        from fxptq.kernels.lower import lower  # noqa: PLC0415  # building kernels is only for those who ask
+
+        return lower(self.program, compile=compile)
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
+    """Loads a checkpoint; its simulated output equals the saved network's bit for bit.
+
+    Args:
+        path: a file that `QuantizedModel.save` wrote.
+        model: a network of the same architecture, whose values do not matter; not needed for a bundled recipe. It is
+            copied and left as it was.
+
+    Raises:
+        CheckpointError: the file is damaged, of a newer format, or of another architecture.
+        InputError: the network is not a bundled one and `model` was not given.
+    """
+    stored = checkpoints.read(path)
+    if model is None:
+        if stored.meta.recipe is None:
+            raise InputError(f"{path} holds a network of your own: pass it, as in fxptq.load(path, model=MyNetwork())")
+        model = Recipe.load(stored.meta.recipe).build_model()
+    return QuantizedModel(program_of(copy.deepcopy(model).eval(), stored, str(path)), stored.meta)
+
+
+def quantize(
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    bits: Bits,
+    calib: str | Path | Iterable[Tensor] = "synthetic",
+    recipe: str | Path | Recipe | None = None,
+    *,
+    preset: str = "standard",
+    sites: Mapping[str, Bits | Literal["float"]] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    after_pass: Callable[[str, Program], None] | None = None,
+) -> QuantizedModel:
+    """Quantizes a trained network.
+
+    Args:
+        model: any network for image restoration; it is copied and left as it was.
+        example: one input it accepts, [1, C, H, W] (64 x 64 is plenty), or a tuple of positional inputs.
+        bits: bit widths of weights and activations.
+        calib: a folder of pictures, "synthetic" for generated ones, or input tensors in the model's own range.
+        recipe: a recipe's name, file or object; None for the settings that suit most networks.
+        preset: which of the recipe's presets: quick, standard or paper.
+        sites: exceptions: bits, or "float", by glob pattern of site names; the first match wins.
+        seed: of everything random; the same seed gives the same network on the same machine.
+        progress: shows how far the work is.
+        after_pass: called with the name of each pass and the student when the pass is done.
+
+    Raises:
+        InputError: bits, recipe, pattern or calibration source unfit.
+        CaptureError: the network cannot be captured; the message says where and why.
+        CalibrationError: a pass met a value that is not finite.
+    """
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    settings = recipe if isinstance(recipe, Recipe) else Recipe.load("default" if recipe is None else recipe)
+    chosen = settings.preset(preset)
+    for step in chosen.passes:
+        build_pass(step.name, step.settings)
+    dtype = _DTYPES[chosen.quantize.float_dtype]
+    progress = progress or Silent()
+    images, described = _images(calib, settings, inputs[0], chosen.images, seed)
+    with progress.task("capture", 2) as advance:
+        rounded = copy.deepcopy(model).eval()
+        round_floats(rounded, dtype)
+        student = Program(rounded, inputs, plan_of(chosen.quantize, bits, sites))
+        advance()
+        teacher = Program(model, inputs)
+        advance()
+    context = Context(student=student, teacher=teacher, images=images, seed=seed, progress=progress)
+    reports: tuple[PassReport, ...] = ()
+    for step in chosen.passes:
+        reports += run_passes([(step.name, step.settings)], context)
+        if after_pass is not None:
+            after_pass(step.name, student)
+    put_weights_on_grid(student)
+    meta = Metadata(
+        created_by=f"fxptq {version('fxptq')}",
+        recipe=settings.name if settings.model is not None and settings.name in Recipe.names() else None,
+        task=settings.model_dump(mode="json", include={"name", "title", "scale", "input", "degradation"}),
+        bits_w=bits.w,
+        bits_a=bits.a,
+        sites=site_records(student),
+        float_sites=[FloatSite(name=site.name, reason=site.reason) for site in student.sites if site.reason],
+        example_shape=list(inputs[0].shape),
+        example_dtype=str(inputs[0].dtype).removeprefix("torch."),
+        seed=seed,
+        calibration=described,
+        passes=[PassRecord(name=step.name, settings=dict(step.settings)) for step in chosen.passes],
+        float_dtype=str(dtype).removeprefix("torch."),
+        versions={"python": platform.python_version(), "torch": torch.__version__},
+        source_sha256=weights_digest(model),
+    )
+    return QuantizedModel(student, meta, reports)
+
+
+def plan_of(settings: QuantizeSettings, bits: Bits, sites: Mapping[str, Bits | Literal["float"]] | None = None) -> Plan:
+    """The plan of a recipe's settings.
+
+    Args:
+        settings: the recipe's [quantize] table.
+        bits: what sites get by default.
+        sites: exceptions by glob pattern, before the recipe's own.
+    """
+    high = Bits(settings.high_bits, settings.high_bits)
+    edges: dict[str, Bits | Literal["float"] | None] = {"high": high, "float": "float", "low": None}
+    return Plan(
+        bits,
+        kinds=tuple(settings.kinds),
+        granularity=settings.weight_granularity,
+        edges=edges[settings.edges],
+        overrides=(*(sites or {}).items(), *((pattern, high) for pattern in settings.high_sites)),
+    )
+
+
+def _images(
+    calib: str | Path | Iterable[Tensor], recipe: Recipe, example: Tensor, count: int, seed: int
+) -> tuple[list[Tensor], str]:
+    if example.dim() != 4:
+        raise InputError(f"the example has shape {tuple(example.shape)}; expected [1, C, H, W]")
+    return calibration_images(
+        calib,
+        recipe.task,
+        channels=example.shape[1],
+        value_range=recipe.input.range,
+        multiple=recipe.input.multiple,
+        count=count,
+        size=min(example.shape[-2:]),
+        seed=seed,
+    )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over the names and values of a network's state, hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

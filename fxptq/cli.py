@@ -1,0 +1,181 @@
+"""The command line: options in, tables out. No logic: every command calls one function of fxptq.commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+
+from fxptq.errors import FxptqError, InputError
+
+app = typer.Typer(
+    name="fxptq",
+    help="Quantizes image-restoration networks to a few bits and runs them as integers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(soft_wrap=True)
+
+Eval = Annotated[
+    Optional[list[str]],
+    typer.Option("--eval", metavar="NAME=DIR", help="Score on a benchmark: DIR holds HR/ and LR_bicubic/X{2,3,4}/."),
+]
+JsonOut = Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
+Model = Annotated[
+    Optional[str],
+    typer.Option("--model", metavar="PACKAGE.MODULE:FACTORY", help="A network of your own, built without arguments."),
+]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint that `fxptq quantize` wrote.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+def _write_json(path: Path | None, content: dict[str, Any]) -> None:
+    if path is None:
+        return
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+@app.command()
+def quantize(
+    recipe: Annotated[Optional[str], typer.Option(help="A recipe's name, or the path of a .toml file.")] = None,
+    w: Annotated[int, typer.Option("--w", help="Bits of weights, 2 to 8.")] = 4,
+    a: Annotated[int, typer.Option("--a", help="Bits of activations, 2 to 8.")] = 4,
+    model: Model = None,
+    weights: Annotated[Optional[Path], typer.Option(help="A weights file instead of the recipe's.")] = None,
+    calib: Annotated[str, typer.Option(help="A folder of pictures, or synthetic: no pictures needed.")] = "synthetic",
+    data: Eval = None,
+    preset: Annotated[
+        str, typer.Option(help="quick (bounds alone), standard, or paper (the published method).")
+    ] = "standard",
+    file: Annotated[Optional[Path], typer.Option("--out", help="Where to write the checkpoint.")] = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    json_out: JsonOut = None,
+) -> None:
+    """Quantize a network and write it as one small file."""
+    from fxptq.commands import quantize as command
+    from fxptq.graph import Bits
+    from fxptq.passes.progress import RichProgress
+    from fxptq.report import console, page
+
+    bits = Bits(w, a)
+    target = file or Path(
+        f"{Path(recipe or (weights and weights.stem) or (model or 'network').split(':')[-1]).stem}_w{w}a{a}.safetensors"
+    )
+    options = command.Options(bits, recipe, model, weights, calib, tuple(data or ()), preset, target, device, seed)
+    outcome = command.run(options, RichProgress())
+    report = page.write(outcome, target.with_suffix(".html"))
+    console.show_quantized(out, outcome, report)
+    _write_json(json_out, outcome.as_json())
+
+
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Annotated[
+        Optional[list[str]], typer.Option("--data", metavar="NAME=DIR", help="A benchmark; may be repeated.")
+    ] = None,
+    integer: Annotated[
+        bool, typer.Option("--integer", help="Run on integer kernels instead of the simulation.")
+    ] = False,
+    model: Model = None,
+    device: Device = "auto",
+    json_out: JsonOut = None,
+) -> None:
+    """Score a checkpoint on benchmarks."""
+    from fxptq.commands import evaluate as command
+    from fxptq.passes.progress import RichProgress
+    from fxptq.report import console
+
+    scores = command.run(checkpoint, tuple(data or ()), model, RichProgress(), integer=integer, device=device)
+    console.show_scores(out, scores)
+    _write_json(json_out, command.as_json(scores))
+
+
+@app.command()
+def upscale(
+    checkpoint: Checkpoint,
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture, or a folder of pictures.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="A .png file, or a folder.")],
+    tile: Annotated[int, typer.Option(help="Run in tiles of so many input pixels; 0 for the whole picture.")] = 0,
+    integer: Annotated[
+        bool, typer.Option("--integer", help="Run on integer kernels instead of the simulation.")
+    ] = False,
+    model: Model = None,
+    device: Device = "auto",
+) -> None:
+    """Restore pictures with a checkpoint."""
+    from fxptq.commands import upscale as command
+    from fxptq.passes.progress import RichProgress
+
+    written = command.run(checkpoint, source, target, model, RichProgress(), tile=tile, integer=integer, device=device)
+    for path in written:
+        out.print(str(path))
+
+
+@app.command()
+def inspect(
+    subject: Annotated[str, typer.Argument(metavar="RECIPE|CKPT", help="A recipe or a checkpoint.")],
+    w: Annotated[int, typer.Option("--w", help="Bits of weights to plan with.")] = 4,
+    a: Annotated[int, typer.Option("--a", help="Bits of activations to plan with.")] = 4,
+    model: Model = None,
+    graphml: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Also write the graph as GraphML.")] = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Show the sites of a network: name, kind, shapes, cost, role and bits."""
+    from fxptq.commands import inspect as command
+    from fxptq.graph import Bits
+    from fxptq.report import console
+
+    sites = command.run(subject, Bits(w, a), model, graphml)
+    console.show_sites(out, sites)
+    _write_json(json_out, command.as_json(sites))
+
+
+@app.command()
+def recipes() -> None:
+    """List the bundled recipes."""
+    from fxptq.recipe import Recipe
+    from fxptq.report import console
+
+    console.show_recipes(out, [Recipe.load(name) for name in Recipe.names()])
+
+
+@app.command()
+def weights(
+    download: Annotated[
+        Optional[str], typer.Option(metavar="RECIPE", help="Fetch a recipe's published weights.")
+    ] = None,
+) -> None:
+    """List the weights known, bundled and cached, and where a published file belongs."""
+    from fxptq.commands import weights as command
+    from fxptq.passes.progress import RichProgress
+    from fxptq.report import console
+
+    if download is not None:
+        out.print(str(command.fetch(download, RichProgress())))
+    console.show_weights(out, command.known())
+
+
+def main() -> None:
+    """Runs a command; bad input is one line on standard error and exit status 2, a failure 1."""
+    try:
+        app()
+    except FxptqError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"fxptq: {error}", markup=False)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("fxptq: interrupted; nothing was written", file=sys.stderr)
+        os._exit(130)

@@ -1,0 +1,141 @@
+"""The network a command works on: of a recipe, of the user, or whatever a community weights file turns out to be."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fxptq.errors import InputError
+from fxptq.io.weights import WeightsSource, locate
+from fxptq.models.weights_format import load_state, read_state
+from fxptq.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained network and what goes with it.
+
+    Attributes:
+        name: what to call it.
+        model: the network in evaluation mode.
+        recipe: its recipe; the default one for a network of the user's own.
+        bundled: whether the recipe rebuilds the network, so that a checkpoint needs no model to load.
+    """
+
+    name: str
+    model: nn.Module
+    recipe: Recipe
+    bundled: bool
+
+
+def example_of(recipe: Recipe) -> Tensor:
+    """An input of the recipe's size and range: a soft ramp, [1, C, H, W]."""
+    height, width = recipe.input.size
+    channels = recipe.input.channels
+    return torch.linspace(0, recipe.input.range, channels * height * width).reshape(1, channels, height, width)
+
+
+def device_of(name: str) -> torch.device:
+    """The device called auto, cpu or cuda.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {name!r}: expected auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def weights_source(recipe: Recipe) -> WeightsSource:
+    """Where a recipe's weights come from."""
+    weights = recipe.weights
+    return WeightsSource(recipe.name, weights.bundled, weights.url, weights.sha256, weights.file)
+
+
+def open_network(recipe: str | None, factory: str | None = None, weights: Path | None = None) -> Source:
+    """Builds a network and loads its trained weights.
+
+    Args:
+        recipe: name or path of a recipe; with `factory`, the settings to use.
+        factory: "package.module:callable" that builds a network of the user's own, trained unless `weights` is given.
+        weights: a weights file instead of the recipe's.
+
+    Raises:
+        InputError: nothing was named, or something named cannot be found, imported or loaded.
+    """
+    if factory is not None:
+        model = from_factory(factory)
+        if weights is not None:
+            load_state(model, read_state(weights))
+        return Source(factory, model.eval(), Recipe.load(recipe or "default"), bundled=False)
+    if recipe is None:
+        if weights is None:
+            raise InputError("name a network: --recipe NAME, --model package.module:factory, or --weights FILE")
+        return _from_community_file(weights)
+    chosen = Recipe.load(recipe)
+    model = chosen.build_model()
+    path = weights or locate(weights_source(chosen))
+    load_state(model, read_state(path, chosen.weights.key if weights is None else ""))
+    return Source(chosen.name, model.eval(), chosen, bundled=recipe in Recipe.names())
+
+
+def from_factory(factory: str) -> nn.Module:
+    """The network that "package.module:callable" builds; the working directory is importable.
+
+    Raises:
+        InputError: it cannot be imported or called, or gives no nn.Module.
+    """
+    module_name, _, attribute = factory.partition(":")
+    if not module_name or not attribute:
+        raise InputError(f"--model {factory!r}: expected package.module:factory")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        make = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"--model {factory!r} cannot be imported: {error}") from error
+    finally:
+        sys.path.pop(0)
+    try:
+        model = make()
+    except TypeError as error:
+        raise InputError(f"--model {factory!r}: {attribute}() must work without arguments: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"--model {factory!r} made a {type(model).__name__}; expected a torch.nn.Module")
+    return model
+
+
+def _from_community_file(weights: Path) -> Source:
+    """A network recognised from its weights by spandrel, with the default recipe at its scale and size multiple."""
+    if not weights.is_file():
+        raise InputError(f"no weights file at {weights}")
+    try:
+        import spandrel  # noqa: PLC0415  # an optional extra
+    except ImportError as error:
+        raise InputError(
+            f"{weights}: without --recipe or --model its architecture must be recognised, which needs spandrel: "
+            "pip install 'fxptq[zoo]'"
+        ) from error
+    state = read_state(weights)
+    try:
+        found = spandrel.ModelLoader().load_from_state_dict(state)
+    except Exception as error:
+        raise InputError(f"{weights}: spandrel does not recognise its architecture ({error})") from error
+    multiple = max(1, found.size_requirements.multiple_of)
+    side = -(-64 // multiple) * multiple
+    changes = {
+        "name": found.architecture.id.lower(),
+        "title": f"{found.architecture.name}, recognised by spandrel",
+        "scale": found.scale,
+        "input": {"channels": found.input_channels, "multiple": multiple, "size": [side, side]},
+        "degradation": {"kind": "bicubic" if found.scale > 1 else "none"},
+    }
+    base = Recipe.load("default")
+    recipe = Recipe.model_validate({**base.model_dump(exclude={"input", "degradation"}), **changes})
+    return Source(recipe.name, found.model.eval(), recipe, bundled=False)

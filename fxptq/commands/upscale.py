@@ -1,0 +1,60 @@
+"""`fxptq upscale`: pictures through a checkpoint, whole or in tiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fxptq.commands.evaluate import open_checkpoint, runnable
+from fxptq.commands.network import device_of
+from fxptq.commands.scores import fitted, on_device
+from fxptq.errors import InputError
+from fxptq.io.images import list_images, read_image, to_image, to_tensor, write_png
+from fxptq.passes.progress import Progress
+
+
+def run(
+    checkpoint: Path,
+    source: Path,
+    target: Path,
+    factory: str | None,
+    progress: Progress,
+    *,
+    tile: int,
+    integer: bool,
+    device: str,
+) -> list[Path]:
+    """Restores a picture, or every picture of a folder, and returns what was written.
+
+    Raises:
+        InputError: a picture cannot be read, or the target is unfit.
+    """
+    if tile < 0:
+        raise InputError(f"--tile {tile}: expected 0 for the whole picture, or a size in pixels")
+    jobs = _jobs(source, target)
+    quantized = open_checkpoint(checkpoint, factory)
+    task, where = quantized.task, device_of(device)
+    model = runnable(quantized.to(where), integer=integer)
+    restore = fitted(on_device(model, where), task, tile)
+    with progress.task("upscale", len(jobs)) as advance:
+        for read, write in jobs:
+            picture = to_tensor(read_image(read, task.input.channels), task.input.range)
+            with torch.no_grad():
+                output = restore(picture)
+            write_png(write, to_image(output, task.input.range))
+            advance(note=read.name)
+    return [write for _, write in jobs]
+
+
+def _jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    if source.is_dir():
+        if target.suffix:
+            raise InputError(f"{target}: {source} is a folder, so OUT must be a folder too")
+        target.mkdir(parents=True, exist_ok=True)
+        return [(file, target / f"{file.stem}.png") for file in list_images(source)]
+    if target.is_dir():
+        return [(source, target / f"{source.stem}.png")]
+    if target.suffix.lower() != ".png":
+        raise InputError(f"{target}: pictures are written as .png")
+    return [(source, target)]

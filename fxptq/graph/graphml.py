@@ -1,0 +1,36 @@
+"""A network's flow as GraphML, for graph viewers and for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import networkx as nx
+from torch import fx
+
+from fxptq.graph.sites import Site
+from fxptq.graph.topology import flow
+
+
+def write_graphml(graph: fx.Graph, sites: Iterable[Site], path: Path) -> None:
+    """Writes the flow of the image through a network as GraphML, sites with their kind, role, cost and bits.
+
+    Args:
+        graph: a captured graph.
+        sites: its sites.
+        path: written beside, then renamed.
+    """
+    drawn = flow(graph)
+    for site in sites:
+        weight_bits, activation_bits = site.bits
+        drawn.nodes[site.node].update(
+            site=site.name,
+            kind=site.kind,
+            role=site.role,
+            macs=site.macs,
+            bits_w=weight_bits or 32,
+            bits_a=activation_bits or 32,
+        )
+    beside = path.with_name(path.name + ".part")
+    nx.write_graphml(drawn, beside)
+    beside.replace(path)

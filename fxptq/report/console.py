@@ -1,0 +1,108 @@
+"""Results on the terminal, as rich tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fxptq.commands.quantize import Outcome
+from fxptq.evaluate.score import SetScore
+from fxptq.graph import Site
+from fxptq.io.weights import WeightsRow
+from fxptq.recipe import Recipe
+
+STAGES = {"fp": "full precision", "dobi": "bounds alone", "final": "quantized"}
+"""How the stages of a run are called in tables."""
+
+
+def _table(title: str, *columns: str, right: int = 0) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index >= len(columns) - right else "left")
+    return table
+
+
+def show_quantized(console: Console, outcome: Outcome, report: Path) -> None:
+    """What `quantize` did: quality by stage, bytes, seconds, what stayed in float, where the files are."""
+    meta = outcome.model.meta
+    quality = _table(
+        f"{outcome.source.name}, W{meta.bits_w}A{meta.bits_a}: PSNR (dB) / SSIM on Y",
+        "set",
+        *(STAGES[stage] for stage in outcome.scores),
+        right=len(outcome.scores),
+    )
+    for index, first in enumerate(outcome.scores["fp"]):
+        means = [found[index].mean for found in outcome.scores.values()]
+        quality.add_row(first.name, *(f"{mean.psnr_y:.2f} / {mean.ssim_y:.4f}" for mean in means))
+    console.print(quality)
+    parts = outcome.sizes
+    size = _table("Bytes on disk", "part", "bytes", right=1)
+    size.add_row("float32 parameters", f"{outcome.fp32_bytes:,}")
+    for name in ("codes", "bounds", "floats", "metadata", "header"):
+        size.add_row(f"  {name}", f"{getattr(parts, name):,}")
+    size.add_row("checkpoint", f"{parts.total:,} ({outcome.fp32_bytes / parts.total:.2f}x smaller)")
+    console.print(size)
+    times = _table("Time", "stage", "seconds", right=1)
+    for stage, seconds in outcome.seconds.items():
+        times.add_row(stage, f"{seconds:.1f}")
+    console.print(times)
+    show_bits(console, outcome.model.sites)
+    console.print(f"peak memory {outcome.peak_mb:,.0f} MB")
+    console.print(f"checkpoint  {outcome.out}")
+    console.print(f"report      {report}")
+
+
+def show_bits(console: Console, sites: Sequence[Site]) -> None:
+    """How many sites have which bits, and what stayed in float, by name and reason."""
+    widths = Counter((site.bits, site.kind) for site in sites if not site.reason)
+    for ((w, a), kind), count in sorted(widths.items(), key=lambda item: str(item[0])):
+        console.print(f"{count:4d} {kind} sites at W{w}A{a}")
+    floats = [site for site in sites if site.reason]
+    console.print(f"{len(floats):4d} sites in float" + (":" if floats else ""))
+    for site in floats:
+        console.print(f"       {site.name}: {site.reason}", highlight=False)
+
+
+def show_scores(console: Console, scores: Sequence[SetScore]) -> None:
+    """Scores of each set, and of each of its pictures."""
+    for score in scores:
+        table = _table(score.name, "picture", "PSNR-Y (dB)", "SSIM-Y", "PSNR (dB)", right=3)
+        for name, one in score.images.items():
+            table.add_row(name, f"{one.psnr_y:.2f}", f"{one.ssim_y:.4f}", f"{one.psnr:.2f}")
+        table.add_section()
+        table.add_row("mean", f"{score.mean.psnr_y:.2f}", f"{score.mean.ssim_y:.4f}", f"{score.mean.psnr:.2f}")
+        console.print(table)
+
+
+def show_sites(console: Console, sites: Sequence[Site]) -> None:
+    """The table of sites."""
+    total = sum(site.macs for site in sites) or 1
+    table = _table("Sites", "name", "kind", "role", "shapes", "bits w/a", "MACs", "share", right=2)
+    for site in sites:
+        shapes = " x ".join(str(list(site.shapes[operand.slot])) for operand in site.operands)
+        bits = "float" if site.reason else "/".join(map(str, site.bits))
+        role = site.role + (f", {site.edge}" if site.edge else "")
+        table.add_row(site.name, site.kind, role, shapes, bits, f"{site.macs:,}", f"{100 * site.macs / total:.2f} %")
+    console.print(table)
+    show_bits(console, sites)
+
+
+def show_recipes(console: Console, recipes: Sequence[Recipe]) -> None:
+    """The bundled recipes."""
+    table = _table("Recipes", "name", "network", "presets")
+    for recipe in recipes:
+        table.add_row(recipe.name, recipe.title, ", ".join(recipe.presets))
+    console.print(table)
+
+
+def show_weights(console: Console, rows: Sequence[WeightsRow]) -> None:
+    """Which weights are where."""
+    table = _table("Weights", "recipe", "state", "bytes", "sha256", "path", "published at")
+    for row in rows:
+        size = f"{row.bytes:,}" if row.bytes else ""
+        table.add_row(row.name, row.state, size, row.checksum, str(row.path or ""), row.url)
+    console.print(table)
