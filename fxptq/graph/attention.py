@@ -1,7 +1,7 @@
 """Attention calls that PyTorch offers as one function, written as the products they are.
 
-`F.multi_head_attention_forward` and `F.scaled_dot_product_attention` are decomposed while tracing, so that their matrix products
-become sites like any other. A graph that holds one equals the network up to float rounding instead of bit for bit.
+They are decomposed while tracing, so that their matrix products become sites like any other; so are the calls that add
+to a product. A graph that holds one equals the network up to float rounding instead of bit for bit.
 """
 
 from __future__ import annotations
@@ -15,22 +15,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def scaled_dot_product_attention(
+def scaled_dot_product_attention(  # the signature of the function it stands for
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: float = 0.0,  # noqa: ARG001  # networks are quantized in evaluation
     is_causal: bool = False,
+    *,
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
     """softmax(q k^T * scale + mask) v, as the documentation of `torch.nn.functional` writes it; the same arguments.
 
     Args:
-        query: [..., L, E]; key: [..., S, E]; value: [..., S, V].
-        attn_mask: boolean (True takes part) or additive.
-        dropout_p: ignored: networks are quantized in evaluation.
+        query: [..., L, E].
+        key: [..., S, E].
+        value: [..., S, V].
+        attn_mask: boolean (True takes part) or additive, broadcastable to [..., L, S].
+        dropout_p: ignored.
+        is_causal: masks what lies ahead.
+        scale: of the products; 1 / sqrt(E) by default.
+        enable_gqa: each head of key and value serves several of the query.
     """
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
@@ -50,18 +56,18 @@ def scaled_dot_product_attention(
     return torch.matmul(F.softmax(scores, dim=-1), value)
 
 
-def multi_head_attention(
+def multi_head_attention(  # the signature of the function it stands for
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    embed_dim_to_check: int,
+    embed_dim_to_check: int,  # noqa: ARG001  # as above
     num_heads: int,
     in_proj_weight: Tensor | None,
     in_proj_bias: Tensor | None,
     bias_k: Tensor | None,
     bias_v: Tensor | None,
     add_zero_attn: bool,
-    dropout_p: float,
+    dropout_p: float,  # noqa: ARG001  # networks are quantized in evaluation
     out_proj_weight: Tensor,
     out_proj_bias: Tensor | None,
     **options: Any,
@@ -70,8 +76,6 @@ def multi_head_attention(
 
     Inputs are [length, batch, channels], or [length, channels] without a batch.
     """
-    if bias_k is not None or bias_v is not None or add_zero_attn:
-        raise NotImplementedError("nn.MultiheadAttention with bias_k, bias_v or add_zero_attn")
     batched = query.dim() == 3
     if not batched:
         query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
@@ -85,6 +89,13 @@ def multi_head_attention(
         biases = [None] * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
         q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
     head = width // num_heads
+    extra = 0
+    if bias_k is not None and bias_v is not None:
+        k, v = (torch.cat([x, bias.repeat(1, batch, 1)]) for x, bias in ((k, bias_k), (v, bias_v)))
+        extra += 1
+    if add_zero_attn:
+        k, v = (torch.cat([x, torch.zeros_like(x[:1])]) for x in (k, v))
+        extra += 1
 
     def heads(x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], batch, num_heads, head).permute(1, 2, 0, 3)
@@ -92,11 +103,12 @@ def multi_head_attention(
     scores = torch.matmul(heads(q) * (1 / math.sqrt(head)), heads(k).transpose(-2, -1))
     mask, padding = options.get("attn_mask"), options.get("key_padding_mask")
     if mask is not None:
+        mask = F.pad(mask, (0, extra))
         if mask.dim() == 3:
             mask = mask.reshape(batch, num_heads, *mask.shape[1:])
         scores = scores.masked_fill(mask, -math.inf) if mask.dtype is torch.bool else scores + mask
     if padding is not None:
-        padding = padding[:, None, None, :]
+        padding = F.pad(padding if batched else padding.unsqueeze(0), (0, extra))[:, None, None, :]
         scores = scores.masked_fill(padding, -math.inf) if padding.dtype is torch.bool else scores + padding
     weights_of_values = F.softmax(scores, dim=-1)
     mixed = torch.matmul(weights_of_values, heads(v)).permute(2, 0, 1, 3).reshape(length, batch, width)
@@ -109,8 +121,15 @@ def multi_head_attention(
     return out, shown
 
 
+def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:  # noqa: A002  # PyTorch's name
+    """`torch.baddbmm`, and `torch.addmm` for matrices: beta * input + alpha * (batch1 @ batch2)."""
+    product = torch.matmul(batch1, batch2)
+    return (product if alpha == 1 else product * alpha) + (input if beta == 1 else input * beta)
+
+
 DECOMPOSED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.multi_head_attention_forward: multi_head_attention,
     F.scaled_dot_product_attention: scaled_dot_product_attention,
+    **dict.fromkeys((torch.baddbmm, torch.Tensor.baddbmm, torch.addmm, torch.Tensor.addmm), baddbmm),
 }
 """What the tracer records by its parts."""

@@ -1,4 +1,4 @@
-"""What a call in a graph is, whatever spelling the network used: `x @ y`, `x.matmul(y)` and `torch.matmul(x, y)` are one thing."""
+"""What a call in a graph is: one name for its spellings, and what is known of it (a layer, a move of values, ...)."""
 
 from __future__ import annotations
 
@@ -7,34 +7,61 @@ from typing import Any
 
 from torch import fx
 
-LAYOUT = frozenset(
-    "view reshape permute transpose contiguous flatten unflatten squeeze unsqueeze getitem chunk split tensor_split unbind roll expand "
-    "expand_as repeat clone detach to type type_as float half double bfloat16 cpu cuda pixel_shuffle pixel_unshuffle channel_shuffle "
-    "unfold t T mT moveaxis movedim swapaxes swapdims narrow select view_as reshape_as flip rot90 split_with_sizes broadcast_to "
-    "repeat_interleave index_select gather take_along_dim".split()
+from fxptq.graph.functions import name_of_function, words
+
+WEIGHTED = words("linear conv1d conv2d conv3d conv_transpose2d")
+"""Layers: one factor is a weight, and something can be said of its shape."""
+
+PRODUCTS = words("matmul einsum")
+"""Products of two tensors."""
+
+OTHER = words(
+    "convolution conv_transpose1d conv_transpose3d conv_tbc deform_conv2d bilinear lstm gru rnn_tanh rnn_relu cdist "
+    "tensordot addbmm mv addmv inner outer kron chain_matmul multi_dot fft_fft fft_fft2 fft_fftn fft_ifft fft_ifft2 "
+    "fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft fft_irfft2 fft_irfftn"
+)
+"""Arithmetic that has no quantizer; it is listed by name."""
+
+ARITHMETIC = WEIGHTED | PRODUCTS | OTHER
+
+LAYOUT = words(
+    "view reshape permute transpose contiguous flatten unflatten squeeze unsqueeze getitem chunk split tensor_split "
+    "unbind roll expand expand_as repeat clone detach data to type type_as float half double bfloat16 cpu cuda "
+    "pixel_shuffle pixel_unshuffle channel_shuffle unfold t T mT moveaxis movedim swapaxes swapdims narrow select "
+    "view_as reshape_as flip rot90 split_with_sizes broadcast_to repeat_interleave index_select gather take_along_dim"
 )
 """Calls that move values and change none."""
 
-MIXING = frozenset(
-    "cat concat concatenate stack pad interpolate upsample dropout max_pool2d avg_pool2d adaptive_avg_pool2d where".split()
+MIXING = words(
+    "cat concat concatenate stack pad interpolate upsample dropout max_pool2d avg_pool2d adaptive_avg_pool2d"
 )
 """Calls whose values lie between the values of their inputs (and zero)."""
 
 LOWEST: dict[str, float | None] = {
-    **dict.fromkeys("softmax relu relu6 sigmoid hardsigmoid softplus exp abs square hardtanh_".split(), 0.0),
-    **dict.fromkeys("gelu silu hardswish mish".split(), None),
+    **dict.fromkeys(words("softmax relu relu6 sigmoid hardsigmoid softplus exp abs square"), 0.0),
+    **dict.fromkeys(words("gelu silu hardswish mish")),
 }
 """Calls whose output is one-sided, with its exact floor where it is reached: most values lie at the lower end."""
 
-ADD = frozenset("add __add__ iadd __iadd__ add_".split())
+ADD = words("add __add__ iadd __iadd__")
 
 _ALIASES = {
     "__getitem__": "getitem",
     "__matmul__": "matmul",
-    "permute_copy": "permute",
+    "__rmatmul__": "matmul",
     "mm": "matmul",
     "bmm": "matmul",
+    "linalg_multi_dot": "multi_dot",
 }
+
+
+def plain_name(name: str) -> str:
+    """One name for the spellings of a function: `mm`, `bmm` and `__matmul__` are `matmul`, `relu_` is `relu`."""
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    if name.startswith("_") and not name.startswith("__"):
+        name = name[1:]
+    return _ALIASES.get(name, name)
 
 
 def name_of(node: fx.Node) -> str:
@@ -44,17 +71,10 @@ def name_of(node: fx.Node) -> str:
     elif node.op == "call_function":
         if node.target is getattr:
             return str(node.args[1])
-        name = (
-            "add"
-            if node.target in (operator.add, operator.iadd)
-            else getattr(node.target, "__name__", str(node.target))
-        )
+        name = "add" if node.target in (operator.add, operator.iadd) else name_of_function(node.target)
     else:
         return ""
-    name = _ALIASES.get(name, name)
-    if name.endswith("_") and not name.endswith("__"):
-        name = name[:-1]
-    return name
+    return plain_name(name)
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:

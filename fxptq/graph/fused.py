@@ -1,7 +1,8 @@
 """Finds how many ranges a fused weight has: which output channels of a layer end in which factor of which product.
 
-The question is answered by experiment, so it knows no naming: the layer's output is replaced by the number of each channel, the calls
-that only move values are carried out on it, and where a matrix product is met, the channels that arrived are looked at.
+The question is answered by experiment, so it knows no naming: the layer's output is replaced by the number of each
+channel, the calls that only move values are carried out on it, and where a matrix product is met, the channels that
+arrived are looked at.
 """
 
 from __future__ import annotations
@@ -15,7 +16,23 @@ from fxptq.graph.calls import LAYOUT, name_of
 from fxptq.graph.tracer import IMAGE
 
 _ELEMENTWISE = frozenset(
-    "mul div truediv normalize relu sigmoid tanh gelu silu softmax contiguous add sub neg elu".split()
+    [
+        "mul",
+        "div",
+        "truediv",
+        "normalize",
+        "relu",
+        "sigmoid",
+        "tanh",
+        "gelu",
+        "silu",
+        "softmax",
+        "contiguous",
+        "add",
+        "sub",
+        "neg",
+        "elu",
+    ]
 )
 _PRODUCTS = frozenset(("matmul", "einsum", "baddbmm"))
 _SCATTERED = (0, -1)
@@ -23,7 +40,7 @@ _SCATTERED = (0, -1)
 
 
 def fused_ranges(layer: fx.Node) -> int:
-    """How many equal contiguous blocks of output channels of `layer` feed different factors of products; 1 if they do not.
+    """How many equal contiguous blocks of output channels feed different factors of products; 1 if they do not.
 
     Args:
         layer: a linear or conv2d node of a captured graph.
@@ -55,8 +72,8 @@ def fused_ranges(layer: fx.Node) -> int:
 def _block(value: Any) -> set[tuple[int, int]]:
     if not isinstance(value, Tensor):
         return set()
-    found = value.unique()
-    first, last = int(found[0]), int(found[-1])
+    found = set(value.flatten().tolist())
+    first, last = min(found), max(found)
     return {(first, last)} if last - first + 1 == len(found) else {_SCATTERED}
 
 

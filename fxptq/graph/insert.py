@@ -1,6 +1,7 @@
 """Puts a Quantizer node on each operand edge of a captured graph and changes nothing else.
 
-Module names cannot hold dots, so a key such as `layers.0.attn.qkv.input` stands in the graph as `quantizers.layers/0/attn/qkv/input`.
+Module names cannot hold dots, so a key such as `layers.0.attn.qkv.input` stands in the graph as
+`quantizers.layers/0/attn/qkv/input`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ def module_name(key: str) -> str:
 def insert_quantizers(graph: fx.Graph, sites: Iterable[Site]) -> fx.Graph:
     """A copy of `graph` in which every operand with bits is read through its quantizer.
 
-    Site nodes carry `meta["site"]` (the name), quantizer nodes `meta["quantizer"]` (the key) and the `follows`, `shape` and `dtype` of
-    what they quantize. Operands that share a quantizer share one node.
+    Site nodes carry `meta["site"]` (the name), quantizer nodes `meta["quantizer"]` (the key) and the `follows`, `shape`
+    and `dtype` of what they quantize. Operands that share a quantizer share one node.
 
     Args:
         graph: as captured.

@@ -47,8 +47,8 @@ class Plan:
         bits: what sites get by default.
         kinds: the kinds of site to quantize; the others stay in float and are listed.
         granularity: ranges of a layer's weight: one per output channel, or per tensor (three for a fused qkv weight).
-        edges: what the first and last sites get, which read the image and make the output: their own bits, "float", or None for
-            no exception.
+        edges: what the first and last sites get, which read the image and make the output, and those of the trunk
+            between residual stages: their own bits, "float", or None for no exception.
         overrides: (glob pattern of site names, bits or "float"), the first match wins.
     """
 

@@ -1,7 +1,7 @@
 """A captured network that runs for every input size: graphs by class of sizes over one set of weights and quantizers.
 
-A graph is used where its conditions on the sizes hold; where none does, the network is captured again, transparently. Quantizers belong
-to the program and are found by site name, never owned by a graph.
+A graph is used where its conditions on the sizes hold; where none does, the network is captured again, transparently.
+Quantizers belong to the program and are found by site name, never owned by a graph.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxptq.errors import CaptureError, InputError
-from fxptq.graph.capture import Capture, Holder, capture
+from fxptq.errors import InputError
+from fxptq.graph.capture import Capture, capture
+from fxptq.graph.copies import independent_copy
+from fxptq.graph.fold import attribute
+from fxptq.graph.holder import Holder
 from fxptq.graph.insert import insert_quantizers, module_name
 from fxptq.graph.plan import Planner
 from fxptq.graph.sites import Operand, Site, find_sites
@@ -70,22 +73,20 @@ class Program(nn.Module):
     ) -> None:
         super().__init__()
         inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-        try:
-            own = copy.deepcopy(model)
-        except Exception as error:
-            raise CaptureError(f"{type(model).__name__} cannot be copied: {error}") from error
-        self.holder = Holder(own.eval().requires_grad_(False))
+        self.holder = Holder(independent_copy(_uncompiled(model)).eval().requires_grad_(False))
         self.limit = limit
         self._plan = plan
         self._found: OrderedDict[Shapes, int] = OrderedDict()
         self._variants: dict[int, Variant] = {}
         self._captured = 0
+        self._sources: dict[str, str | None] = {}
         self.sites: tuple[Site, ...] = ()
         self.quantizers: dict[str, Quantizer] = {}
-        first = self.variant(inputs)
+        first = self.variant(self._checked(inputs))
         self.sites, self.taps = first.sites, first.taps
+        self._sources = _sources(first, self.operands())
 
-    # -- graphs ------------------------------------------------------------------------------------------------------------------
+    # -- graphs --------------------------------------------------------------------------------------------------------
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -104,11 +105,12 @@ class Program(nn.Module):
             if tuple(dtype for _, dtype in known) == dtypes and variant.capture.holds(self.holder, inputs):
                 self._found[key] = number
                 return variant
+        taken = capture(self.holder.model, inputs)
         self._captured += 1
-        self._variants[self._captured] = self._build(capture(self.holder, inputs))
+        self._variants[self._captured] = self._build(taken.renamed(self.holder.keep(taken.constants)))
         self._found[key] = self._captured
         self._shrink()
-        return self._variants[self._found[key]]
+        return self._variants[self._captured]
 
     def _shrink(self) -> None:
         while len(set(self._found.values())) > self.limit:
@@ -133,7 +135,7 @@ class Program(nn.Module):
         return fx.GraphModule(self.holder, inserted, "Quantized"), fx.GraphModule(self.holder, tapped, "Tapped")
 
     def _with_quantizers(self, site: Site) -> Site:
-        """Makes the quantizers a site needs; a site that only a later graph has stays in float, for nobody calibrated it."""
+        """Makes the quantizers a site needs; one that only a later graph has stays in float: it is not calibrated."""
         for operand in site.operands:
             if operand.bits is None or operand.quantizer in self.quantizers:
                 continue
@@ -145,29 +147,31 @@ class Program(nn.Module):
             self.quantizers[operand.quantizer] = quantizer
         return site
 
-    # -- running -----------------------------------------------------------------------------------------------------------------
+    # -- running -------------------------------------------------------------------------------------------------------
 
     def forward(self, *inputs: Tensor) -> Any:
         """Runs the network, quantized where quantizers are on. Inputs and output are the network's own."""
-        return self.variant(inputs).module(*self._own(inputs))
+        return self.variant(self._checked(inputs)).module(*(x.clone() for x in inputs))
 
     def tapped(self, *inputs: Tensor) -> tuple[Any, list[Tensor]]:
         """Runs the network and also returns the values at `taps`."""
-        return self.variant(inputs).tapped(*self._own(inputs))  # type: ignore[no-any-return]  # GraphModule's call is untyped
+        output, features = self.variant(self._checked(inputs)).tapped(*(x.clone() for x in inputs))
+        return output, features
 
-    def _own(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not inputs or not all(isinstance(x, Tensor) for x in inputs):
-            raise InputError("expected tensors as inputs")
-        return tuple(x.clone() for x in inputs)
+            kinds = ", ".join(type(x).__name__ for x in inputs) or "nothing"
+            raise InputError(f"a network takes one tensor or more, not {kinds}")
+        return inputs
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Program:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
         for number, variant in self._variants.items():
             module, tapped = self._runnable(variant.inserted, variant.taps)
             self._variants[number] = replace(variant, module=module, tapped=tapped)
         return self
 
-    # -- tensors -----------------------------------------------------------------------------------------------------------------
+    # -- tensors -------------------------------------------------------------------------------------------------------
 
     def operands(self) -> dict[str, Operand]:
         """The operands that have a quantizer, by its key; of those that share one, the first."""
@@ -179,21 +183,22 @@ class Program(nn.Module):
         return found
 
     def weight_target(self, key: str) -> str | None:
-        """Where the tensor lives that a constant operand's quantizer reads (`model.layers.0.weight`); None for an activation's."""
-        operand = self.operands()[key]
-        first = next(iter(self._variants.values()))
-        node = next(node for node in first.capture.graph.nodes if node.name == operand.source)
-        return str(node.target) if node.op == "get_attr" else None
+        """Where the constant lives that a quantizer reads (`model.layers.0.weight`); None for an activation's.
+
+        Raises:
+            InputError: there is no such quantizer.
+        """
+        if key not in self._sources:
+            raise InputError(f"there is no quantizer {key!r}; `quantizers` lists them")
+        return self._sources[key]
 
     def weight_of(self, key: str) -> Tensor | None:
         """The constant tensor that quantizer reads; None for an activation's quantizer."""
         target = self.weight_target(key)
         if target is None:
             return None
-        value: Any = self.holder
-        for part in target.split("."):
-            value = getattr(value, part)
-        return value.detach()  # type: ignore[no-any-return]  # getattr is untyped
+        weight: Tensor = attribute(self.holder, target)
+        return weight.detach()
 
     def set_weight(self, key: str, value: Tensor) -> None:
         """Overwrites the constant tensor that quantizer reads, in place, so that every graph sees it."""
@@ -201,3 +206,16 @@ class Program(nn.Module):
         if weight is None:
             raise InputError(f"{key} quantizes an activation; only a weight can be set")
         weight.copy_(value)
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """The network that was handed to torch.compile, if this is what came out."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def _sources(variant: Variant, operands: dict[str, Operand]) -> dict[str, str | None]:
+    """Where the constant lives that each quantizer reads; None for an activation's."""
+    nodes = {node.name: node for node in variant.capture.graph.nodes}
+    found = {key: nodes[operand.source] for key, operand in operands.items()}
+    return {key: str(node.target) if node.op == "get_attr" else None for key, node in found.items()}

@@ -1,7 +1,7 @@
-"""Where the arithmetic of a network is: its linear, convolution and matrix-product calls, with stable names, roles and costs.
+"""Where the arithmetic of a network is: its linear, convolution and product calls, with stable names, roles and costs.
 
-A site is named by its module path (`layers.0.attn.qkv`); calls of functions get an ordinal (`layers.0.attn.matmul_0`). What does the
-arithmetic of a layer and has no quantizer is found too, so that it can be listed by name and reason.
+A site is named by its module path (`layers.0.attn.qkv`); calls of functions get an ordinal (`layers.0.attn.matmul_0`).
+What does the arithmetic of a layer and has no quantizer is found too, so that it can be listed by name and reason.
 """
 
 from __future__ import annotations
@@ -10,34 +10,36 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 from torch import fx, nn
 
-from fxptq.graph.calls import LAYOUT, LOWEST, MIXING, argument, first_inputs, name_of
+from fxptq.graph.calls import (
+    ARITHMETIC,
+    LAYOUT,
+    LOWEST,
+    MIXING,
+    OTHER,
+    PRODUCTS,
+    WEIGHTED,
+    argument,
+    first_inputs,
+    name_of,
+)
+from fxptq.graph.einsum import einsum_operands, summed_size
+from fxptq.graph.functions import is_custom_operator
 from fxptq.graph.fused import fused_ranges
+from fxptq.graph.topology import skeleton
 from fxptq.graph.tracer import IMAGE
 
 Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d", "matmul", "other"]
 Slot = Literal["input", "weight", "lhs", "rhs"]
 Role = Literal["symmetric", "one_sided", "constant"]
 
+Edge = Literal["", "head", "tail", "trunk"]
+
 KINDS: tuple[Kind, ...] = ("linear", "conv2d", "conv_transpose2d", "matmul")
 """The kinds that can be quantized."""
-
-_WEIGHTED: dict[str, Kind] = {
-    "linear": "linear",
-    "conv2d": "conv2d",
-    "conv1d": "conv1d",
-    "conv3d": "conv3d",
-    "conv_transpose2d": "conv_transpose2d",
-}
-_PRODUCTS = frozenset("matmul einsum baddbmm addmm addbmm".split())
-_OTHER = frozenset(
-    "conv_transpose1d conv_transpose3d bilinear deform_conv2d lstm gru rnn_tanh rnn_relu conv_tbc cdist tensordot mv inner outer "
-    "fft_fft fft_fft2 fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft fft_irfft2 fft_irfftn".split()
-)
-
 
 _COLOUR = 16
 """A layer of at most so many weights only shifts or mixes colours."""
@@ -81,7 +83,8 @@ class Site:
         operands: its factors, in the order of the call.
         shapes: of each operand by slot, and of `output`, at the example's size.
         macs: multiply-accumulates at the example's size.
-        edge: `head` reads the image itself, `tail` makes the output: no other site stands before or behind it.
+        edge: `head` reads the image itself, `tail` makes the output: no other site stands before or behind
+            it; `trunk` stands outside every residual branch but the longest, so that nothing makes up for its errors.
         reason: why it is left in float; empty when it is quantized.
     """
 
@@ -91,7 +94,7 @@ class Site:
     operands: tuple[Operand, ...]
     shapes: dict[str, tuple[int, ...]]
     macs: int
-    edge: Literal["", "head", "tail"] = ""
+    edge: Edge = ""
     reason: str = ""
 
     @property
@@ -120,7 +123,8 @@ def _origins(node: fx.Node, seen: set[fx.Node]) -> Iterable[fx.Node]:
         return
     seen.add(node)
     name = name_of(node)
-    if name in LAYOUT or name in MIXING:
+    overshoots = node.kwargs.get("mode") == "bicubic"
+    if name in LAYOUT or (name in MIXING and not overshoots):
         for source in first_inputs(node):
             yield from _origins(source, seen)
     else:
@@ -142,25 +146,16 @@ def _role(node: fx.Node) -> tuple[Role, float | None]:
 
 def _factors(node: fx.Node) -> list[tuple[Slot, fx.Node]] | None:
     """The factors of a product or layer; None when there are not two of them."""
-    name = name_of(node)
-    if name in _WEIGHTED:
+    if name_of(node) in WEIGHTED:
         pair = [argument(node, 0, "input"), argument(node, 1, "weight")]
-    elif name == "einsum":
-        tensors = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
-        pair = [item for item in tensors if isinstance(item, fx.Node)]
-    elif name == "matmul":
-        pair = [argument(node, 0, "input"), argument(node, 1, "other", node.kwargs.get("mat2"))]
+    elif name_of(node) == "einsum":
+        pair = list(einsum_operands(node))
     else:
-        pair = [
-            argument(node, 1, "batch1", node.kwargs.get("mat1")),
-            argument(node, 2, "batch2", node.kwargs.get("mat2")),
-        ]
+        pair = [argument(node, 0, "input"), argument(node, 1, "other")]
     if len(pair) != 2 or not all(isinstance(item, fx.Node) for item in pair):
         return None
-    first, second = pair
-    if name in _WEIGHTED:
-        return [("input", first), ("weight", second)]
-    return [("lhs", first), ("rhs", second)]
+    slots: tuple[Slot, Slot] = ("input", "weight") if name_of(node) in WEIGHTED else ("lhs", "rhs")
+    return list(zip(slots, pair, strict=True))
 
 
 def _macs(node: fx.Node, kind: Kind, shapes: dict[str, tuple[int, ...]]) -> int:
@@ -171,24 +166,18 @@ def _macs(node: fx.Node, kind: Kind, shapes: dict[str, tuple[int, ...]]) -> int:
         return math.prod(shapes["input"]) * math.prod(shapes["weight"][1:])
     if kind.startswith("conv"):
         return out * math.prod(shapes["weight"][1:])
-    if name_of(node) == "einsum" and isinstance(node.args[0], str):
-        terms = node.args[0].replace(" ", "").split("->")[0].split(",")
-        sizes = {
-            letter: size
-            for term, slot in zip(terms, ("lhs", "rhs"), strict=True)
-            for letter, size in zip(
-                term.replace("...", ""), shapes[slot][-len(term.replace("...", "")) :], strict=False
-            )
-        }
-        return max(math.prod(sizes.values()), out)
+    if name_of(node) == "einsum":
+        return out * summed_size(node, (shapes["lhs"], shapes["rhs"]))
     return out * shapes["lhs"][-1]
 
 
-def _names(node: fx.Node, taken: Counter[str]) -> str:
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _name(node: fx.Node, taken: Counter[str]) -> str:
     path, module = node.meta.get("path", ""), node.meta.get("module", object)
-    call = name_of(node)
-    layer = isinstance(module, type) and issubclass(module, (nn.Linear, nn.modules.conv._ConvNd))
-    if layer and call in _WEIGHTED:
+    call = name_of(node) or "scripted"
+    if issubclass(module, _LAYERS) and call in WEIGHTED:
         taken[path] += 1
         return path if taken[path] == 1 else f"{path}@{taken[path]}"
     stem = f"{path}.{call}".lstrip(".")
@@ -203,30 +192,44 @@ def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
         graph: as captured; its nodes carry shapes and module paths.
     """
     taken: Counter[str] = Counter()
-    sites: list[Site] = []
-    for node in graph.nodes:
-        call = name_of(node)
-        if node.meta.get("follows") != IMAGE or (
-            call not in _WEIGHTED and call not in _PRODUCTS and call not in _OTHER
-        ):
-            continue
-        name = _names(node, taken)
-        factors = None if call in _OTHER else _factors(node)
-        output = {"output": tuple(node.meta.get("shape", ()))}
-        if factors is None:
-            reason = (
-                f"{call}: no quantizer for this operation" if call in _OTHER else f"{call} of more than two factors"
-            )
-            sites.append(Site(name, "other", node.name, (), output, 0, reason=reason))
-            continue
-        kind: Kind = _WEIGHTED.get(call, "matmul")
-        shapes = {slot: tuple(source.meta["shape"]) for slot, source in factors} | output
-        operands = tuple(_operand(node, kind, slot, source) for slot, source in factors)
-        reason = "" if kind in KINDS else f"{kind}: no quantizer for this operation"
-        if kind in _WEIGHTED.values() and math.prod(shapes["weight"]) <= _COLOUR:
-            reason = "a shift or mix of colours: nothing to gain, everything to lose"
-        sites.append(Site(name, kind, node.name, operands, shapes, _macs(node, kind, shapes), reason=reason))
+    sites = [
+        _site(node, _name(node, taken))
+        for node in graph.nodes
+        if node.meta.get("follows") == IMAGE and _is_arithmetic(node)
+    ]
     return _with_edges(graph, sites)
+
+
+def _is_arithmetic(node: fx.Node) -> bool:
+    if name_of(node) == "einsum" and len(einsum_operands(node)) == 1:
+        return False  # a transposition or a sum
+    return name_of(node) in ARITHMETIC or _is_hidden(node)
+
+
+def _is_hidden(node: fx.Node) -> bool:
+    """Whether nobody can see what is computed inside."""
+    return node.op == "call_module" or is_custom_operator(node.target)
+
+
+def _site(node: fx.Node, name: str) -> Site:
+    call, shapes = name_of(node), {"output": tuple(node.meta.get("shape", ()))}
+    factors = _factors(node) if call in WEIGHTED or call in PRODUCTS else None
+    if factors is None:
+        reason = f"{call}: no quantizer for this operation"
+        if call in PRODUCTS:
+            reason = f"{call} of more than two factors"
+        elif node.op == "call_module":
+            reason = "TorchScript hides what it computes"
+        elif call not in OTHER:
+            reason = f"{call}: a custom operator hides what it computes"
+        return Site(name, "other", node.name, (), shapes, 0, reason=reason)
+    kind = cast("Kind", call) if call in WEIGHTED else "matmul"
+    shapes = {slot: tuple(source.meta["shape"]) for slot, source in factors} | shapes
+    operands = tuple(_operand(node, kind, slot, source) for slot, source in factors)
+    reason = "" if kind in KINDS else f"{kind}: no quantizer for this operation"
+    if "weight" in shapes and math.prod(shapes["weight"]) <= _COLOUR:
+        reason = "a shift or mix of colours: nothing to gain, everything to lose"
+    return Site(name, kind, node.name, operands, shapes, _macs(node, kind, shapes), reason=reason)
 
 
 def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node) -> Operand:
@@ -245,14 +248,14 @@ def _with_edges(graph: fx.Graph, sites: list[Site]) -> tuple[Site, ...]:
     for node in reversed(graph.nodes):
         behind[node] = any(behind[user] or user.name in by_node for user in node.users)
     nodes = {node.name: node for node in graph.nodes}
+    trunk = skeleton(graph).trunk
     found = []
     for site in sites:
         if site.reason:
             found.append(site)
             continue
         node = nodes[site.node]
-        edge: Literal["", "head", "tail"] = (
-            "" if before[node] and behind[node] else ("tail" if before[node] else "head")
-        )
+        inside: Edge = "trunk" if node.name in trunk else ""
+        edge: Edge = "head" if not before[node] else "tail" if not behind[node] else inside
         found.append(replace(site, edge=edge))
     return tuple(found)

@@ -69,7 +69,8 @@ def skeleton(graph: fx.Graph) -> Skeleton:
     """The trunk and the residual stages of a network.
 
     The chain of nodes every path goes through is followed; where a long skip spans most of the network, its body is
-    entered, so that in SwinIR the stages are the outputs of the residual groups and in EDSR those of the residual blocks.
+    entered, so that in SwinIR the stages are the outputs of the residual groups and in EDSR those of the residual
+    blocks.
 
     Args:
         graph: a captured graph.

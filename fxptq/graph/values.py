@@ -1,7 +1,8 @@
 """Python numbers that remember the graph node that computes them.
 
-While a network is traced, sizes come back as `TracedInt` and `TracedFloat`: real numbers, so that Python's ifs, ranges and assertions run,
-which also record every arithmetic operation. A comparison is a guard: the graph holds only for inputs on which it comes out the same.
+While a network is traced, sizes come back as `TracedInt` and `TracedFloat`: real numbers, so that Python's ifs, ranges
+and assertions run, which also record every arithmetic operation. A comparison is a guard: the graph holds only for
+inputs on which it comes out the same. The files being traced get an `int`, `range`, `math`, ... that do not forget.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import builtins
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from torch import Tensor, fx
@@ -25,8 +26,8 @@ class NumberRecorder(Protocol):
     def number(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Records `function(*args)`, whose value is a Python number, and returns it traced."""
 
-    def guard(self, node: fx.Node, value: Any) -> None:
-        """Requires that `node` comes out as `value` whenever the graph is used."""
+    def answer(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Records `function(*args)`, requires that it always comes out as it does now, and returns that plain value."""
 
 
 class TracedInt(int):
@@ -36,10 +37,13 @@ class TracedInt(int):
     recorder: NumberRecorder
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
-        return int, (plain(self),)
+        return int, (int.__pos__(self),)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> int:
-        return plain(self)
+        return int.__pos__(self)
+
+    def __pos__(self) -> TracedInt:
+        return self
 
     __hash__ = int.__hash__
 
@@ -51,10 +55,13 @@ class TracedFloat(float):
     recorder: NumberRecorder
 
     def __reduce__(self) -> tuple[type[float], tuple[float]]:
-        return float, (plain(self),)
+        return float, (float.__pos__(self),)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> float:
-        return plain(self)
+        return float.__pos__(self)
+
+    def __pos__(self) -> TracedFloat:
+        return self
 
     __hash__ = float.__hash__
 
@@ -80,10 +87,12 @@ def traced(value: Any, node: fx.Node, recorder: NumberRecorder) -> Any:
     return number
 
 
-def _recorder_of(values: tuple[Any, ...]) -> NumberRecorder | None:
+def _recorder_of(values: Iterable[Any]) -> NumberRecorder | None:
     for value in values:
         if isinstance(value, Traced) and value.recorder.open:
             return value.recorder
+        if isinstance(value, (tuple, list)) and (recorder := _recorder_of(value)) is not None:
+            return recorder
     return None
 
 
@@ -103,21 +112,15 @@ def _comparison(function: Callable[[Any, Any], bool], name: str) -> Callable[[An
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, (int, float)):
             return NotImplemented
-        outcome = function(plain(self), plain(other))
         recorder = _recorder_of((self, other))
-        if recorder is not None:
-            recorder.guard(recorder.number(function, (self, other)).node, outcome)
-        return outcome
+        return function(plain(self), plain(other)) if recorder is None else recorder.answer(function, (self, other))
 
     method.__name__ = name
     return method
 
 
 def _truth(self: Any) -> bool:
-    outcome = bool(plain(self))
-    if self.recorder.open:
-        self.recorder.guard(self.recorder.number(operator.ne, (self, 0)).node, outcome)
-    return outcome
+    return bool(self.recorder.answer(operator.ne, (self, 0)) if self.recorder.open else plain(self))
 
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "or", "xor")
@@ -141,7 +144,6 @@ def _equip(kind: type) -> None:
         setattr(kind, f"__{name}__", _arithmetic(function, name, swapped=False))
     for name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(kind, f"__{name}__", _comparison(getattr(operator, name), name))
-    kind.__bool__ = _truth  # type: ignore[attr-defined]  # a dunder given to both classes in one place
 
     def both(self: Any, other: Any) -> Any:
         return self // other, self % other
@@ -149,7 +151,8 @@ def _equip(kind: type) -> None:
     def both_swapped(self: Any, other: Any) -> Any:
         return other // self, other % self
 
-    kind.__divmod__, kind.__rdivmod__ = both, both_swapped  # type: ignore[attr-defined]  # as above
+    for name, method in (("__bool__", _truth), ("__divmod__", both), ("__rdivmod__", both_swapped)):
+        setattr(kind, name, method)
 
 
 _equip(TracedInt)
@@ -157,7 +160,7 @@ _equip(TracedFloat)
 
 
 class _NumberType(type):
-    """Stands in for `int` or `float` in a traced file: converts without forgetting, and is the real type to isinstance."""
+    """Stands in for `int` or `float` in a traced file: converts without forgetting; to isinstance, the real type."""
 
     real: type
 
@@ -175,11 +178,8 @@ class _NumberType(type):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and not kwargs and (recorder := _recorder_of(args)) is not None:
-            return (
-                args[0]
-                if type(args[0]) is {int: TracedInt, float: TracedFloat}[cls.real]
-                else recorder.number(cls.real, args)
-            )
+            own = TracedInt if cls.real is int else TracedFloat
+            return args[0] if isinstance(args[0], own) else recorder.number(cls.real, args)
         return cls.real(*args, **kwargs)
 
     def __getattr__(cls, name: str) -> Any:
@@ -204,7 +204,7 @@ class FloatInTrace(metaclass=_NumberType):
 def _fixed(value: Any) -> Any:
     """A number whose very value shapes the graph (a loop count): required to stay what it is."""
     if isinstance(value, Traced) and value.recorder.open:
-        value.recorder.guard(value.recorder.number(operator.eq, (value, plain(value))).node, True)
+        value.recorder.answer(operator.eq, (value, plain(value)))
     return plain(value)
 
 
@@ -215,11 +215,10 @@ def range_in_trace(*args: Any) -> range:
 
 def _recording(function: Callable[..., Any]) -> Callable[..., Any]:
     def method(*args: Any, **kwargs: Any) -> Any:
-        values = tuple(args[0]) if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
-        recorder = None if kwargs else _recorder_of(values)
+        recorder = None if kwargs else _recorder_of(args)
         if recorder is None:
             return function(*args, **kwargs)
-        return recorder.number(function, values)
+        return recorder.number(function, args)
 
     method.__name__ = getattr(function, "__name__", "function")
     return method
@@ -249,6 +248,7 @@ MATH_IN_TRACE = _MathInTrace()
 
 
 def math_function_in_trace(function: Any) -> Callable[..., Any] | None:
-    """The recording twin of a function of `math`, for files that say `from math import ceil`; None for anything else."""
+    """The recording twin of a function of `math`, for files that say `from math import ceil`; None for the rest."""
     name = getattr(function, "__name__", "")
-    return _recording(function) if name and getattr(math, name, None) is function else None
+    known = callable(function) and isinstance(name, str) and name and getattr(math, name, None) is function
+    return _recording(function) if known else None

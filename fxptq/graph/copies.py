@@ -1,0 +1,61 @@
+"""Copies of networks, so that nothing done here is ever seen in the user's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxptq.errors import CaptureError
+
+
+def independent_copy(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with `model`.
+
+    Raises:
+        CaptureError: it holds something that cannot be copied.
+    """
+    return _copied(model, {})
+
+
+def structural_copy(model: nn.Module) -> nn.Module:
+    """A copy that shares the memory of the parameters with `model` and owns its buffers and every other state.
+
+    Raises:
+        CaptureError: it holds something that cannot be copied.
+    """
+    aliases = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
+    return _copied(model, dict(aliases))
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    for tensor in _plain_tensors(model):
+        # Tensors with a history (the weight that the hook of weight_norm left) refuse to be deep-copied.
+        if not tensor.is_leaf:
+            memo[id(tensor)] = tensor.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); remove from its attributes "
+            "what cannot be, such as locks, generators or open files"
+        ) from error
+
+
+def _plain_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors in plain attributes of the modules, also in lists, tuples and dicts."""
+    waiting: list[Any] = [vars(module) for module in model.modules()]
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            waiting.extend(value)

@@ -1,0 +1,88 @@
+"""Two clean-ups of a traced graph: what nobody reads is removed, what does not depend on the input is computed once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxptq.graph.functions import writes
+from fxptq.graph.tracer import CONST
+
+
+def eliminate_dead_code(graph: fx.Graph) -> None:
+    """Removes what nobody reads, keeping calls that write in place."""
+    graph.eliminate_dead_code(is_impure_node=_is_impure)
+
+
+def _is_impure(node: fx.Node) -> bool:
+    if node.op in ("placeholder", "output"):
+        return True
+    return node.op in ("call_function", "call_method") and writes(node.target, node.kwargs)
+
+
+def fold_constants(graph: fx.Graph, root: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """Computes what does not depend on the input, and lets the graph read the result.
+
+    Args:
+        graph: changed in place.
+        root: holds what the graph reads.
+        device: of the input.
+
+    Returns:
+        The results by the name under `constants.` that the graph now reads.
+    """
+    values = _constant_values(graph, root, device)
+    folded: dict[str, Tensor] = {}
+    ordinals: Counter[str] = Counter()
+    for node, value in values.items():
+        outside = [user for user in node.users if user not in values]
+        if node.op == "get_attr" or not outside or not isinstance(value, Tensor):
+            continue
+        place = (node.meta.get("path") or "root").replace(".", "/")
+        name = f"{place}/folded_{ordinals[place]}"
+        ordinals[place] += 1
+        with graph.inserting_before(node):
+            constant = graph.get_attr(f"constants.{name}")
+        constant.meta = dict(node.meta)
+        for user in outside:
+            user.replace_input_with(node, constant)
+        folded[name] = value.detach()
+    for node in reversed(values):
+        if node.op.startswith("call") and not node.users:
+            graph.erase_node(node)
+    return folded
+
+
+def _constant_values(graph: fx.Graph, root: nn.Module, device: torch.device) -> dict[fx.Node, Any]:
+    values: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in graph.nodes:
+            if node.target is getattr and node.args[1:] == ("device",):
+                values[node] = device
+            elif node.meta.get("follows") != CONST or not all(source in values for source in node.all_input_nodes):
+                continue
+            elif node.op == "get_attr":
+                values[node] = attribute(root, str(node.target))
+            elif node.op.startswith("call"):
+                values[node] = _call(node, root, values)
+    return values
+
+
+def _call(node: fx.Node, root: nn.Module, values: Mapping[fx.Node, Any]) -> Any:
+    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    function: Any = attribute(root, str(node.target)) if node.op == "call_module" else node.target
+    return function(*args, **kwargs)
+
+
+def attribute(root: nn.Module, target: str) -> Any:
+    """What stands at a dotted name of a module."""
+    value: Any = root
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value

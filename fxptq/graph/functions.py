@@ -1,0 +1,168 @@
+"""What the tracer must know of the functions of torch: which write in place, which read values, how each is noted.
+
+Facts about the public functions of torch, by name; nothing about networks.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload, OpOverloadPacket
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text as a set."""
+    return frozenset(text.split())
+
+
+VALUE_READERS = words(
+    "__bool__ __int__ __float__ __index__ __complex__ __array__ item tolist numpy equal allclose is_nonzero"
+)
+"""Calls that turn a tensor's values into Python values."""
+
+SHAPED_LIKE = words(
+    "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty"
+)
+"""Calls that take the sizes of their tensor and not its values."""
+
+RANDOM = words(
+    "rand randn rand_like randn_like randint randint_like randperm bernoulli normal multinomial poisson normal_ "
+    "uniform_ bernoulli_ random_ exponential_"
+)
+"""Calls whose values change from run to run."""
+
+_DROPOUTS = words("dropout dropout1d dropout2d dropout3d feature_alpha_dropout")
+
+RAGGED = words("nonzero argwhere masked_select unique unique_consecutive bincount _unique2")
+"""Calls whose output sizes depend on the values of their input."""
+
+_SWAPPED: dict[str, Callable[..., Any]] = {
+    "__radd__": operator.add,
+    "__rsub__": operator.sub,
+    "__rmul__": operator.mul,
+    "__rdiv__": operator.truediv,
+    "__rtruediv__": operator.truediv,
+    "__rfloordiv__": operator.floordiv,
+    "__rmod__": operator.mod,
+    "__rpow__": operator.pow,
+    "__rmatmul__": torch.matmul,
+}
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    f"__{name}__": getattr(operator, name)
+    for name in words("add sub mul truediv floordiv mod pow neg getitem eq ne lt le gt ge invert xor setitem")
+} | {"__and__": operator.and_, "__or__": operator.or_}
+
+_IN_PLACE_OPERATORS = words(
+    "__iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__ "
+    "__ilshift__ __irshift__ iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift"
+)
+_MATRIX_PRODUCTS = words("matmul __matmul__ mm bmm")
+_TWINS: dict[str, str] = {
+    **{
+        f"{name}_": name
+        for name in words(
+            "add sub mul div relu relu6 clamp clip clamp_min clamp_max sigmoid tanh exp abs neg pow sqrt rsqrt square "
+            "round floor masked_fill leaky_relu elu silu hardtanh"
+        )
+    },
+    **{f"__i{name}__": f"__{name}__" for name in words("add sub mul truediv pow")},
+}
+
+
+def name_of_function(func: Any) -> str:
+    """The name of a function as `__torch_function__` hands it over."""
+    return getattr(func, "__name__", str(func))
+
+
+def property_of(func: Any) -> str:
+    """Of a property's getter or setter, the name of the property."""
+    return str(func.__self__.__name__)
+
+
+def writes(func: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether the call changes a tensor it is given."""
+    if isinstance(func, (OpOverload, OpOverloadPacket)):
+        return any(schema.is_mutable for schema in _schemas(func))
+    name = name_of_function(func)
+    return (
+        (name.endswith("_") and not name.endswith("__") and name not in ("requires_grad_", "retain_grad_"))
+        or name in ("__setitem__", "setitem")
+        or (
+            name.startswith("__i")
+            and name.endswith("__")
+            and name not in ("__invert__", "__index__", "__int__", "__iter__")
+        )
+        or kwargs.get("inplace") is True
+        or kwargs.get("out") is not None
+    )
+
+
+def _schemas(func: OpOverload | OpOverloadPacket) -> list[Any]:
+    if isinstance(func, OpOverload):
+        return [func._schema]  # noqa: SLF001  # the only way to an operator's schema
+    names: list[str] = func.overloads()  # type: ignore[no-untyped-call]  # torch's own
+    return [getattr(func, name)._schema for name in names]  # noqa: SLF001  # as above
+
+
+def is_custom_operator(target: Any) -> bool:
+    """Whether this is an operator somebody registered, not one of PyTorch's."""
+    if not isinstance(target, (OpOverload, OpOverloadPacket)):
+        return False
+    return str(target).split(".", maxsplit=1)[0] not in ("aten", "prims", "prim")
+
+
+def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the call draws random numbers."""
+    name = name_of_function(func)
+    if name in _DROPOUTS:
+        training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
+        return bool(training)
+    return name in RANDOM
+
+
+def is_ragged(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the sizes of the output depend on the values of the input."""
+    name = name_of_function(func)
+    if name == "__getitem__":
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return any(isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8) for item in index)
+    return name in RAGGED or (name == "where" and len(args) == 1)
+
+
+def twin_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """The call that returns what an in-place call leaves in its first operand: function or method name, and keywords.
+
+    None when there is none, or when it would come out in another type.
+    """
+    name, target = name_of_function(func), args[0]
+    mixed = any(isinstance(other, Tensor) and other.dtype != target.dtype and other.dim() for other in args[1:])
+    whole = not target.is_floating_point()
+    if kwargs.get("inplace") is True:
+        return func, {**kwargs, "inplace": False}
+    if name not in _TWINS or kwargs.get("out") is not None or (name != "masked_fill_" and (mixed or whole)):
+        return None
+    twin = _TWINS[name]
+    return _OPERATORS.get(twin, twin), kwargs
+
+
+def write_down(graph: fx.Graph, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+    """Adds the call to the graph: methods as methods, operators as operators, properties as `getattr`."""
+    if isinstance(func, str):
+        return graph.call_method(func, args, kwargs)
+    name = name_of_function(func)
+    if name in _MATRIX_PRODUCTS and "out" not in kwargs:
+        return graph.call_function(torch.matmul, (*args, *kwargs.values()))
+    method = getattr(torch.Tensor, name, None) is func or type(func).__name__ == "method_descriptor"
+    if method and name not in _SWAPPED and name not in _OPERATORS:
+        return graph.call_method(name, args, kwargs)
+    if name == "__get__":
+        func, args = getattr, (args[0], property_of(func))
+    elif name in _SWAPPED:
+        func, args = _SWAPPED[name], args[::-1]
+    elif name in _OPERATORS:
+        func = _OPERATORS[name]
+    return graph.call_function(func, args, kwargs)

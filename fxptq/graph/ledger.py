@@ -1,0 +1,73 @@
+"""Which node each tensor of a trace is, and which tensors share memory.
+
+Kept beside the tensors, by identity and weakly: no tensor carries a mark, and what the network frees is freed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, MutableMapping
+
+import torch
+from torch import Tensor, fx, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.weak import WeakTensorKeyDictionary
+
+
+class Ledger:
+    """The tensors met in one trace.
+
+    Args:
+        model: its parameters, buffers and plain tensor attributes have names.
+        prefix: what the names of parameters and buffers are preceded by.
+    """
+
+    def __init__(self, model: nn.Module, prefix: str) -> None:
+        self._nodes: MutableMapping[Tensor, fx.Node] = WeakTensorKeyDictionary()
+        self._sharing: dict[Hashable, list[fx.Node]] = {}
+        self._names: dict[int, tuple[str, Tensor]] = {}
+        for path, module in model.named_modules():
+            for key, value in vars(module).items():
+                if isinstance(value, Tensor):
+                    self._names[id(value)] = (f"constants.{path}.{key}".replace("..", "."), value)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            self._names[id(tensor)] = (f"{prefix}.{name}", tensor)
+
+    def name_of(self, tensor: Tensor) -> str | None:
+        """Where the network holds the tensor: `model.head.weight`, `constants.head.mean`; None if it does not."""
+        found = self._names.get(id(tensor))
+        return found[0] if found else None
+
+    def is_networks_own(self, tensor: Tensor) -> bool:
+        """Whether the tensor was there before the trace."""
+        return id(tensor) in self._names
+
+    def node_of(self, tensor: Tensor) -> fx.Node | None:
+        """The node that computes the tensor now."""
+        return self._nodes.get(tensor)
+
+    def enter(self, tensor: Tensor, node: fx.Node) -> None:
+        """From now on `tensor` is what `node` computes."""
+        self._nodes[tensor] = node
+        self.sharing(tensor).append(node)
+
+    def replace(self, tensor: Tensor, node: fx.Node) -> None:
+        """`tensor` was overwritten and nobody shared it: `node` alone computes what is in its memory."""
+        self._nodes[tensor] = node
+        self.sharing(tensor)[:] = [node]
+
+    def sharing(self, tensor: Tensor) -> list[fx.Node]:
+        """The nodes whose values lie in the memory of this tensor."""
+        return self._sharing.setdefault(_memory(tensor), [])
+
+    def is_alone(self, tensor: Tensor) -> bool:
+        """Whether nobody else can see the tensor change: made in the forward, no view, and no view of it recorded."""
+        view = tensor._base is not None  # noqa: SLF001  # PyTorch's only word on whether a tensor is a view
+        return not view and not self.is_networks_own(tensor) and len(self.sharing(tensor)) <= 1
+
+
+def _memory(tensor: Tensor) -> Hashable:
+    """The tensor's storage as a key. A weak reference: while it lives, no other storage gets the same key."""
+    if tensor.layout is not torch.strided or tensor.device.type == "meta":
+        return id(tensor)
+    reference: Hashable = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]  # torch's own
+    return reference

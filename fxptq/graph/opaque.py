@@ -1,0 +1,84 @@
+"""Pieces of a network that are not seen through: autograd functions of its own, TorchScript, torch.compile."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+Recorder = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""Runs `function(*args, **kwargs)` and records it."""
+
+unseen = torch._C.DisableTorchFunction  # noqa: SLF001  # documented in "Extending PyTorch"; has no other name
+"""While it is entered, no torch call is recorded."""
+
+
+@contextlib.contextmanager
+def compiled_pieces_run_eagerly() -> Iterator[None]:
+    """For a while, what was passed through torch.compile runs as it was written."""
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and importing it takes a second
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextlib.contextmanager
+def autograd_functions_go_through(record: Recorder) -> Iterator[None]:
+    """For a while, `MyFunction.apply(...)` is handed to `record` as a plain function of its arguments.
+
+    What takes anything but tensors, numbers and such (the functions of `torch.utils.checkpoint` take a piece of the
+    network) runs as ever, and is seen from inside.
+    """
+    original = Function.__dict__["apply"]
+
+    def apply(kind: type[Function], *args: Any, **kwargs: Any) -> Any:
+        bound = original.__get__(None, kind)
+        return record(_function_of(kind, bound), args, kwargs) if _is_data(args) else bound(*args, **kwargs)
+
+    Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]  # undone below
+    try:
+        yield
+    finally:
+        Function.apply = original  # type: ignore[method-assign]  # as it was
+
+
+def recorded_twin(value: Any, record: Recorder) -> Callable[..., Any] | None:
+    """For a global that calls such a piece (`f = MyFunction.apply`, a scripted function), one that is recorded."""
+    owner = getattr(value, "__self__", None)
+    if isinstance(value, torch.jit.ScriptFunction):
+        function = _named(value, str(value.name))
+    elif isinstance(owner, type) and issubclass(owner, Function) and getattr(value, "__name__", "") == "apply":
+        function = _function_of(owner, value)
+    else:
+        return None
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        return record(function, args, kwargs)
+
+    return recorded
+
+
+def _function_of(kind: type[Function], apply: Callable[..., Any]) -> Callable[..., Any]:
+    return _named(apply, kind.__name__)
+
+
+def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """`function` as a plain function with a name, as graphs need it."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_data, value))
+    return value is None or isinstance(value, (Tensor, int, float, str, torch.dtype, torch.device, torch.Size))

@@ -1,0 +1,101 @@
+"""Whether a captured graph is the network: both are run on the same inputs and compared, bit for bit.
+
+Fused attention calls are written by their parts in the graph; here the network runs with the same parts, so that they
+too must agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from fxptq.graph.attention import DECOMPOSED
+from fxptq.graph.copies import structural_copy
+from fxptq.graph.opaque import compiled_pieces_run_eagerly
+
+Inputs = tuple[Tensor, ...]
+
+
+class _Decomposing(TorchFunctionMode):
+    """Runs fused attention calls by their parts."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return DECOMPOSED.get(func, func)(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """No gradients, and the same random numbers each time; the caller's generators are left as they were."""
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        yield
+
+
+def run_network(model: nn.Module, inputs: Inputs) -> Any:
+    """What the network makes of the inputs; neither is changed."""
+    with _reproducible(inputs[0].device), compiled_pieces_run_eagerly(), _Decomposing():
+        return structural_copy(model)(*(x.clone() for x in inputs))
+
+
+def run_graph(root: nn.Module, graph: fx.Graph, inputs: Inputs) -> Any:
+    """What the graph makes of the inputs; they are not changed."""
+    with _reproducible(inputs[0].device):
+        return fx.GraphModule(root, graph)(*(x.clone() for x in inputs))
+
+
+def difference(first: Any, second: Any) -> float:
+    """How far two outputs are apart, relative to the largest value of the second; infinite if they differ in form."""
+    ours, theirs = tree_leaves(first), tree_leaves(second)
+    if len(ours) != len(theirs):
+        return float("inf")
+    return max((_difference(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)
+
+
+def _difference(ours: Any, theirs: Any) -> float:
+    if not (isinstance(ours, Tensor) and isinstance(theirs, Tensor)):
+        return 0.0 if ours == theirs else float("inf")
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return float("inf")
+    if torch.allclose(ours, theirs, rtol=0, atol=0, equal_nan=True):
+        return 0.0
+    if not theirs.is_floating_point():
+        return float("inf")
+    apart = (ours.double() - theirs.double()).abs().max() / theirs.double().abs().max()
+    return float(apart) if apart.isfinite() else float("inf")
+
+
+def another_image(inputs: Inputs) -> Inputs:
+    """Inputs of the same shapes and value ranges with other content."""
+    return tuple(x.flip(-1).roll(3, -1) * 0.75 if x.is_floating_point() and x.dim() else x for x in inputs)
+
+
+def other_sizes(inputs: Inputs) -> Iterator[Inputs]:
+    """Inputs of other heights, widths and numbers of images, cut from the example; most networks take one of the first.
+
+    Tensors that are not [N, C, H, W] keep their sizes but for the number of images.
+    """
+    images = [x for x in inputs if x.dim() == 4]
+    if not images:
+        return
+    batch, _, height, width = images[0].shape
+    for step in (8, 16, 7, 32, 64):
+        high, wide = (height - step if height > 2 * step else height + step), width + step
+        for more in (1, 0):
+
+            def resized(x: Tensor, high: int = high, wide: int = wide, more: int = more) -> Tensor:
+                if x.dim() == 4:
+                    x = x.repeat(1, 1, 1 + high // height, 1 + wide // width)
+                    x = x[..., : high * x.shape[-2] // (height * (1 + high // height)), :]
+                    x = x[..., : wide * x.shape[-1] // (width * (1 + wide // width))]
+                return torch.cat([x, x[:1].flip(-1)]) if more and x.dim() and x.shape[0] == batch else x.contiguous()
+
+            yield tuple(map(resized, inputs))
