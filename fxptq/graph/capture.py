@@ -7,6 +7,7 @@ is never changed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxptq.errors import CaptureError
+from fxptq.graph.calls import ARITHMETIC, name_of
 from fxptq.graph.fold import eliminate_dead_code, fold_constants
 from fxptq.graph.holder import Holder
 from fxptq.graph.places import first_line, line_of_error
@@ -23,6 +25,9 @@ from fxptq.graph.verify import Inputs, another_image, difference, other_sizes, r
 
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}
 """What rounding alone may make of a difference, relative to the largest output; 16 bits: 1e-1."""
+
+_FEW = 4
+"""So many layers are run sooner than PyTorch's rules for shapes are loaded."""
 
 
 @dataclass(frozen=True)
@@ -58,22 +63,16 @@ class Capture:
         return replace(self, constants={names[name]: tensor for name, tensor in self.constants.items()})
 
     def holds(self, root: nn.Module, inputs: Inputs) -> bool:
-        """Whether the graph is right for inputs of these shapes; nothing of the network is computed to tell."""
+        """Whether the graph is right for inputs of these shapes; little of the network is computed to tell."""
         if self.pinned is not None:
             return tuple(tuple(x.shape) for x in inputs) == self.pinned
         if self.conditions is None:
             return True
         module = fx.GraphModule(root, self.conditions)
         try:
-            with torch.no_grad(), torch.device("meta"):
-                found = _ShapesOnly(module).run(*(torch.empty(x.shape, dtype=x.dtype) for x in inputs))
-        except Exception:  # noqa: BLE001  # an operator without a shape rule: run it for real; failing means "does not hold"
-            try:
-                with torch.no_grad():
-                    found = module(*(torch.zeros_like(x) for x in inputs))
-            except Exception:  # noqa: BLE001  # as said
-                return False
-        return tuple(found) == self.expected
+            return _numbers(module, inputs) == self.expected
+        except Exception:  # noqa: BLE001  # whatever a network's own shape arithmetic raises for sizes it is not made for
+            return False
 
 
 class _ShapesOnly(fx.Interpreter):
@@ -83,6 +82,14 @@ class _ShapesOnly(fx.Interpreter):
         """The tensor there, without its values."""
         value = super().get_attr(target, args, kwargs)
         return value.to("meta") if isinstance(value, Tensor) else value
+
+
+def _numbers(conditions: fx.GraphModule, inputs: Inputs) -> tuple[Any, ...]:
+    with torch.no_grad():
+        if sum(name_of(node) in ARITHMETIC for node in conditions.graph.nodes) > _FEW:
+            with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"):
+                return tuple(_ShapesOnly(conditions).run(*(torch.empty(x.shape, dtype=x.dtype) for x in inputs)))
+        return tuple(conditions(*(torch.zeros_like(x) for x in inputs)))
 
 
 def capture(model: nn.Module, example: Inputs) -> Capture:
