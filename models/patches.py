@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fxptq.data.resize import imresize
 from fxptq.errors import InputError
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
+from fxptq.io.images import list_images, read_image
 
 
 @dataclass(frozen=True)
@@ -29,30 +28,51 @@ class Pair:
     high: Tensor
 
 
-def read_pairs(folder: Path, scale: int) -> list[Pair]:
-    """Reads every image of a folder, in the order of the names, and makes its low-resolution side.
+def read_pair(path: Path, scale: int) -> Pair:
+    """Reads an image and makes its low-resolution side.
 
     Raises:
-        InputError: the folder holds no images.
+        InputError: the image cannot be read.
     """
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
-    if not paths:
-        raise InputError(f"no images in {folder}; expected files ending in {', '.join(sorted(SUFFIXES))}")
-    return [make_pair(np.asarray(Image.open(path).convert("RGB")), scale) for path in paths]
+    return make_pair(read_image(path, 3), scale)
 
 
-def make_pair(image: np.ndarray, scale: int) -> Pair:
+def read_pairs(folder: Path, scale: int) -> list[Pair]:
+    """Reads every image of a folder, in the order of the names; see `read_pair`.
+
+    Raises:
+        InputError: the folder holds no images, or one that cannot be read.
+    """
+    return [read_pair(path, scale) for path in list_images(folder)]
+
+
+def make_pair(image: npt.NDArray[np.uint8], scale: int) -> Pair:
     """Crops [H, W, 3] uint8 to a multiple of the scale and degrades it."""
     height, width = (size - size % scale for size in image.shape[:2])
-    high = np.ascontiguousarray(image[:height, :width])
+    high = np.array(image[:height, :width])
     low = imresize(high, 1 / scale)
     return Pair(torch.from_numpy(low).permute(2, 0, 1), torch.from_numpy(high).permute(2, 0, 1))
 
 
 class PatchSampler:
-    """Draws patches from all places of all images alike, turned and mirrored at random."""
+    """Draws patches from all places of all images alike, turned and mirrored at random.
 
-    def __init__(self, pairs: Sequence[Pair], scale: int, seed: int) -> None:
+    Args:
+        pairs: the images.
+        scale: of high over low.
+        seed: of everything drawn.
+        largest: side of the largest low-resolution patch that will be asked for.
+
+    Raises:
+        InputError: an image is smaller than that.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], scale: int, seed: int, largest: int = 1) -> None:
+        smallest = min(min(pair.low.shape[1:]) for pair in pairs)
+        if smallest < largest:
+            raise InputError(
+                f"an image is {smallest} pixels wide at low resolution, smaller than the patch of {largest}"
+            )
         self.pairs = list(pairs)
         self.scale = scale
         self.generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,6 @@ machine is worth having. Running the same command again goes on where the last r
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -77,27 +76,37 @@ def command(
     """Trains a bundled network from scratch; the same command again goes on where it stopped."""
     if threads:
         torch.set_num_threads(threads)
-    settings = TrainSettings(
-        steps=steps,
-        minutes=minutes,
-        lr=lr,
-        warmup=warmup,
-        patches=tuple(int(side) for side in patches.split(",")),
-        pixels=pixels,
-        clip=clip,
-        decay=decay,
-        seed=seed,
-        device=device,
-        bf16=bf16,
-        compile=compile_network,
-        snapshot_minutes=snapshot_minutes,
-    )
     try:
+        settings = TrainSettings(
+            steps=steps,
+            minutes=minutes,
+            lr=lr,
+            warmup=warmup,
+            patches=_sides(patches),
+            pixels=pixels,
+            clip=clip,
+            decay=decay,
+            seed=seed,
+            device=device,
+            bf16=bf16,
+            compile=compile_network,
+            snapshot_minutes=snapshot_minutes,
+        )
         train(Recipe.load(recipe), data, out, settings, held_out=held_out)
     except FxptqError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_status)
+        raise typer.Exit(error.exit_status) from error
 
+
+def _sides(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(side) for side in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--patches {text!r}: expected whole numbers and commas, such as 24,32,48") from error
+
+
+app = typer.Typer(add_completion=False)
+app.command()(command)
 
 if __name__ == "__main__":
-    typer.run(command)
+    app()

@@ -91,7 +91,7 @@ class Trainer:
         out: the folder; a checkpoint in it is gone on from.
 
     Raises:
-        InputError: the folder holds a checkpoint of another network.
+        InputError: the folder holds a checkpoint of another network, or an image is smaller than a patch.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Trainer:
         self.model = model.to(self.device, memory_format=torch.channels_last).train()
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.forward: Any = torch.compile(self.model) if settings.compile else self.model
-        self.sampler = PatchSampler(pairs, scale, settings.seed)
+        self.sampler = PatchSampler(pairs, scale, settings.seed, max(settings.patches))
         self.held_out = [(_centre(pair.low, 64), _centre(pair.high, 64 * scale)) for pair in held_out]
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=settings.lr, betas=(0.9, 0.99))
