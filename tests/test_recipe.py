@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from fxptq.data.degrade import Degradation
 from fxptq.errors import InputError
+from fxptq.passes.base import build_pass
 from fxptq.recipe import Recipe
 
 NETWORKS = [
@@ -52,6 +53,13 @@ def test_bundled_recipe_is_called_what_its_file_is_and_has_every_preset(name: st
     assert recipe.name == name
     for preset in ("quick", "standard", "paper"):
         assert recipe.preset(preset).passes[0].name == "observe"
+
+
+@pytest.mark.parametrize("name", ["default", *NETWORKS])
+@pytest.mark.parametrize("preset", ["quick", "standard", "paper"])
+def test_every_pass_knows_its_settings(name: str, preset: str) -> None:
+    for entry in Recipe.load(name).preset(preset).passes:
+        build_pass(entry.name, entry.settings)
 
 
 @pytest.mark.parametrize("name", [n for n in NETWORKS if n not in {"swinir_denoise25", "swinir_jpeg40"}])
