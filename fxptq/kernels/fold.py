@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -24,8 +25,6 @@ from fxptq.quant.quantizer import Quantizer
 
 _ROUNDING = 2.0**-21
 """Centres smaller than this share of the largest value are the float32 rounding of bounds that are symmetric."""
-
-_LARGEST_SUM = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Grid:
     @property
     def centre(self) -> tuple[float, float]:
         """(s, c) of value = s * centred code + c."""
-        step, offset = _centre(torch.tensor([self.lower]), torch.tensor([self.step]), self.bits)
+        step, offset = centred_grid(torch.tensor([self.lower]), torch.tensor([self.step]), self.bits, odd=False)
         return float(step), float(offset)
 
 
@@ -103,6 +102,11 @@ class Layer:
         }
 
 
+def fits(shape: Sequence[int]) -> bool:
+    """Whether the sums of a weight [N, ...] of 8-bit codes cannot leave 32 bits."""
+    return prod(shape[1:]) * 255 * 128 < 1 << 31
+
+
 def fold_linear(weight: Tensor, quantizer: Quantizer, bias: Tensor | None, grid: Grid) -> Layer:
     """Folds a linear layer.
 
@@ -126,10 +130,11 @@ def fold_conv2d(weight: Tensor, quantizer: Quantizer, bias: Tensor | None, grid:
 def _fold(weight: Tensor, quantizer: Quantizer, bias: Tensor | None, grid: Grid, *, padded: bool) -> Layer:
     """Folds [N, C, taps]."""
     columns, depth, taps = weight.shape
-    if depth * taps * 255 * 128 > _LARGEST_SUM:
+    if not fits(weight.shape):
         raise InputError(f"{depth * taps} products of 8-bit codes do not fit a 32-bit sum: leave this site in float")
     signed = centred(quantizer.encode(weight), quantizer.bits)
-    step, centre = _centre(_per_column(quantizer.lower, columns), _per_column(quantizer.step, columns), quantizer.bits)
+    lower, width = _per_column(quantizer.lower, columns), _per_column(quantizer.step, columns)
+    step, centre = centred_grid(lower, width, quantizer.bits, odd=False)
     values = signed.double() * step.view(-1, 1, 1) + centre.view(-1, 1, 1)
     inside = grid.lower * values.sum(1)  # [N, taps]
     constant = torch.zeros(columns, dtype=torch.float64) if bias is None else bias.detach().double()
@@ -150,13 +155,13 @@ def _per_column(values: Tensor, columns: int) -> Tensor:
     return values.detach().double().repeat_interleave(columns // values.numel())
 
 
-def _centre(lower: Tensor, step: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """(s, c) of value = s * centred code + c, float64."""
+def centred_grid(lower: Tensor, step: Tensor, bits: int, *, odd: bool) -> tuple[Tensor, Tensor]:
+    """(s, c) of value = s * centred code + c, float64; the centred codes of 8 bits are odd integers too if `odd`."""
     low, width = lower.double(), step.double() * levels(bits)
-    if bits == 8:
-        scale, centre = step.double(), low + 128 * step.double()
-    else:
+    if bits < 8 or odd:
         scale, centre = step.double() / 2, low + width / 2
+    else:
+        scale, centre = step.double(), low + 128 * step.double()
     largest = torch.maximum(low.abs(), (low + width).abs())
     return scale, centre.masked_fill(centre.abs() <= _ROUNDING * largest, 0.0)
 

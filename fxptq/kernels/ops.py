@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from math import e, log2
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -16,7 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LANES = 16
+"""Queries, or columns, that a kernel works on at once."""
+
 GROUP = 64
+"""Columns that an epilogue works on at once."""
+
+LOG2E = log2(e)
 
 
 class Activation(IntEnum):
@@ -103,6 +109,17 @@ def unpack_weight(packed: Tensor, columns: int) -> Tensor:
 def pad_columns(values: Tensor) -> Tensor:
     """Pads the last axis with zeros to whole groups of 64, float32, contiguous."""
     return F.pad(values.to(torch.float32), (0, -values.shape[-1] % GROUP)).contiguous()
+
+
+def key_major(logits: Tensor, factor: float) -> Tensor:
+    """A term of the logits as `attention` takes it: [..., N, M] -> [leading sizes, M, N to a multiple of 16].
+
+    Args:
+        logits: added to the logits; leading sizes are joined.
+        factor: multiplies it, beside the log2(e) of a softmax in powers of two.
+    """
+    turned = logits.reshape(-1, *logits.shape[-2:]).transpose(-1, -2) * (factor * LOG2E)
+    return F.pad(turned, (0, -logits.shape[-2] % LANES)).contiguous()
 
 
 def holding(depth: int) -> torch.dtype:
@@ -239,8 +256,8 @@ def attention(
     if mask is not None:
         split = x.reshape(-1, mask.shape[0], *x.shape[1:])
         x = (split + mask[..., :rows].transpose(-1, -2).unsqueeze(1)).reshape(x.shape)
-    e = torch.exp2(x - x.amax(-1, keepdim=True))
-    p = (e * (prob[0] / e.sum(-1, keepdim=True)) + prob[1]).clamp(0, prob[2]).round().to(exact)
+    x = torch.exp2(x - x.amax(-1, keepdim=True))
+    p = (x * (prob[0] / x.sum(-1, keepdim=True)) + prob[1]).clamp(0, prob[2]).round().to(exact)
     y = (p @ v).to(torch.float32) * out[0] + (p.sum(-1, keepdim=True) * out[1]).to(torch.float32)
     y = y + (v.sum(-2, keepdim=True) * out[2] + (out[3] * v.shape[-2] + out[4])).to(torch.float32)
     if levels:

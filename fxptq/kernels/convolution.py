@@ -1,0 +1,100 @@
+"""Convolutions the kernels have no code for - grouped, dilated, transposed - on integers held in floats, exactly.
+
+The codes and the odd integers 2 W - (2**bits - 1) of the weights are small integers; torch's own float convolution of
+them is exact as long as every partial sum fits the significand, which decides between float32 and float64. Offsets are
+folded as in fold.py, and a border of real zeros is exact for the same reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxptq.kernels.fold import Grid, centred_grid
+from fxptq.quant.grid import levels
+from fxptq.quant.quantizer import Quantizer
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution walks over its input, as `F.conv2d` and `F.conv_transpose2d` take it."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    output_padding: tuple[int, int] = (0, 0)
+    transposed: bool = False
+
+    def apply(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """The convolution of `x`, without a bias, in any number of groups."""
+        if self.transposed:
+            return F.conv_transpose2d(
+                x, weight, None, self.stride, self.padding, self.output_padding, groups, self.dilation
+            )
+        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, groups)
+
+
+class GeneralConvolution(nn.Module):
+    """Any 2-D convolution on codes, with its own folded tensors.
+
+    Args:
+        weight: [N, C / groups, h, w], or transposed [C, N / groups, h, w]; float, before quantization.
+        quantizer: of the weight, along its output axis or per tensor.
+        bias: [N] or None.
+        grid: of the input.
+        geometry: of the convolution.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    inside: Tensor | None
+    row_scale: Tensor | None
+
+    def __init__(
+        self, weight: Tensor, quantizer: Quantizer, bias: Tensor | None, *, grid: Grid, geometry: Geometry
+    ) -> None:
+        super().__init__()
+        self.geometry = geometry
+        axis, blocks = (1, geometry.groups) if geometry.transposed else (0, 1)
+        size = weight.shape[axis]
+        along = [-1 if i == axis else 1 for i in range(4)]
+        lower, step = (x.detach().repeat_interleave(size // x.numel()) for x in (quantizer.lower, quantizer.step))
+        unit, centre = centred_grid(lower, step, quantizer.bits, odd=True)
+        signed = 2 * quantizer.encode(weight).double() - levels(quantizer.bits)
+        values = signed * unit.view(along) + centre.view(along)
+        depth = prod(weight.shape) // size
+        self.register_buffer("weight", signed.to(torch.float32 if depth * 255 * 255 < 1 << 24 else torch.float64))
+        self.register_buffer("scale", (grid.step * unit).repeat(blocks).float().view(-1, 1, 1))
+        self.register_buffer("bias", None if bias is None else bias.detach().float().view(-1, 1, 1))
+        # What a tap adds where the input is l throughout, summed over the input channels of its group.
+        inside = self._over_inputs(grid.lower * values)
+        self.register_buffer("inside", inside.float() if grid.lower else None)
+        self.register_buffer(
+            "row_scale",
+            (grid.step * centre).repeat(blocks).float().view(-1, 1, 1) if bool((centre != 0).any()) else None,
+        )
+
+    def _over_inputs(self, weight: Tensor) -> Tensor:
+        """A weight that reads one channel as this one reads channels that are all alike."""
+        if self.geometry.transposed:
+            grouped = weight.reshape(self.geometry.groups, -1, *weight.shape[1:])
+            return grouped.sum(1).flatten(0, 1).unsqueeze(0)
+        return weight.sum(1, keepdim=True)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """uint8 codes [B, C, H, W] -> float32 [B, N, H', W']."""
+        weight, groups = self.weight, self.geometry.groups
+        x = codes.to(weight.dtype)
+        y = self.geometry.apply(x, weight, groups).float() * self.scale
+        if self.row_scale is not None:
+            y = y + self.geometry.apply(x, torch.ones_like(weight), groups).float() * self.row_scale
+        if self.inside is not None:
+            one = torch.ones(1, 1, *codes.shape[2:], device=codes.device)
+            y = y + self.geometry.apply(one, self.inside, 1)
+        return y if self.bias is None else y + self.bias

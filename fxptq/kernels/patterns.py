@@ -1,0 +1,319 @@
+"""What stands around a site in a graph, found by structure alone: moves of values, epilogues, and whole attentions.
+
+Nothing is changed here. A *move* leaves every value as it is, so that codes can be moved in place of values. A *stem*
+is a layer with the scaling, activation and residual addition that follow it. An *attention* is a product, what is added
+to it, a softmax and the product behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxptq.graph.calls import ADD, LAYOUT, argument, name_of
+from fxptq.graph.functions import words, writes
+from fxptq.kernels.ops import Activation
+
+_MOVES = LAYOUT - words("to type type_as half float double bfloat16 cpu cuda unfold data")
+_COPYING_PADS = words("reflect replicate circular")
+_SHAPE_QUERIES = words("shape size dim ndim numel")
+
+
+def is_move(node: fx.Node) -> bool:
+    """Whether the call only moves the values of its first argument, for codes as for values."""
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    name = name_of(node)
+    if name == "pad":
+        return str(argument(node, 2, "mode")) in _COPYING_PADS
+    if name == "interpolate":
+        return str(argument(node, 3, "mode", "nearest")) == "nearest"
+    if name == "unfold":
+        return node.op == "call_method"
+    return name in _MOVES
+
+
+def asks_for_shape(node: fx.Node) -> bool:
+    """Whether the call reads nothing of its argument but sizes, which codes have as well."""
+    return name_of(node) in _SHAPE_QUERIES
+
+
+def factor_of(node: fx.Node) -> float | None:
+    """The number a call multiplies its first argument by; None when it does anything else."""
+    if len(node.args) != 2 or not isinstance(node.args[0], fx.Node):
+        return None
+    number = node.args[1]
+    if not isinstance(number, (int, float)) or isinstance(number, bool):
+        return None
+    name = name_of(node)
+    if name in ("mul", "__mul__", "__rmul__", "multiply"):
+        return float(number)
+    if name in ("div", "truediv", "__truediv__", "divide") and number and "rounding_mode" not in node.kwargs:
+        return 1.0 / number
+    return None
+
+
+def written(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Nodes whose memory some call writes into, views of it included: their values are not what their node computed."""
+    found: set[fx.Node] = set()
+    waiting: list[fx.Node] = []
+    for node in graph.nodes:
+        if node.op in ("call_function", "call_method") and writes(node.target, node.kwargs):
+            waiting.extend(node.all_input_nodes)
+    while waiting:
+        node = waiting.pop()
+        if node in found:
+            continue
+        found.add(node)
+        waiting.extend(user for user in node.users if is_move(user))
+        if is_move(node):
+            waiting.append(node.all_input_nodes[0])
+    return frozenset(found)
+
+
+def readers(node: fx.Node) -> list[fx.Node]:
+    """The users of a node that read its values."""
+    return [user for user in node.users if not asks_for_shape(user)]
+
+
+def only_reader(node: fx.Node) -> fx.Node | None:
+    """The one user of a node; None when there are more, or when it asks for sizes."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+@dataclass(frozen=True)
+class Stem:
+    """A layer and what can be done to its sums in one go.
+
+    Attributes:
+        layer: the linear or convolution node.
+        end: the last node of the stem; its value is the stem's.
+        factor: multiplies the layer's output.
+        activation: applied next; `slope` is that of a leaky one.
+        residual: added last; None where nothing is.
+    """
+
+    layer: fx.Node
+    end: fx.Node
+    factor: float = 1.0
+    activation: Activation = Activation.NONE
+    slope: float = 0.0
+    residual: fx.Node | None = None
+
+
+def stem_of(layer: fx.Node, excluded: frozenset[fx.Node] = frozenset()) -> Stem:
+    """The longest stem that begins with a layer and holds none of the excluded nodes."""
+    end, factor = layer, 1.0
+    activation, slope = Activation.NONE, 0.0
+    while (user := only_reader(end)) is not None and user not in excluded:
+        scaled, active, added = factor_of(user), _activation(user), _addend(user, end)
+        if scaled is not None and activation is Activation.NONE:
+            factor *= scaled
+        elif active is not None and activation is Activation.NONE:
+            activation, slope = active
+        elif added is not None:
+            return Stem(layer, user, factor, activation, slope, added)
+        else:
+            break
+        end = user
+    return Stem(layer, end, factor, activation, slope)
+
+
+def _activation(node: fx.Node) -> tuple[Activation, float] | None:
+    name = name_of(node)
+    if name == "relu":
+        return Activation.LEAKY, 0.0
+    if name == "leaky_relu":
+        slope = argument(node, 1, "negative_slope", 0.01)
+        return (Activation.LEAKY, float(slope)) if isinstance(slope, (int, float)) else None
+    if name == "gelu" and argument(node, 1, "approximate", "none") == "none":
+        return Activation.GELU, 0.0
+    return None
+
+
+def _addend(node: fx.Node, own: fx.Node) -> fx.Node | None:
+    """The other term of a sum of two tensors of one shape."""
+    if name_of(node) not in ADD or len(node.args) != 2 or node.kwargs:
+        return None
+    others = [term for term in node.args if term is not own]
+    if len(others) != 1 or not isinstance(others[0], fx.Node):
+        return None
+    other = others[0]
+    same = all(other.meta.get(key) == own.meta.get(key) for key in ("shape", "dtype")) and "shape" in own.meta
+    return other if same else None
+
+
+@dataclass(frozen=True)
+class Use:
+    """A quantizer that reads a value through moves and scalings: its node and the factor on the way."""
+
+    quantizer: fx.Node
+    factor: float
+
+
+def uses(node: fx.Node, coded: frozenset[fx.Node]) -> list[Use] | None:
+    """All that reads a value, when it is nothing but quantizers behind moves and scalings; None otherwise.
+
+    Args:
+        node: whose value is meant.
+        coded: the quantizers whose readers all take codes.
+    """
+    found: list[Use] = []
+    waiting = [(node, 1.0)]
+    while waiting:
+        source, factor = waiting.pop()
+        for user in readers(source):
+            scaled = factor_of(user)
+            if user in coded:
+                found.append(Use(user, factor))
+            elif scaled is not None:
+                waiting.append((user, factor * scaled))
+            elif is_move(user) and user.args[0] is source and user.all_input_nodes.count(source) == 1:
+                waiting.append((user, factor))
+            else:
+                return None
+    return found or None
+
+
+@dataclass(frozen=True)
+class Term:
+    """A tensor added to the logits, times `factor`: one matrix a window for all heads, or a head for all windows."""
+
+    tensor: fx.Node
+    factor: float
+    per_window: bool
+
+
+@dataclass(frozen=True)
+class AttentionPattern:
+    """Two products with a softmax between, as one operation.
+
+    Attributes:
+        scores: the first product.
+        mix: the second, whose left factor is the quantized softmax.
+        probabilities: the quantizer of the softmax.
+        factor: multiplies the first product.
+        terms: what is added to the logits.
+        inner: the nodes that vanish in the operation.
+    """
+
+    scores: fx.Node
+    mix: fx.Node
+    probabilities: fx.Node
+    factor: float = 1.0
+    terms: tuple[Term, ...] = ()
+    inner: frozenset[fx.Node] = field(default_factory=frozenset)
+
+
+def attention_of(mix: fx.Node, lowered: frozenset[fx.Node]) -> AttentionPattern | None:
+    """The attention that ends in a product, if it is one over [windows, heads, queries, keys].
+
+    Args:
+        mix: a matmul node with quantized factors.
+        lowered: the matmul nodes whose factors are codes.
+    """
+    probabilities = mix.args[0]
+    if not isinstance(probabilities, fx.Node) or only_reader(probabilities) is not mix:
+        return None
+    softmax = probabilities.args[0]
+    if not isinstance(softmax, fx.Node) or name_of(softmax) != "softmax" or only_reader(softmax) is not probabilities:
+        return None
+    shape = softmax.meta.get("shape", ())
+    if len(shape) != 4 or argument(softmax, 1, "dim") not in (-1, 3):
+        return None
+    for factor, terms, path in _logits(softmax.args[0], softmax, lowered):
+        scores = path[-1]
+        if scores.meta.get("shape") == shape and scores is not mix:
+            return AttentionPattern(
+                scores, mix, probabilities, factor, terms, frozenset({*path, softmax, probabilities})
+            )
+    return None
+
+
+def _logits(
+    node: object, reader: fx.Node, lowered: frozenset[fx.Node]
+) -> Iterator[tuple[float, tuple[Term, ...], tuple[fx.Node, ...]]]:
+    """Ways to read a node as factor * product + terms: the factor, the terms and the nodes down to the product."""
+    if not isinstance(node, fx.Node) or only_reader(node) is not reader:
+        return
+    scaled = factor_of(node)
+    if node in lowered:
+        yield 1.0, (), (node,)
+    elif scaled is not None:
+        for factor, terms, path in _logits(node.args[0], node, lowered):
+            yield factor * scaled, tuple(Term(t.tensor, t.factor * scaled, t.per_window) for t in terms), (node, *path)
+    elif name_of(node) in ("view", "reshape", "contiguous"):
+        for factor, terms, path in _logits(node.args[0], node, lowered):
+            yield factor, terms, (node, *path)
+    elif name_of(node) in ADD and len(node.args) == 2 and not node.kwargs:
+        for own, other in (node.args, node.args[::-1]):
+            for factor, terms, path in _logits(own, node, lowered):
+                term = _term(other, node.meta.get("shape", ()), path[-1].meta.get("shape", ()))
+                if term is not None:
+                    yield factor, (*terms, term), (node, *path)
+
+
+def _term(tensor: object, here: tuple[int, ...], scores: tuple[int, ...]) -> Term | None:
+    """What kind of term a tensor is that is added where the logits have shape `here`."""
+    if not isinstance(tensor, fx.Node) or len(scores) != 4:
+        return None
+    shape = tuple(tensor.meta.get("shape", ()))
+    if len(shape) < 2 or shape[-2:] != scores[-2:] or len(shape) > len(here):
+        return None
+    lead = (1,) * (len(here) - len(shape)) + shape[:-2]
+    windows, heads = scores[:2]
+    if here == scores:
+        per_window = lead[0] > 1
+        fits = lead in ((1, 1), (1, heads)) if not per_window else lead == (windows, 1)
+    elif len(here) == 5 and here[0] * here[1] == windows and here[2:] == scores[1:]:
+        per_window = lead[1] > 1 or (lead[2] == 1 and here[1] == 1)
+        fits = lead == (1, here[1], 1) if per_window else lead in ((1, 1, 1), (1, 1, heads))
+    else:
+        return None
+    return Term(tensor, 1.0, per_window) if fits else None
+
+
+def arrivals(end: fx.Node, axis: int, quantizer: fx.Node) -> set[int] | None:
+    """Which channels of a value a quantizer reads, found by moving their numbers the way the values go.
+
+    Args:
+        end: the value, with its shape.
+        axis: its channel axis.
+        quantizer: a quantizer that `uses` found.
+
+    Returns:
+        None where a move cannot be repeated at the size of the capture.
+    """
+    shape = end.meta["shape"]
+    numbers = torch.arange(shape[axis], dtype=torch.int32).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    path: list[fx.Node] = []
+    node = quantizer.all_input_nodes[0]
+    while node is not end:
+        path.append(node)
+        node = node.all_input_nodes[0]
+    moved = numbers.expand(shape)
+    for node in reversed(path):
+        if factor_of(node) is not None:
+            continue
+        rest = [source for source in node.all_input_nodes[1:] if "value" not in source.meta]
+        if rest:
+            return None
+        source = node.all_input_nodes[0]
+        moved = _call(node, {source: moved})
+    return set(moved.flatten().tolist())
+
+
+def _call(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    """Carries out a move; sizes are those of the capture."""
+    args, kwargs = fx.node.map_arg(
+        (node.args, dict(node.kwargs)), lambda n: known[n] if n in known else n.meta["value"]
+    )
+    if node.op == "call_method":
+        name = "reshape" if node.target == "view" else str(node.target)
+        return getattr(args[0], name)(*args[1:], **kwargs)
+    function: Any = node.target
+    return function(*args, **kwargs)
