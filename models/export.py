@@ -96,7 +96,8 @@ def _card(
 ) -> str:
     settings = json.loads(history["settings"])
     settings["patches"] = ",".join(map(str, settings["patches"]))
-    options = {name: settings[name] for name in OPTIONS if name in settings}
+    # An option that the run did not know yet was off.
+    options = {name: settings.get(name, 0) for name in OPTIONS}
     return CARD.format(
         title=recipe.title,
         recipe=recipe.name,
