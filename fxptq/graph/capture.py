@@ -89,7 +89,7 @@ def _numbers(conditions: fx.GraphModule, inputs: Inputs) -> tuple[Any, ...]:
         if sum(name_of(node) in ARITHMETIC for node in conditions.graph.nodes) > _FEW:
             with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"):
                 return tuple(_ShapesOnly(conditions).run(*(torch.empty(x.shape, dtype=x.dtype) for x in inputs)))
-        return tuple(conditions(*(torch.zeros_like(x) for x in inputs)))
+        return tuple(conditions.forward(*(torch.zeros_like(x) for x in inputs)))
 
 
 def capture(model: nn.Module, example: Inputs) -> Capture:
@@ -106,10 +106,6 @@ def capture(model: nn.Module, example: Inputs) -> Capture:
     Raises:
         CaptureError: naming the module path, the source line and the reason.
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError(
-            f"{type(model).__name__}: TorchScript hides what it computes; pass the Python module it was made from"
-        )
     with torch.inference_mode(mode=False):
         example = tuple(x.detach().clone() for x in example)
         try:

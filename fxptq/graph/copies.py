@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fxptq.errors import CaptureError
@@ -36,7 +37,8 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         if not tensor.is_leaf:
             memo[id(tensor)] = tensor.detach().clone()
     try:
-        return copy.deepcopy(model, memo)
+        with torch.no_grad():  # TorchScript copies its parameters by computing with them
+            return copy.deepcopy(model, memo)
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); remove from its attributes "

@@ -49,6 +49,8 @@ class Plan:
         granularity: ranges of a layer's weight: one per output channel, or per tensor (three for a fused qkv weight).
         edges: what the first and last sites get, which read the image and make the output, and those of the trunk
             between residual stages: their own bits, "float", or None for no exception.
+        connective: what the convolutions of a transformer get: of a network whose linear layers and products do most of
+            the work, where convolutions only join the stages on the residual stream; None for no exception.
         overrides: (glob pattern of site names, bits or "float"), the first match wins.
     """
 
@@ -56,6 +58,7 @@ class Plan:
     kinds: tuple[str, ...] = KINDS
     granularity: Literal["channel", "tensor"] = "channel"
     edges: Bits | Literal["float"] | None = field(default_factory=lambda: Bits(8, 8))
+    connective: Bits | None = field(default_factory=lambda: Bits(8, 8))
     overrides: tuple[tuple[str, Bits | Literal["float"]], ...] = ()
 
     def __post_init__(self) -> None:
@@ -63,7 +66,7 @@ class Plan:
         if unknown:
             raise InputError(f"unknown kind of site {unknown[0]!r}: expected some of {', '.join(KINDS)}")
 
-    def _bits_of(self, site: Site) -> tuple[Bits | None, str]:
+    def _bits_of(self, site: Site, *, transformer: bool) -> tuple[Bits | None, str]:
         if site.reason:
             return None, site.reason
         for pattern, bits in self.overrides:
@@ -72,11 +75,10 @@ class Plan:
         if site.kind not in self.kinds:
             return None, f"{site.kind} sites are left in float by the plan"
         if site.edge and self.edges is not None:
-            return (
-                (None, f"{site.edge} of the network, left in float by the plan")
-                if isinstance(self.edges, str)
-                else (self.edges, "")
-            )
+            in_float = f"{site.edge} of the network, left in float by the plan"
+            return (None, in_float) if isinstance(self.edges, str) else (self.edges, "")
+        if transformer and site.kind.startswith("conv") and self.connective is not None:
+            return self.connective, ""
         return self.bits, ""
 
     def apply(self, sites: Iterable[Site]) -> tuple[Site, ...]:
@@ -89,10 +91,11 @@ class Plan:
         for pattern, _ in self.overrides:
             if not any(fnmatchcase(site.name, pattern) for site in sites):
                 raise InputError(f"the pattern {pattern!r} matches no site; `fxptq inspect` lists their names")
+        transformer = _is_transformer(sites)
         keys: dict[tuple[str, int, int], str] = {}
         planned = []
         for site in sites:
-            bits, reason = self._bits_of(site)
+            bits, reason = self._bits_of(site, transformer=transformer)
             if bits is not None and all(operand.role == "constant" for operand in site.operands):
                 bits, reason = None, "does not depend on the image"
             if bits is None:
@@ -113,3 +116,11 @@ class Plan:
         if self.granularity == "channel":
             return site.shapes["weight"][operand.axis]
         return operand.ranges
+
+
+def _is_transformer(sites: Iterable[Site]) -> bool:
+    """Whether linear layers and products do more multiplications than convolutions."""
+    work = {False: 0, True: 0}
+    for site in sites:
+        work[site.kind.startswith("conv")] += site.macs
+    return work[False] > work[True]

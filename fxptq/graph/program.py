@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxptq.errors import InputError
+from fxptq.errors import CaptureError, InputError
 from fxptq.graph.capture import Capture, capture
 from fxptq.graph.copies import independent_copy
 from fxptq.graph.fold import attribute
@@ -68,12 +68,13 @@ class Program(nn.Module):
         InputError: the plan does not fit the network.
     """
 
+    @torch.inference_mode(mode=False)  # whatever the caller's mode, what is kept must be trainable
     def __init__(
         self, model: nn.Module, example: Tensor | tuple[Tensor, ...], plan: Planner | None = None, limit: int = 16
     ) -> None:
         super().__init__()
         inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-        self.holder = Holder(independent_copy(_uncompiled(model)).eval().requires_grad_(False))
+        self.holder = Holder(independent_copy(_python_module(model)).eval().requires_grad_(False))
         self.limit = limit
         self._plan = plan
         self._found: OrderedDict[Shapes, int] = OrderedDict()
@@ -93,6 +94,7 @@ class Program(nn.Module):
         """The graphs in the cache."""
         return tuple(self._variants.values())
 
+    @torch.inference_mode(mode=False)
     def variant(self, inputs: tuple[Tensor, ...]) -> Variant:
         """The graph for inputs of these sizes, captured now if none holds."""
         key = tuple((tuple(x.shape), x.dtype) for x in inputs)
@@ -151,11 +153,11 @@ class Program(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """Runs the network, quantized where quantizers are on. Inputs and output are the network's own."""
-        return self.variant(self._checked(inputs)).module(*(x.clone() for x in inputs))
+        return self.variant(self._checked(inputs)).module.forward(*(x.clone() for x in inputs))
 
     def tapped(self, *inputs: Tensor) -> tuple[Any, list[Tensor]]:
         """Runs the network and also returns the values at `taps`."""
-        output, features = self.variant(self._checked(inputs)).tapped(*(x.clone() for x in inputs))
+        output, features = self.variant(self._checked(inputs)).tapped.forward(*(x.clone() for x in inputs))
         return output, features
 
     def _checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -208,8 +210,10 @@ class Program(nn.Module):
         weight.copy_(value)
 
 
-def _uncompiled(model: nn.Module) -> nn.Module:
-    """The network that was handed to torch.compile, if this is what came out."""
+def _python_module(model: nn.Module) -> nn.Module:
+    """The network as it was written: the one that was handed to torch.compile, if this is what came out."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError("TorchScript hides what a network computes; pass the Python module it was made from")
     inner = getattr(model, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else model
 

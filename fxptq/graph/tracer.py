@@ -116,7 +116,7 @@ class Tracer(TorchFunctionMode):
             return value.node if value.recorder is self else plain(value)
         if isinstance(value, torch.device) and value == self._device:
             return self._device_node
-        return value
+        return _DTYPES.get(value, value) if isinstance(value, type) else value
 
     def _path(self) -> str:
         return self._stack[-1][1] if self._stack else ""
@@ -412,6 +412,9 @@ class Tracer(TorchFunctionMode):
 class NumberUsedAsDtypeError(Exception):
     """A traced file hands `int` or `float` to torch as a dtype, which takes only the real ones."""
 
+
+_DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64}
+"""What Python's types mean as a dtype; a graph is written out as code, where they could not stand."""
 
 _STRENGTH = (CONST, SIZE, IMAGE).index
 

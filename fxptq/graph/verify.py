@@ -47,9 +47,9 @@ def run_network(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def run_graph(root: nn.Module, graph: fx.Graph, inputs: Inputs) -> Any:
-    """What the graph makes of the inputs; they are not changed."""
+    """What the graph makes of the inputs; they are not changed. Its `forward`: calling it would print any failure."""
     with _reproducible(inputs[0].device):
-        return fx.GraphModule(root, graph)(*(x.clone() for x in inputs))
+        return fx.GraphModule(root, graph).forward(*(x.clone() for x in inputs))
 
 
 def difference(first: Any, second: Any) -> float:
