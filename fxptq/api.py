@@ -198,6 +198,7 @@ def plan_of(settings: QuantizeSettings, bits: Bits, sites: Mapping[str, Bits | L
         kinds=tuple(settings.kinds),
         granularity=settings.weight_granularity,
         edges=edges[settings.edges],
+        connective=high if settings.connective == "high" else None,
         overrides=(*(sites or {}).items(), *((pattern, high) for pattern in settings.high_sites)),
     )
 

@@ -21,6 +21,9 @@ from fxptq.errors import InputError
 
 Positive = Annotated[int, Field(gt=0)]
 SiteKind = Literal["linear", "conv2d", "conv_transpose2d", "matmul"]
+DEFAULT = "default"
+"""The recipe whose presets all others share."""
+
 PresetName = Literal["quick", "standard", "paper"]
 
 
@@ -103,8 +106,9 @@ class QuantizeSettings(Frozen):
 
     Attributes:
         kinds: the kinds of site that are quantized.
-        edges: what the first and the last sites get, which read the image and make the output: `high_bits`, float, or
-            low, the bits of all others.
+        edges: what the first and the last sites get, which read the image and make the output, and those between
+            residual stages: `high_bits`, float, or low, the bits of all others.
+        connective: what the convolutions of a transformer get, which join its stages: `high_bits`, or low.
         weight_granularity: one pair of bounds for each output channel, or for the whole weight (as in the paper).
         float_dtype: of what stays in float in a checkpoint.
         high_bits: bits of the protected sites.
@@ -113,6 +117,7 @@ class QuantizeSettings(Frozen):
 
     kinds: Annotated[tuple[SiteKind, ...], Field(strict=False)] = ("linear", "conv2d", "conv_transpose2d", "matmul")
     edges: Literal["high", "float", "low"] = "high"
+    connective: Literal["high", "low"] = "high"
     weight_granularity: Literal["channel", "tensor"] = "channel"
     float_dtype: Literal["fp16", "fp32"] = "fp16"
     high_bits: Annotated[int, Field(ge=2, le=8)] = 8
@@ -163,6 +168,7 @@ class Recipe(Frozen):
         title: for people.
         scale: of the output's size over the input's.
         model: the network; None for settings that go with any network.
+        presets: by name; one that is not there is taken from the recipe `default`.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
@@ -264,16 +270,19 @@ class Recipe(Frozen):
             raise InputError(f"{where} made a {type(model).__name__}; expected a torch.nn.Module")
         return model.eval()
 
+    def _presets(self) -> dict[str, PresetTable]:
+        shared = {} if self.name == DEFAULT else Recipe.load(DEFAULT).presets
+        return {**shared, **self.presets}
+
     def preset(self, name: str) -> Preset:
         """The passes of a preset, and [quantize] as the preset wants it.
 
         Raises:
             InputError: the recipe has no such preset.
         """
-        table = next((table for known, table in self.presets.items() if known == name), None)
+        table = self._presets().get(name)
         if table is None:
-            has = ", ".join(self.presets) or "none"
-            raise InputError(f"recipe {self.name} has no preset {name!r}; it has {has}")
+            raise InputError(f"no preset {name!r}; recipe {self.name} has {', '.join(self._presets())}")
         quantize = _changed(self.quantize, table.quantize, f"presets.{name}.quantize")
         return Preset(name=name, images=table.images, passes=table.passes, quantize=quantize)
 

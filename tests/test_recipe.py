@@ -113,8 +113,13 @@ def test_recipe_cannot_be_changed() -> None:
 
 
 def test_missing_preset_is_named() -> None:
-    with pytest.raises(InputError, match="recipe tiny has no preset 'standard'; it has quick, paper"):
-        Recipe.parse(MINIMAL, "mine").preset("standard")
+    with pytest.raises(InputError, match="no preset 'fast'; recipe tiny has quick, standard, paper"):
+        Recipe.parse(MINIMAL, "mine").preset("fast")
+
+
+def test_preset_that_is_not_given_is_the_shared_one() -> None:
+    own, shared = Recipe.parse(MINIMAL, "mine").preset("standard"), Recipe.load("default").preset("standard")
+    assert own.passes == shared.passes
 
 
 @pytest.mark.parametrize(
