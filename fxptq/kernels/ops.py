@@ -68,7 +68,7 @@ _SCHEMAS = {
     "layer_norm_codes": "(Tensor x, *, Tensor scale, Tensor offset, float eps, int levels) -> Tensor",
     "linear": f"(Tensor codes, Tensor weight, *, int columns, Tensor bias, {_EPILOGUE}) -> Tensor",
     "conv2d": (
-        "(Tensor codes, Tensor weight, *, int columns, int[] kernel, int[] stride, int[] padding, Tensor bias, "
+        "(Tensor codes, Tensor weight, *, int columns, int[] kernel_size, int[] stride, int[] padding, Tensor bias, "
         f"Tensor? taps, {_EPILOGUE}) -> Tensor"
     ),
     "matmul": "(Tensor lhs, Tensor rhs, *, int bits, float[] out) -> Tensor",
@@ -152,7 +152,7 @@ def conv2d(
     weight: Tensor,
     *,
     columns: int,
-    kernel: Sequence[int],
+    kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     bias: Tensor,
@@ -166,8 +166,8 @@ def conv2d(
     add nothing.
     """
     channels = codes.shape[1]
-    w = unpack_weight(weight, columns).reshape(columns, kernel[0], kernel[1], -1)[..., :channels].permute(0, 3, 1, 2)
-    exact = holding(channels * kernel[0] * kernel[1])
+    w = unpack_weight(weight, columns).reshape(columns, *kernel_size, -1)[..., :channels].permute(0, 3, 1, 2)
+    exact = holding(channels * kernel_size[0] * kernel_size[1])
 
     def convolved(x: Tensor, taps: Tensor) -> Tensor:
         return F.conv2d(x, taps, stride=stride, padding=padding).permute(0, 2, 3, 1)
@@ -175,8 +175,8 @@ def conv2d(
     shift = bias[:columns]
     if taps is not None:
         one = torch.ones(1, 1, *codes.shape[2:], device=codes.device)
-        shift = shift + convolved(one, taps[:, :columns].t().reshape(columns, 1, *kernel))
-    box = torch.ones(1, 1, *kernel, dtype=exact, device=codes.device)
+        shift = shift + convolved(one, taps[:, :columns].t().reshape(columns, 1, *kernel_size))
+    box = torch.ones(1, 1, *kernel_size, dtype=exact, device=codes.device)
     row_sum = convolved(codes.to(exact).sum(1, keepdim=True), box)
     if epilogue["residual"] is not None:
         epilogue["residual"] = epilogue["residual"].permute(0, 2, 3, 1)

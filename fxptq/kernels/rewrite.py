@@ -369,7 +369,7 @@ class _Rewriter:
         else:
             name = "conv2d"
             place = {
-                "kernel": list(weight.shape[2:]),
+                "kernel_size": list(weight.shape[2:]),
                 "stride": list(geometry.stride),
                 "padding": list(geometry.padding),
             }

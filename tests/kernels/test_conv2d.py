@@ -26,7 +26,7 @@ def run(
     **changes: object,
 ) -> torch.Tensor:
     tensors = {name: value for name, value in layer.tensors().items() if name != "weight"}
-    place = {"columns": layer.columns, "kernel": kernel, "stride": stride, "padding": padding}
+    place = {"columns": layer.columns, "kernel_size": kernel, "stride": stride, "padding": padding}
     return operators.conv2d(a, layer.weight, **place, **epilogue(**changes) | tensors)
 
 
