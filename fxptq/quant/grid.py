@@ -104,14 +104,19 @@ class _FakeQuantize(torch.autograd.Function):
         for values, g, result in zip(_blocks(source, low), _blocks(upstream, low), _blocks(target, low), strict=True):
             z = torch.sub(values, low).div_(step)
             clipped = z.clamp(0, n)
-            inside = z.eq_(clipped)  # 1.0 or 0.0
-            torch.mul(g, inside, out=result)
+            outside = z.ne_(clipped)  # 1.0 or 0.0
+            torch.addcmul(g, g, outside, value=-1, out=result)
             if need_bounds:
                 # r - z inside; r = n above and 0 below: n * dy/dwidth in all three cases.
-                dwidth = clipped.round().sub_(clipped.mul_(inside))
-                grad_width += dwidth.mul_(g).sum_to_size(low.shape)
-                grad_lower += torch.sub(g, result, out=dwidth).sum_to_size(low.shape)
+                dwidth = clipped.round().sub_(clipped).addcmul_(clipped, outside)
+                grad_width += _inner(dwidth, g, low)
+                grad_lower += _inner(outside, g, low)
         return grad_x, grad_lower.view_as(lower), grad_width.div_(n).view_as(width), None
+
+
+def _inner(a: Tensor, b: Tensor, low: Tensor) -> Tensor:
+    """Sum of a * b over what shares a bound; `a` is spent."""
+    return torch.dot(a, b) if low.dim() == 0 else a.mul_(b).sum_to_size(low.shape)
 
 
 def _flatten(bounds: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
