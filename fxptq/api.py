@@ -154,7 +154,7 @@ def quantize(
         round_floats(rounded, dtype)
         student = Program(rounded, inputs, plan_of(chosen.quantize, bits, sites))
         advance()
-        teacher = Program(model, inputs)
+        teacher = Program(model, inputs, twin=student)
         advance()
     context = Context(student=student, teacher=teacher, images=images, seed=seed, progress=progress)
     reports: tuple[PassReport, ...] = ()

@@ -272,7 +272,7 @@ class Recipe(Frozen):
 
     def _presets(self) -> dict[str, PresetTable]:
         shared = {} if self.name == DEFAULT else Recipe.load(DEFAULT).presets
-        return {**shared, **self.presets}
+        return {str(name): table for presets in (shared, self.presets) for name, table in presets.items()}
 
     def preset(self, name: str) -> Preset:
         """The passes of a preset, and [quantize] as the preset wants it.

@@ -8,8 +8,9 @@ x4), mean-shift layers included. Input and output are in 0..rgb_range, not 0..1.
 from __future__ import annotations
 
 import torch
-from fxptq.models.swinir import RGB_MEAN, shuffle_stages
 from torch import Tensor, nn
+
+from fxptq.models.swinir import RGB_MEAN, shuffle_stages
 
 
 def mean_shift(rgb_range: float, sign: int) -> nn.Conv2d:

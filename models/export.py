@@ -13,13 +13,13 @@ from typing import Annotated
 
 import safetensors.torch
 import typer
-from fxptq.models.train_loop import AVERAGE
-from fxptq.models.weights_format import load_state, read_state
 from safetensors import safe_open
 
 from fxptq.errors import FxptqError, InputError
 from fxptq.evaluate.score import SetScore, evaluate
 from fxptq.evaluate.sets import open_set, parse_data
+from fxptq.models.train_loop import AVERAGE
+from fxptq.models.weights_format import load_state, read_state
 from fxptq.recipe import Recipe
 
 OPTIONS = ("steps", "minutes", "lr", "warmup", "patches", "pixels", "clip", "decay", "seed")

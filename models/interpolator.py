@@ -11,10 +11,11 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from fxptq.models.edsr import EDSR
 from fxptq.models.patches import Pair
 from fxptq.models.swinir import SwinIR
-from torch import Tensor, nn
 
 TAPS = 9
 COLOURS = 3

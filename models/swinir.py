@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from fxptq.models.window_attention import BasicLayer, shifted_window_mask
 from torch import Tensor, nn
+
+from fxptq.models.window_attention import BasicLayer, shifted_window_mask
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 

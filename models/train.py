@@ -12,11 +12,11 @@ from typing import Annotated
 
 import torch
 import typer
+
+from fxptq.errors import FxptqError, InputError
 from fxptq.models.interpolator import fit_phase_kernels, start_as_interpolator
 from fxptq.models.patches import read_pairs
 from fxptq.models.train_loop import Trainer, TrainSettings
-
-from fxptq.errors import FxptqError, InputError
 from fxptq.recipe import Recipe
 
 DEFAULTS = TrainSettings()

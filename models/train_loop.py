@@ -18,11 +18,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from fxptq.models.patches import Pair, PatchSampler
-from fxptq.models.weights_format import is_derived
 from torch import Tensor, nn
 
 from fxptq.errors import InputError
+from fxptq.models.patches import Pair, PatchSampler
+from fxptq.models.weights_format import is_derived
 
 CHECKPOINT = "checkpoint.pt"
 AVERAGE = "ema.safetensors"

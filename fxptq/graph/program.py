@@ -57,6 +57,8 @@ class Program(nn.Module):
         model: any network; it is copied and left as it was.
         example: one input it accepts, or a tuple of positional inputs.
         plan: which sites get quantizers; None leaves all of them in float.
+        twin: a program of the same network with other values of its weights, captured on the same example: what was
+            proved of its graph need not be proved again.
         limit: how many graphs are kept; the least recently used goes first.
 
     Attributes:
@@ -70,7 +72,13 @@ class Program(nn.Module):
 
     @torch.inference_mode(mode=False)  # whatever the caller's mode, what is kept must be trainable
     def __init__(
-        self, model: nn.Module, example: Tensor | tuple[Tensor, ...], plan: Planner | None = None, limit: int = 16
+        self,
+        model: nn.Module,
+        example: Tensor | tuple[Tensor, ...],
+        plan: Planner | None = None,
+        *,
+        twin: Program | None = None,
+        limit: int = 16,
     ) -> None:
         super().__init__()
         inputs = (example,) if isinstance(example, Tensor) else tuple(example)
@@ -83,7 +91,9 @@ class Program(nn.Module):
         self._sources: dict[str, str | None] = {}
         self.sites: tuple[Site, ...] = ()
         self.quantizers: dict[str, Quantizer] = {}
+        self._proved = twin.variants[0].capture if twin is not None else None
         first = self.variant(self._checked(inputs))
+        self._proved = None
         self.sites, self.taps = first.sites, first.taps
         self._sources = _sources(first, self.operands())
 
@@ -107,7 +117,7 @@ class Program(nn.Module):
             if tuple(dtype for _, dtype in known) == dtypes and variant.capture.holds(self.holder, inputs):
                 self._found[key] = number
                 return variant
-        taken = capture(self.holder.model, inputs)
+        taken = capture(self.holder.model, inputs, self._proved)
         self._captured += 1
         self._variants[self._captured] = self._build(taken.renamed(self.holder.keep(taken.constants)))
         self._found[key] = self._captured

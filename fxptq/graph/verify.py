@@ -88,7 +88,9 @@ def other_sizes(inputs: Inputs) -> Iterator[Inputs]:
         return
     batch, _, height, width = images[0].shape
     for step in (8, 16, 7, 32, 64):
-        high, wide = (height - step if height > 2 * step else height + step), width + step
+        # About half as high, so that the comparison is quick, and of another shape.
+        high = max(step, height // 2 // step * step) if height > 2 * step else height + step
+        wide = high + step if width != high + step else high + 2 * step
         for more in (1, 0):
 
             def resized(x: Tensor, high: int = high, wide: int = wide, more: int = more) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from fxptq.models.edsr import EDSR
-from fxptq.models.swinir import SwinIR
 from torch import nn
 
 from fxptq.graph import Program
+from fxptq.models.edsr import EDSR
+from fxptq.models.swinir import SwinIR
 
 SMALL: dict[str, Any] = {"img_size": 16, "embed_dim": 12, "depths": (2,), "num_heads": (2,), "mlp_ratio": 2.0}
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from fxptq.models.edsr import EDSR
-from fxptq.models.swinir import SwinIR
 from torch import Tensor, nn
 
 from fxptq.errors import InputError
 from fxptq.graph import Bits, Plan, Program
+from fxptq.models.edsr import EDSR
+from fxptq.models.swinir import SwinIR
 from fxptq.quant.quantizer import Quantizer
 
 FOUR = Plan(Bits(4, 4))

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from fxptq.models.edsr import EDSR
-from fxptq.models.swinir import SwinIR
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fxptq.graph import Bits, Plan, Program, Site
+from fxptq.models.edsr import EDSR
+from fxptq.models.swinir import SwinIR
 
 
 class Counting(TorchFunctionMode):

@@ -8,11 +8,11 @@ from pathlib import Path
 import networkx as nx
 import pytest
 import torch
-from fxptq.models.edsr import EDSR
-from fxptq.models.swinir import SwinIR
 from torch import Tensor, nn
 
 from fxptq.graph import Bits, Plan, Program, write_graphml
+from fxptq.models.edsr import EDSR
+from fxptq.models.swinir import SwinIR
 
 
 def test_swinir_ends_four_stages() -> None:

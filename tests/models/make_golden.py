@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference
+
 from fxptq.models.edsr import EDSR
 from fxptq.models.swinir import SwinIR
 

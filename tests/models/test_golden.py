@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
 from fxptq.models.edsr import EDSR
 from fxptq.models.swinir import SwinIR
 from fxptq.models.weights_format import is_derived, load_state
-from safetensors import safe_open
-from torch import Tensor, nn
 
 from .reference import hashed
 

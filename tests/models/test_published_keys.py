@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from fxptq.models.edsr import EDSR
 from fxptq.models.swinir import SwinIR
-from torch import nn
 
 NAMES = [
     "001_classicalSR_DF2K_s64w8_SwinIR-M_x4",

@@ -9,16 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from fxptq.models import export, train
-from fxptq.models.edsr import EDSR
-from fxptq.models.patches import Pair, PatchSampler, make_pair, read_pairs
-from fxptq.models.train_loop import AVERAGE, CHECKPOINT, LOG, Trainer, TrainSettings
-from fxptq.models.weights_format import load_state, read_state
 from PIL import Image
 from typer.testing import CliRunner
 
 from fxptq.data.resize import imresize
 from fxptq.errors import InputError
+from fxptq.models import export, train
+from fxptq.models.edsr import EDSR
+from fxptq.models.patches import Pair, PatchSampler, make_pair, read_pairs
+from fxptq.models.train_loop import AVERAGE, CHECKPOINT, LOG, Trainer, TrainSettings
+from fxptq.models.weights_format import load_state, read_state
 from fxptq.recipe import Recipe
 
 SETTINGS = TrainSettings(steps=6, warmup=2, patches=(8, 12), pixels=144, bf16=False, lr=1e-3)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from fxptq.models.swinir import SwinIR
-from fxptq.models.weights_format import load_state, read_state
 from torch import Tensor, nn
 
 from fxptq.errors import InputError
+from fxptq.models.swinir import SwinIR
+from fxptq.models.weights_format import load_state, read_state
 
 
 def small() -> nn.Module:
