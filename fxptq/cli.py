@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, NoReturn, Optional, cast
 
 import typer
 from rich.console import Console
 
-from fxptq.errors import FxptqError, InputError
+from fxptq.errors import FxptqError
+from fxptq.io.files import check_writable, write_json
 
-app = typer.Typer(
-    name="fxptq",
-    help="Quantizes image-restoration networks to a few bits and runs them as integers.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-out = Console(soft_wrap=True)
+app = typer.Typer(name="fxptq", add_completion=False, pretty_exceptions_enable=False)
+
+# Names of files and sites may look like markup; where there is no terminal no line is too long.
+out = Console(soft_wrap=True, markup=False, highlight=False, width=None if sys.stdout.isatty() else 1000)
+
+# Bad usage as click reports it; newer typers carry a click of their own, older ones use the package.
+UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
+
+INTERRUPTED = 130  # exit status
+
+
+def _writable(path: Optional[Path]) -> Optional[Path]:
+    if path is not None:
+        check_writable(path)
+    return path
+
 
 Eval = Annotated[
     Optional[list[str]],
     typer.Option("--eval", metavar="NAME=DIR", help="Score on a benchmark: DIR holds HR/ and LR_bicubic/X{2,3,4}/."),
 ]
-JsonOut = Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
+JsonOut = Annotated[
+    Optional[Path],
+    typer.Option("--json", metavar="FILE", help="Also write the result as JSON.", callback=_writable),
+]
 Model = Annotated[
     Optional[str],
     typer.Option("--model", metavar="PACKAGE.MODULE:FACTORY", help="A network of your own, built without arguments."),
@@ -36,15 +46,16 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:
-    if path is None:
-        return
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    if path is not None:
+        write_json(path, content)
+
+
+@app.callback(invoke_without_command=True)
+def overview(ctx: typer.Context) -> None:
+    """Quantizes image-restoration networks to a few bits and runs them as integers."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -59,7 +70,9 @@ def quantize(
     preset: Annotated[
         str, typer.Option(help="quick (bounds alone), standard, or paper (the published method).")
     ] = "standard",
-    file: Annotated[Optional[Path], typer.Option("--out", help="Where to write the checkpoint.")] = None,
+    file: Annotated[
+        Optional[Path], typer.Option("--out", help="Where to write the checkpoint, as .safetensors.")
+    ] = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     json_out: JsonOut = None,
@@ -131,7 +144,9 @@ def inspect(
     w: Annotated[int, typer.Option("--w", help="Bits of weights to plan with.")] = 4,
     a: Annotated[int, typer.Option("--a", help="Bits of activations to plan with.")] = 4,
     model: Model = None,
-    graphml: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Also write the graph as GraphML.")] = None,
+    graphml: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Also write the graph as GraphML.", callback=_writable)
+    ] = None,
     json_out: JsonOut = None,
 ) -> None:
     """Show the sites of a network: name, kind, shapes, cost, role and bits."""
@@ -142,6 +157,23 @@ def inspect(
     sites = command.run(subject, Bits(w, a), model, graphml)
     console.show_sites(out, sites)
     _write_json(json_out, command.as_json(sites))
+
+
+@app.command()
+def bench(
+    checkpoint: Checkpoint,
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input.")] = "64x64",
+    model: Model = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Measure a checkpoint on this machine, beside the float network."""
+    from fxptq.commands import bench as command
+    from fxptq.passes.progress import RichProgress
+    from fxptq.report import console
+
+    measured = command.run(checkpoint, size, model, RichProgress())
+    console.show_bench(out, measured)
+    _write_json(json_out, measured.as_json())
 
 
 @app.command()
@@ -169,13 +201,25 @@ def weights(
     console.show_weights(out, command.known())
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Runs a command; bad input is one line on standard error and exit status 2, a failure 1."""
     try:
-        app()
+        status = app(standalone_mode=False)
     except FxptqError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"fxptq: {error}", markup=False)
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print("fxptq: interrupted; nothing was written", file=sys.stderr)
-        os._exit(130)
+        _fail(str(error), error.exit_status)
+    except UsageError as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "fxptq"
+        message = cast("Any", error).format_message().rstrip(".")
+        _fail(f"{message}; see {command} --help", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    if status == INTERRUPTED:
+        _fail("interrupted", INTERRUPTED)
+    sys.exit(status or 0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    """Ends with one line on standard error, whatever lines the message has."""
+    print(f"fxptq: {' '.join(line.strip() for line in message.splitlines())}", file=sys.stderr)
+    sys.exit(status)

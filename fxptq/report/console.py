@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fxptq.commands.bench import Bench
 from fxptq.commands.quantize import Outcome
 from fxptq.evaluate.score import SetScore
 from fxptq.graph import Site
@@ -89,6 +90,18 @@ def show_sites(console: Console, sites: Sequence[Site]) -> None:
         table.add_row(site.name, site.kind, role, shapes, bits, f"{site.macs:,}", f"{100 * site.macs / total:.2f} %")
     console.print(table)
     show_bits(console, sites)
+
+
+def show_bench(console: Console, bench: Bench) -> None:
+    """Milliseconds of each way to run a network, and how many times faster than eager it is."""
+    table = _table(f"{bench.size}, {bench.threads} threads", "way", "ms", "speed-up", "peak MB so far", right=3)
+    eager = next((row.ms for row in bench.rows if row.name == "eager-fp32"), None)
+    for row in bench.rows:
+        if row.ms is None:
+            table.add_row(row.name, "-", row.note, f"{row.peak_mb:,.0f}")
+        else:
+            table.add_row(row.name, f"{row.ms:.1f}", f"{eager / row.ms:.2f}x" if eager else "", f"{row.peak_mb:,.0f}")
+    console.print(table)
 
 
 def show_recipes(console: Console, recipes: Sequence[Recipe]) -> None:
