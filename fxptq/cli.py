@@ -144,9 +144,7 @@ def inspect(
     w: Annotated[int, typer.Option("--w", help="Bits of weights to plan with.")] = 4,
     a: Annotated[int, typer.Option("--a", help="Bits of activations to plan with.")] = 4,
     model: Model = None,
-    graphml: Annotated[
-        Optional[Path], typer.Option(metavar="FILE", help="Also write the graph as GraphML.", callback=_writable)
-    ] = None,
+    graphml: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Also write the graph as GraphML.")] = None,
     json_out: JsonOut = None,
 ) -> None:
     """Show the sites of a network: name, kind, shapes, cost, role and bits."""

@@ -10,6 +10,7 @@ from fxptq.api import plan_of
 from fxptq.commands.evaluate import open_checkpoint
 from fxptq.commands.network import example_of, from_factory
 from fxptq.graph import Bits, Program, Site, write_graphml
+from fxptq.io.files import check_writable
 from fxptq.recipe import Recipe
 
 
@@ -20,6 +21,8 @@ def run(subject: str, bits: Bits, factory: str | None, graphml: Path | None) -> 
         InputError: there is no such recipe or file.
         CaptureError: the network cannot be captured.
     """
+    if graphml is not None:
+        check_writable(graphml)
     program = _program(subject, bits, factory)
     if graphml is not None:
         write_graphml(program.variants[0].capture.graph, program.sites, graphml)
@@ -27,7 +30,7 @@ def run(subject: str, bits: Bits, factory: str | None, graphml: Path | None) -> 
 
 
 def _program(subject: str, bits: Bits, factory: str | None) -> Program:
-    if Path(subject).is_file() and not subject.endswith(".toml"):
+    if subject.endswith(".safetensors") or (Path(subject).is_file() and not subject.endswith(".toml")):
         return open_checkpoint(Path(subject), factory).program
     recipe = Recipe.load(subject)
     model = from_factory(factory) if factory is not None else recipe.build_model()

@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 from fxptq.api import QuantizedModel, quantize
 from fxptq.commands.network import Source, device_of, example_of, open_network
 from fxptq.commands.scores import on_device, open_sets, score_sets
+from fxptq.errors import InputError
 from fxptq.evaluate.score import SetScore
 from fxptq.graph import Bits, Program
 from fxptq.io.checkpoint import Sizes, sizes
+from fxptq.io.files import check_writable
 from fxptq.passes.progress import Progress
 
 T = TypeVar("T")
@@ -92,6 +94,9 @@ def run(options: Options, progress: Progress) -> Outcome:
     Raises:
         FxptqError: as `fxptq.quantize` and the readers of weights, pictures and sets do.
     """
+    if options.out.suffix != ".safetensors":
+        raise InputError(f"--out {options.out}: checkpoints are written as .safetensors")
+    check_writable(options.out)
     seconds: dict[str, float] = {}
     source = open_network(options.recipe, options.factory, options.weights)
     device = device_of(options.device)

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from fxptq.commands.quantize import Outcome
-from fxptq.errors import InputError
+from fxptq.io.files import write_text
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -22,12 +22,7 @@ def write(outcome: Outcome, path: Path) -> Path:
     Raises:
         InputError: the file cannot be written.
     """
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.write_text(_page(outcome), encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    write_text(path, _page(outcome))
     return path
 
 

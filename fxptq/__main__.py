@@ -1,0 +1,5 @@
+"""`python -m fxptq`: the command line."""
+
+from fxptq.cli import main
+
+main()
