@@ -6,6 +6,8 @@ gives the same metadata.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 FORMAT_VERSION = 1
@@ -78,12 +80,12 @@ class Metadata(Record):
     bits_a: int = Field(ge=1, le=8)
     sites: list[SiteRecord] = []
     float_sites: list[FloatSite] = []
-    example_shape: list[int]
-    example_dtype: str = "float32"
+    example_shape: list[Annotated[int, Field(ge=1)]]
+    example_dtype: Annotated[str, Field(pattern=r"^(float16|bfloat16|float32|float64)$")] = "float32"
     seed: int
     calibration: str
     passes: list[PassRecord] = []
-    float_dtype: str = "float32"
+    float_dtype: Annotated[str, Field(pattern=r"^(float16|float32)$")] = "float32"
     versions: dict[str, str] = {}
     source_sha256: str
     format_version: int = FORMAT_VERSION

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fxptq.errors import CheckpointError
 from fxptq.graph import Program, Site
+from fxptq.graph.fold import attribute
 from fxptq.io.checkpoint import Checkpoint, PackedCodes
 from fxptq.io.metadata import Metadata, OperandRecord, SiteRecord
 from fxptq.kernels.pack import pack, unpack
@@ -26,39 +27,50 @@ _MODEL = "model."
 
 
 def round_floats(model: nn.Module, dtype: torch.dtype) -> None:
-    """Rounds every float parameter and buffer to what `dtype` can hold; the tensors keep their own type.
+    """Rounds the float32 parameters and buffers of a network to what `dtype` can hold; they keep their own type.
 
-    Values beyond the range of `dtype` become its largest finite value: an attention mask of -1e9 masks as well so.
+    A tensor with values beyond the range of `dtype` (a running variance of inputs in 0..255) stays as it is.
     """
     largest = torch.finfo(dtype).max
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.dtype is torch.float32:
-                tensor.copy_(tensor.clamp(-largest, largest).to(dtype))
+            if tensor.dtype is torch.float32 and bool(((tensor.abs() <= largest) | ~tensor.isfinite()).all()):
+                tensor.copy_(tensor.to(dtype))
 
 
 def put_weights_on_grid(program: Program) -> None:
-    """Replaces every quantized weight by its values on the grid. The output of the program does not change."""
+    """Replaces every weight that is stored as codes by its values on the grid; the program's output stays the same."""
     with torch.no_grad():
-        for key, quantizer in program.quantizers.items():
+        for quantizer in program.quantizers.values():
             quantizer.fold()
+        for key in coded_weights(program):
             weight = program.weight_of(key)
-            if weight is not None and quantizer.mode == "on":
-                program.set_weight(key, quantizer(weight))
+            assert weight is not None  # a coded key names a weight  # noqa: S101
+            program.set_weight(key, program.quantizers[key](weight))
 
 
 def coded_weights(program: Program) -> dict[str, str]:
     """Which weights are stored as codes: the tensor's name in the holder, by quantizer key.
 
-    A weight that several quantizers read at different widths has no one code and stays in float.
+    A weight that several quantizers read (one that two layers share, at different widths) has no one code and stays in
+    float.
     """
+    own = {id(tensor): _MODEL + name for name, tensor in _tensors(program.holder.model).items()}
     targets = {key: program.weight_target(key) for key in program.quantizers}
-    readers = Counter(targets.values())
-    return {
-        key: target
+    names = {
+        key: own.get(id(attribute(program.holder, target)), target)
         for key, target in targets.items()
-        if target is not None and readers[target] == 1 and program.quantizers[key].mode == "on"
+        if target is not None
     }
+    readers = Counter(names.values())
+    return {key: name for key, name in names.items() if readers[name] == 1 and program.quantizers[key].mode == "on"}
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers; a tensor with several names stands under the first of them."""
+    persistent = model.state_dict()
+    buffers = {name: tensor for name, tensor in model.named_buffers() if name in persistent}
+    return {**dict(model.named_parameters()), **buffers}
 
 
 def to_checkpoint(program: Program, meta: Metadata, dtype: torch.dtype) -> Checkpoint:
@@ -67,7 +79,7 @@ def to_checkpoint(program: Program, meta: Metadata, dtype: torch.dtype) -> Check
     Args:
         program: calibrated, its weights on their grids.
         meta: how it was made.
-        dtype: what float32 tensors are stored as.
+        dtype: what float32 tensors are stored as that lose nothing by it.
     """
     coded = coded_weights(program)
     codes = {}
@@ -77,12 +89,19 @@ def to_checkpoint(program: Program, meta: Metadata, dtype: torch.dtype) -> Check
         codes[target] = PackedCodes(pack(quantizer.encode(weight), quantizer.bits), quantizer.bits, tuple(weight.shape))
     stored = set(coded.values())
     floats = {
-        name: tensor.to(dtype) if tensor.dtype is torch.float32 else tensor
-        for name, tensor in program.holder.model.state_dict().items()
+        name: _compact(tensor.detach(), dtype)
+        for name, tensor in _tensors(program.holder.model).items()
         if _MODEL + name not in stored
     }
     bounds = {key: (quantizer.lower0, quantizer.width0) for key, quantizer in program.quantizers.items()}
     return Checkpoint(meta, codes, bounds, floats)
+
+
+def _compact(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.dtype is not torch.float32:
+        return tensor
+    small = tensor.to(dtype)
+    return small if torch.equal(small.float(), tensor) else tensor
 
 
 def site_records(program: Program) -> list[SiteRecord]:
@@ -151,7 +170,7 @@ def load_floats(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
     Raises:
         CheckpointError: naming the first keys that differ.
     """
-    wanted = model.state_dict()
+    wanted = _tensors(model)
     coded = {name.removeprefix(_MODEL) for name in checkpoint.codes if name.startswith(_MODEL)}
     given = set(checkpoint.floats) | coded
     differing = sorted(set(wanted) ^ given)
@@ -186,19 +205,19 @@ def program_of(model: nn.Module, checkpoint: Checkpoint, source: str) -> Program
     Raises:
         CheckpointError: the network is of another architecture.
     """
+    round_floats(model, getattr(torch, checkpoint.meta.float_dtype))  # buffers that are never stored
     load_floats(model, checkpoint, source)
-    weights = _decoded_weights(checkpoint)
-    parameters = model.state_dict()
-    for name, weight in weights.items():
-        if name.startswith(_MODEL):
-            parameters[name.removeprefix(_MODEL)].copy_(weight)
+    weights = _decoded_weights(checkpoint, source)
+    own = _tensors(model)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            if name.startswith(_MODEL):
+                own[name.removeprefix(_MODEL)].copy_(weight)
     shape, dtype = checkpoint.meta.example_shape, getattr(torch, checkpoint.meta.example_dtype)
     example = torch.linspace(0, 1, math.prod(shape)).reshape(shape).to(dtype)
     program = Program(model, example, StoredPlan(tuple(checkpoint.meta.sites), source))
     for key, quantizer in program.quantizers.items():
-        if key not in checkpoint.bounds:
-            raise CheckpointError(f"{source}: it has no bounds for {key}")
-        quantizer.set_grid(*checkpoint.bounds[key])
+        quantizer.set_grid(*_bounds(checkpoint, key, source))
         quantizer.mode = "on"
         target = program.weight_target(key)
         if target in weights and not target.startswith(_MODEL):
@@ -206,16 +225,26 @@ def program_of(model: nn.Module, checkpoint: Checkpoint, source: str) -> Program
     return program
 
 
-def _decoded_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def _bounds(checkpoint: Checkpoint, key: str, source: str) -> tuple[Tensor, Tensor]:
+    if key not in checkpoint.bounds:
+        raise CheckpointError(f"{source}: damaged: it has no bounds for {key}")
+    return checkpoint.bounds[key]
+
+
+def _decoded_weights(checkpoint: Checkpoint, source: str) -> dict[str, Tensor]:
     """The values of the coded weights, by name."""
     decoded = {}
     for record in checkpoint.meta.sites:
         for operand in record.operands:
-            if operand.codes not in checkpoint.codes or operand.bits is None:
+            stored = checkpoint.codes.get(operand.codes)
+            if stored is None or operand.bits is None:
                 continue
-            stored = checkpoint.codes[operand.codes]
+            if stored.bits != operand.bits:
+                raise CheckpointError(
+                    f"{source}: damaged: {record.name} has {operand.bits} bits and its codes {stored.bits}"
+                )
             axis = 1 if operand.slot == "weight" and record.kind == "conv_transpose2d" else 0
             quantizer = Quantizer(operand.bits, groups=operand.groups, axis=axis)
-            quantizer.set_grid(*checkpoint.bounds[operand.quantizer])
+            quantizer.set_grid(*_bounds(checkpoint, operand.quantizer, source))
             decoded[operand.codes] = quantizer.decode(unpack(stored.packed, stored.bits, stored.shape)).detach()
     return decoded
