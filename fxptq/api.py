@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import platform
 from collections.abc import Callable, Iterable, Mapping
@@ -12,11 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fxptq.data.sources import calibration_images
-from fxptq.errors import InputError
+from fxptq.errors import CheckpointError, InputError
 from fxptq.graph import Bits, Plan, Program, Site
+from fxptq.graph.copies import independent_copy
 from fxptq.io import checkpoint as checkpoints
 from fxptq.io.metadata import FloatSite, Metadata, PassRecord
 from fxptq.io.state import program_of, put_weights_on_grid, round_floats, site_records, to_checkpoint
@@ -102,16 +103,27 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
         InputError: the network is not a bundled one and `model` was not given.
     """
     stored = checkpoints.read(path)
+    _task_of(stored.meta, str(path))
+    name = stored.meta.recipe
     if model is None:
-        if stored.meta.recipe is None:
+        if name is None:
             raise InputError(f"{path} holds a network of your own: pass it, as in fxptq.load(path, model=MyNetwork())")
-        model = Recipe.load(stored.meta.recipe).build_model()
-    return QuantizedModel(program_of(copy.deepcopy(model).eval(), stored, str(path)), stored.meta)
+        if name not in Recipe.names():  # never a path: a file that was sent to you must not choose what is imported
+            raise CheckpointError(f"{path}: no recipe {name!r} in this fxptq; update fxptq, or pass the network")
+        model = Recipe.load(name).build_model()
+    return QuantizedModel(program_of(independent_copy(model).eval(), stored, str(path)), stored.meta)
+
+
+def _task_of(meta: Metadata, source: str) -> Recipe:
+    try:
+        return Recipe.model_validate(meta.task)
+    except ValidationError as error:
+        raise CheckpointError(f"{source}: damaged: its task cannot be understood") from error
 
 
 def quantize(
     model: nn.Module,
-    example: Tensor | tuple[Tensor, ...],
+    example: Tensor,
     bits: Bits,
     calib: str | Path | Iterable[Tensor] = "synthetic",
     recipe: str | Path | Recipe | None = None,
@@ -126,7 +138,7 @@ def quantize(
 
     Args:
         model: any network for image restoration; it is copied and left as it was.
-        example: one input it accepts, [1, C, H, W] (64 x 64 is plenty), or a tuple of positional inputs.
+        example: one input it accepts, [1, C, H, W], of floating point (64 x 64 is plenty).
         bits: bit widths of weights and activations.
         calib: a folder of pictures, "synthetic" for generated ones, or input tensors in the model's own range.
         recipe: a recipe's name, file or object; None for the settings that suit most networks.
@@ -141,20 +153,22 @@ def quantize(
         CaptureError: the network cannot be captured; the message says where and why.
         CalibrationError: a pass met a value that is not finite.
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    _check_example(example)
+    if not 0 <= seed < 1 << 63:
+        raise InputError(f"the seed is {seed}; expected a number from 0 to 2**63 - 1")
     settings = recipe if isinstance(recipe, Recipe) else Recipe.load("default" if recipe is None else recipe)
     chosen = settings.preset(preset)
     for step in chosen.passes:
         build_pass(step.name, step.settings)
     dtype = _DTYPES[chosen.quantize.float_dtype]
     progress = progress or Silent()
-    images, described = _images(calib, settings, inputs[0], chosen.images, seed)
+    images, described = _images(calib, settings, example, chosen.images, seed)
     with progress.task("capture", 2) as advance:
-        rounded = copy.deepcopy(model).eval()
+        rounded = independent_copy(model).eval()
         round_floats(rounded, dtype)
-        student = Program(rounded, inputs, plan_of(chosen.quantize, bits, sites))
+        student = Program(rounded, example, plan_of(chosen.quantize, bits, sites))
         advance()
-        teacher = Program(model, inputs, twin=student)
+        teacher = Program(model, example, twin=student)
         advance()
     context = Context(student=student, teacher=teacher, images=images, seed=seed, progress=progress)
     reports: tuple[PassReport, ...] = ()
@@ -165,14 +179,14 @@ def quantize(
     put_weights_on_grid(student)
     meta = Metadata(
         created_by=f"fxptq {version('fxptq')}",
-        recipe=settings.name if settings.model is not None and settings.name in Recipe.names() else None,
+        recipe=settings.name if _rebuilds(settings, model) else None,
         task=settings.model_dump(mode="json", include={"name", "title", "scale", "input", "degradation"}),
         bits_w=bits.w,
         bits_a=bits.a,
         sites=site_records(student),
         float_sites=[FloatSite(name=site.name, reason=site.reason) for site in student.sites if site.reason],
-        example_shape=list(inputs[0].shape),
-        example_dtype=str(inputs[0].dtype).removeprefix("torch."),
+        example_shape=list(example.shape),
+        example_dtype=str(example.dtype).removeprefix("torch."),
         seed=seed,
         calibration=described,
         passes=[PassRecord(name=step.name, settings=dict(step.settings)) for step in chosen.passes],
@@ -203,11 +217,29 @@ def plan_of(settings: QuantizeSettings, bits: Bits, sites: Mapping[str, Bits | L
     )
 
 
+def _check_example(example: Tensor) -> None:
+    if not isinstance(example, Tensor):
+        raise InputError(
+            f"the example is a {type(example).__name__}; expected one tensor [1, C, H, W]: wrap a network of several "
+            "inputs in one that makes the others itself"
+        )
+    if example.dim() != 4 or 0 in example.shape or not example.is_floating_point():
+        raise InputError(
+            f"the example has shape {tuple(example.shape)}, {example.dtype}; expected [1, C, H, W] of floating point"
+        )
+
+
+def _rebuilds(recipe: Recipe, model: nn.Module) -> bool:
+    """Whether the bundled recipe of that name makes this architecture, so that a checkpoint needs no model to load."""
+    if recipe.model is None or recipe.name not in Recipe.names() or recipe.model != Recipe.load(recipe.name).model:
+        return False
+    built = recipe.build_model().state_dict()
+    return {name: x.shape for name, x in built.items()} == {name: x.shape for name, x in model.state_dict().items()}
+
+
 def _images(
     calib: str | Path | Iterable[Tensor], recipe: Recipe, example: Tensor, count: int, seed: int
 ) -> tuple[list[Tensor], str]:
-    if example.dim() != 4:
-        raise InputError(f"the example has shape {tuple(example.shape)}; expected [1, C, H, W]")
     return calibration_images(
         calib,
         recipe.task,
