@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +25,11 @@ class Source:
         name: what to call it.
         model: the network in evaluation mode.
         recipe: its recipe; the default one for a network of the user's own.
-        bundled: whether the recipe rebuilds the network, so that a checkpoint needs no model to load.
     """
 
     name: str
     model: nn.Module
     recipe: Recipe
-    bundled: bool
 
 
 def example_of(recipe: Recipe) -> Tensor:
@@ -74,7 +73,7 @@ def open_network(recipe: str | None, factory: str | None = None, weights: Path |
         model = from_factory(factory)
         if weights is not None:
             load_state(model, read_state(weights))
-        return Source(factory, model.eval(), Recipe.load(recipe or "default"), bundled=False)
+        return Source(factory, model.eval(), Recipe.load(recipe or "default"))
     if recipe is None:
         if weights is None:
             raise InputError("name a network: --recipe NAME, --model package.module:factory, or --weights FILE")
@@ -83,7 +82,7 @@ def open_network(recipe: str | None, factory: str | None = None, weights: Path |
     model = chosen.build_model()
     path = weights or locate(weights_source(chosen))
     load_state(model, read_state(path, chosen.weights.key if weights is None else ""))
-    return Source(chosen.name, model.eval(), chosen, bundled=recipe in Recipe.names())
+    return Source(chosen.name, model.eval(), chosen)
 
 
 def from_factory(factory: str) -> nn.Module:
@@ -95,20 +94,29 @@ def from_factory(factory: str) -> nn.Module:
     module_name, _, attribute = factory.partition(":")
     if not module_name or not attribute:
         raise InputError(f"--model {factory!r}: expected package.module:factory")
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         make = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"--model {factory!r} cannot be imported: {error}") from error
+    except Exception as error:  # whatever a module of the user's raises
+        raise InputError(f"--model {factory!r} cannot be imported: {type(error).__name__}: {error}") from error
+    else:
+        model = _made(make, factory)
     finally:
-        sys.path.pop(0)
+        sys.path.remove(here)
+    return model
+
+
+def _made(make: Callable[[], object], factory: str) -> nn.Module:
     try:
         model = make()
-    except TypeError as error:
-        raise InputError(f"--model {factory!r}: {attribute}() must work without arguments: {error}") from error
+    except Exception as error:
+        raise InputError(
+            f"--model {factory!r}: it is called without arguments, and failed: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise InputError(f"--model {factory!r} made a {type(model).__name__}; expected a torch.nn.Module")
-    return model
+    return model.eval()
 
 
 def _from_community_file(weights: Path) -> Source:
@@ -138,4 +146,4 @@ def _from_community_file(weights: Path) -> Source:
     }
     base = Recipe.load("default")
     recipe = Recipe.model_validate({**base.model_dump(exclude={"input", "degradation"}), **changes})
-    return Source(recipe.name, found.model.eval(), recipe, bundled=False)
+    return Source(recipe.name, found.model.eval(), recipe)

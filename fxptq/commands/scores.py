@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from fxptq.errors import FxptqError, InputError
 from fxptq.evaluate.score import SetScore, evaluate
 from fxptq.evaluate.sets import BenchmarkSet, open_set, parse_data, samples
 from fxptq.evaluate.tiles import run_padded, run_tiled
@@ -27,7 +29,11 @@ def open_sets(options: Sequence[str], recipe: Recipe) -> list[BenchmarkSet]:
     channels = recipe.input.channels
     if not options:
         return [samples(recipe.task, channels=channels, count=4, size=48)]
-    return [open_set(*parse_data(option), recipe.task, channels=channels) for option in options]
+    named = [parse_data(option) for option in options]
+    twice = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
+    if twice:
+        raise InputError(f"there are two sets named {twice[0]!r}; give each a name of its own")
+    return [open_set(name, folder, recipe.task, channels=channels) for name, folder in named]
 
 
 def fitted(run: Run, recipe: Recipe, tile: int = 0) -> Run:
@@ -39,8 +45,20 @@ def fitted(run: Run, recipe: Recipe, tile: int = 0) -> Run:
 
 
 def on_device(model: nn.Module, device: torch.device) -> Run:
-    """The network on a device, for pictures on the CPU."""
-    return lambda x: model(x.to(device)).cpu()
+    """The network on a device, for pictures on the CPU.
+
+    Raises:
+        FxptqError: from the call, if the network fails: out of memory, or a size it does not take.
+    """
+
+    def run(x: Tensor) -> Tensor:
+        try:
+            return cast("Tensor", model(x.to(device))).cpu()
+        except (RuntimeError, MemoryError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise FxptqError(f"the network failed on an input of shape {tuple(x.shape)}: {reason}") from error
+
+    return run
 
 
 def score_sets(run: Run, sets: Sequence[BenchmarkSet], recipe: Recipe, progress: Progress, what: str) -> list[SetScore]:

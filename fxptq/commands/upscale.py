@@ -10,7 +10,7 @@ from fxptq.commands.evaluate import open_checkpoint, runnable
 from fxptq.commands.network import device_of
 from fxptq.commands.scores import fitted, on_device
 from fxptq.errors import InputError
-from fxptq.io.images import list_images, read_image, to_image, to_tensor, write_png
+from fxptq.io.images import SUFFIXES, list_images, read_image, to_image, to_tensor, write_png
 from fxptq.passes.progress import Progress
 
 
@@ -48,13 +48,29 @@ def run(
 
 
 def _jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    if source.is_dir():
-        if target.suffix:
-            raise InputError(f"{target}: {source} is a folder, so OUT must be a folder too")
-        target.mkdir(parents=True, exist_ok=True)
-        return [(file, target / f"{file.stem}.png") for file in list_images(source)]
+    jobs = _folder_jobs(source, target) if source.is_dir() else [_single_job(source, target)]
+    for read, write in jobs:
+        if write.exists() and write.samefile(read):
+            raise InputError(f"{write}: would overwrite the picture it is made from; give another OUT")
+    return jobs
+
+
+def _single_job(source: Path, target: Path) -> tuple[Path, Path]:
+    if not source.exists():
+        raise InputError(f"{source}: there is no such file")
     if target.is_dir():
-        return [(source, target / f"{source.stem}.png")]
+        return source, target / f"{source.stem}.png"
     if target.suffix.lower() != ".png":
         raise InputError(f"{target}: pictures are written as .png")
-    return [(source, target)]
+    return source, target
+
+
+def _folder_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    if target.is_file() or target.suffix.lower() in SUFFIXES:
+        raise InputError(f"{target}: {source} is a folder, so OUT must be a folder too")
+    found: dict[str, Path] = {}
+    for file in list_images(source):
+        if file.stem in found:
+            raise InputError(f"{source}: {found[file.stem].name} and {file.name} would both become {file.stem}.png")
+        found[file.stem] = file
+    return [(file, target / f"{stem}.png") for stem, file in found.items()]
