@@ -274,6 +274,11 @@ class Recipe(Frozen):
         shared = {} if self.name == DEFAULT else Recipe.load(DEFAULT).presets
         return {str(name): table for presets in (shared, self.presets) for name, table in presets.items()}
 
+    @property
+    def preset_names(self) -> list[str]:
+        """The presets it has, its own and the shared ones."""
+        return list(self._presets())
+
     def preset(self, name: str) -> Preset:
         """The passes of a preset, and [quantize] as the preset wants it.
 

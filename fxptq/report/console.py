@@ -21,9 +21,10 @@ STAGES = {"fp": "full precision", "dobi": "bounds alone", "final": "quantized"}
 
 
 def _table(title: str, *columns: str, right: int = 0) -> Table:
+    """A table whose last `right` columns are numbers; a cell too long for the terminal goes on in the next line."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index >= len(columns) - right else "left")
+        table.add_column(column, overflow="fold", justify="right" if index >= len(columns) - right else "left")
     return table
 
 
@@ -65,7 +66,7 @@ def show_bits(console: Console, sites: Sequence[Site]) -> None:
     floats = [site for site in sites if site.reason]
     console.print(f"{len(floats):4d} sites in float" + (":" if floats else ""))
     for site in floats:
-        console.print(f"       {site.name}: {site.reason}", highlight=False)
+        console.print(f"       {site.name}: {site.reason}")
 
 
 def show_scores(console: Console, scores: Sequence[SetScore]) -> None:
@@ -108,14 +109,19 @@ def show_recipes(console: Console, recipes: Sequence[Recipe]) -> None:
     """The bundled recipes."""
     table = _table("Recipes", "name", "network", "presets")
     for recipe in recipes:
-        table.add_row(recipe.name, recipe.title, ", ".join(recipe.presets))
+        table.add_row(recipe.name, recipe.title, ", ".join(recipe.preset_names))
     console.print(table)
 
 
 def show_weights(console: Console, rows: Sequence[WeightsRow]) -> None:
-    """Which weights are where."""
-    table = _table("Weights", "recipe", "state", "bytes", "sha256", "path", "published at")
+    """Which weights are where; paths and addresses stand below the table, each whole on its line, to be copied."""
+    table = _table("Weights", "recipe", "state", "bytes", "sha256")
     for row in rows:
-        size = f"{row.bytes:,}" if row.bytes else ""
-        table.add_row(row.name, row.state, size, row.checksum, str(row.path or ""), row.url)
+        table.add_row(row.name, row.state, f"{row.bytes:,}" if row.bytes else "", row.checksum)
     console.print(table)
+    for row in rows:
+        console.print(f"{row.name}")
+        if row.path is not None:
+            console.print(f"  {'belongs at' if row.state == 'absent' else 'is at'} {row.path}")
+        if row.url:
+            console.print(f"  is published at {row.url}")
