@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -149,6 +150,13 @@ def twin_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[A
     return _OPERATORS.get(twin, twin), kwargs
 
 
+def _is_method(func: Any, name: str) -> bool:
+    """Whether it is a method of Tensor; of operators such as `**` the Python wrapper comes, under the method's name."""
+    return type(func).__name__ == "method_descriptor" or (
+        isinstance(func, FunctionType) and func.__module__ == "torch._tensor" and hasattr(torch.Tensor, name)
+    )
+
+
 def write_down(graph: fx.Graph, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
     """Adds the call to the graph: methods as methods, operators as operators, properties as `getattr`."""
     if isinstance(func, str):
@@ -156,8 +164,7 @@ def write_down(graph: fx.Graph, func: Any, args: tuple[Any, ...], kwargs: dict[s
     name = name_of_function(func)
     if name in _MATRIX_PRODUCTS and "out" not in kwargs:
         return graph.call_function(torch.matmul, (*args, *kwargs.values()))
-    method = getattr(torch.Tensor, name, None) is func or type(func).__name__ == "method_descriptor"
-    if method and name not in _SWAPPED and name not in _OPERATORS:
+    if _is_method(func, name) and name not in _SWAPPED and name not in _OPERATORS:
         return graph.call_method(name, args, kwargs)
     if name == "__get__":
         func, args = getattr, (args[0], property_of(func))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from math import ceil
 from typing import Any, NamedTuple
@@ -184,6 +185,27 @@ STEPS: list[Callable[[Tensor], Any]] = [
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
 def test_constructs(step: Callable[[Tensor], Any], agrees: Agrees) -> None:
     agrees(Body(step))
+
+
+BINARY = ["add", "sub", "mul", "truediv", "pow", "matmul", "floordiv", "mod", "gt", "eq"]
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_operators_in_every_order(name: str, agrees: Agrees) -> None:
+    function = getattr(operator, name)
+    inplace = getattr(operator, f"i{name}", None)
+    others = [torch.rand(12, 12) + 1] if name == "matmul" else [torch.rand(12, 12) + 1, 2, 0.5]
+
+    def step(x: Tensor) -> list[Tensor]:
+        x = x.sigmoid() + 0.5
+        found = [function(x, x)]
+        for other in others:
+            found += [function(x, other), function(other, x)]
+            if inplace is not None and name not in ("matmul", "floordiv", "mod"):
+                found.append(inplace(x * 1, other))
+        return found
+
+    agrees(Body(step), (1, 3, 12, 12), (2, 3, 12, 12), gradients=name not in ("floordiv", "mod", "gt", "eq"))
 
 
 def test_gradient_through_values_that_eager_overwrites(agrees: Agrees) -> None:
