@@ -1,1 +1,1 @@
-"""fxptq.data."""
+"""Pictures as networks are given them: degraded, generated, gathered for calibration."""

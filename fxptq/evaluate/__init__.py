@@ -1,1 +1,1 @@
-"""fxptq.evaluate."""
+"""Scores as the field measures them, and running networks on pictures of any size."""

@@ -1,1 +1,1 @@
-"""fxptq.io."""
+"""Everything that is read or written: pictures, weights, checkpoints."""

@@ -1,1 +1,1 @@
-"""fxptq.kernels."""
+"""Quantized networks as integers: packed codes, operators, and the rewriting of graphs onto them."""

@@ -1,1 +1,1 @@
-"""fxptq.quant."""
+"""Grids, quantizers, statistics and searches: mathematics that knows no network."""

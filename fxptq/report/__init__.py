@@ -1,1 +1,1 @@
-"""fxptq.report."""
+"""What a run did, on the terminal and as a page."""
