@@ -7,7 +7,6 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "simd.h"
 
@@ -31,9 +30,10 @@ struct Centre {
 struct AttentionSettings {
   Centre key, value;
   float logit_scale, key_scale;                          // times log2(e), for 2^x
-  float prob_scale, prob_offset, prob_levels;            // code = round(clip(p * scale + offset, 0, levels))
+  float prob_scale, prob_offset;                         // code = round(clip(p * scale + offset, 0, levels))
+  uint8_t prob_levels;
   float out_scale, out_column, out_row, out_constant;    // of sum(P V), sum(V) of the column, sum(P) of the row, 1
-  float out_levels;                                      // 0: the output is values
+  uint8_t out_levels;                                    // 0: the output is values
   const float* bias;                                     // [heads or 1, keys, padded queries] or null
   int64_t bias_head;                                     // stride
   const float* mask;                                     // [masks, keys, padded queries] or null
@@ -48,12 +48,12 @@ class Attention {
     queries_ = (q.rows + kLanes - 1) / kLanes * kLanes;
     keys_ = (k.rows + 3) / 4 * 4;
     value_width_ = (v.width + kLanes - 1) / kLanes * kLanes;
-    queries_words_.resize(words_ * queries_);
+    queries_words_.resize((words_ + 3) / 4 * 4 * queries_);
     key_codes_.resize(keys_ * words_ * 4 + 16);
     key_offsets_.resize(keys_);
     value_codes_.resize(keys_ * value_width_);
     column_terms_.resize(value_width_);
-    logits_.resize(keys_ * kLanes);
+    weights_.resize(keys_ * kLanes, kNever);
     probs_.resize(keys_ / 4);
     sums_.resize(value_width_ * kLanes);
     zeros_.resize(kLanes);
@@ -62,14 +62,19 @@ class Attention {
   // Output row i of this window and head starts at out + i * stride.
   template <class T>
   void run(int64_t window, int64_t head, T* out, int64_t stride) {
-    pack_queries(window, head);
-    pack_keys(window, head);
-    pack_values(window, head);
+    pack_queries(q_.data + window * q_.window + head * q_.head);
+    pack_keys(k_.data + window * k_.window + head * k_.head);
+    pack_values(v_.data + window * v_.window + head * v_.head);
     const float* bias = s_.bias ? s_.bias + head * s_.bias_head : nullptr;
     const float* mask = s_.mask ? s_.mask + window % s_.masks * k_.rows * queries_ : nullptr;
     for (int64_t first = 0; first < q_.rows; first += kLanes) {
-      const Floats top = logits(first, bias, mask);
-      const Floats total = exponentials(top);
+      // 2^x of the logits themselves is right as long as the sum stays well within the range of float; where it does
+      // not, the largest logit is taken off first.
+      Floats total = weights(first, bias, mask, Floats{}, true);
+      if (!moderate(total)) {
+        const Floats top = weights(first, bias, mask, Floats{}, false);
+        total = weights(first, bias, mask, top, true);
+      }
       const Ints row_sum = probabilities(s_.prob_scale / total);
       products();
       write(out + first * stride, stride, (int)std::min<int64_t>(kLanes, q_.rows - first), row_sum);
@@ -77,50 +82,68 @@ class Attention {
   }
 
  private:
+  static constexpr float kNever = -1e30f;  // the weight of keys that only fill up a group of four: its code is 0
+
   // Up to sixteen codes of a row, from `column` on; what lies beyond the row is unspecified.
   static Bytes16 load_codes(const Heads& h, const uint8_t* row, int64_t column) {
     Bytes16 codes = {};
-    if (row + column + 16 <= h.end) {
-      std::memcpy(&codes, row + column, 16);
+    const uint8_t* at = row + column;
+    if (at + 16 <= h.end) {
+      std::memcpy(&codes, at, 16);
     } else {
-      std::memcpy(&codes, row + column, std::min<int64_t>(16, h.width - column));
+      std::memcpy(&codes, at, std::min<int64_t>(16, h.width - column));
     }
     return codes;
   }
 
-  // The first n bytes as they are, the others zero.
-  static Bytes16 keep_bytes(Bytes16 codes, int64_t n) {
+  static Bytes16 signed_codes(Bytes16 codes, Centre centre) {
+    return codes + (codes & splat_bytes(centre.multiple == 2 ? 255 : 0)) - splat_bytes(centre.shift);
+  }
+
+  static Bytes16 splat_bytes(uint8_t byte) {
+    Bytes16 all;
+    std::memset(&all, byte, sizeof all);
+    return all;
+  }
+
+  // The first n bytes set, the others zero.
+  static Bytes16 first_bytes(int64_t n) {
     static const uint8_t mask[32] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
-    if (n >= 16) return codes;
-    Bytes16 kept;
-    std::memcpy(&kept, mask + 16 - n, 16);
-    return codes & kept;
+    Bytes16 first;
+    std::memcpy(&first, mask + 16 - std::min<int64_t>(n, 16), 16);
+    return first;
   }
 
   // [words][queries]: groups of four codes of sixteen queries side by side. Codes beyond a row's end meet zeros of the keys.
-  void pack_queries(int64_t window, int64_t head) {
-    const uint8_t* from = q_.data + window * q_.window + head * q_.head;
-    for (int64_t i = 0; i < q_.rows; ++i, from += q_.row) {
-      for (int c = 0; c < words_; ++c) {
-        uint32_t word = 0;
-        const uint8_t* at = from + 4 * c;
-        std::memcpy(&word, at, at + 4 <= q_.end ? 4 : q_.end - at);
-        queries_words_[c * queries_ + i] = word;
+  void pack_queries(const uint8_t* from) {
+    typedef uint32_t Quad __attribute__((vector_size(16)));
+    for (int64_t i = 0; i < q_.rows; i += 4) {
+      const int64_t last = q_.rows - 1;
+      for (int64_t column = 0; column < q_.width; column += 16) {
+        Quad r[4];
+        for (int64_t n = 0; n < 4; ++n) r[n] = (Quad)load_codes(q_, from + std::min(i + n, last) * q_.row, column);
+        const Quad low01 = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
+        const Quad high01 = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+        const Quad low23 = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+        const Quad high23 = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+        uint32_t* to = queries_words_.data() + column / 4 * queries_ + i;
+        store(to, __builtin_shufflevector(low01, low23, 0, 1, 4, 5));
+        store(to + queries_, __builtin_shufflevector(low01, low23, 2, 3, 6, 7));
+        store(to + 2 * queries_, __builtin_shufflevector(high01, high23, 0, 1, 4, 5));
+        store(to + 3 * queries_, __builtin_shufflevector(high01, high23, 2, 3, 6, 7));
       }
     }
   }
 
   // [keys][words * 4] signed codes, zero beyond the row's end, and l_q s_k times their sum.
-  void pack_keys(int64_t window, int64_t head) {
-    const uint8_t* from = k_.data + window * k_.window + head * k_.head;
+  void pack_keys(const uint8_t* from) {
     uint8_t* to = key_codes_.data();
     for (int64_t j = 0; j < k_.rows; ++j, from += k_.row, to += 4 * words_) {
       int32_t total = 0;
       for (int64_t column = 0; column < k_.width; column += 16) {
-        const Bytes16 codes = load_codes(k_, from, column) * s_.key.multiple - s_.key.shift;
-        const Bytes16 kept = keep_bytes(codes, k_.width - column);
-        std::memcpy(to + column, &kept, 16);  // the zeros past the row are overwritten by the next row
-        total += sum_signed(kept);
+        const Bytes16 codes = signed_codes(load_codes(k_, from, column), s_.key) & first_bytes(k_.width - column);
+        store(to + column, codes);  // the zeros past the row are overwritten by the next row
+        total += sum_signed(codes);
       }
       key_offsets_[j] = s_.key_scale * (float)total;
     }
@@ -138,14 +161,13 @@ class Attention {
 #endif
   }
 
-  // [keys / 4][padded width][4] signed codes; rows beyond the last key are zero, as are their probabilities.
-  void pack_values(int64_t window, int64_t head) {
-    const uint8_t* from = v_.data + window * v_.window + head * v_.head;
+  // [keys / 4][padded width][4] signed codes; what fills up the last four has probability 0.
+  void pack_values(const uint8_t* from) {
     for (int64_t j = 0; j < keys_; j += 4) {
       for (int64_t column = 0; column < v_.width; column += 16) {
-        Bytes16 r[4] = {};
-        for (int i = 0; i < 4 && j + i < v_.rows; ++i) {
-          r[i] = load_codes(v_, from + (j + i) * v_.row, column) * s_.value.multiple - s_.value.shift;
+        Bytes16 r[4];
+        for (int64_t n = 0; n < 4; ++n) {
+          r[n] = signed_codes(load_codes(v_, from + std::min(j + n, v_.rows - 1) * v_.row, column), s_.value);
         }
         const Bytes16 low01 = __builtin_shufflevector(r[0], r[1], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
         const Bytes16 low23 = __builtin_shufflevector(r[2], r[3], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -153,9 +175,11 @@ class Attention {
             __builtin_shufflevector(r[0], r[1], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
         const Bytes16 high23 =
             __builtin_shufflevector(r[2], r[3], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-        const Bytes16 quads[4] = {pairs_low(low01, low23), pairs_high(low01, low23), pairs_low(high01, high23),
-                                  pairs_high(high01, high23)};
-        std::memcpy(value_codes_.data() + j * value_width_ + 4 * column, quads, 64);
+        uint8_t* to = value_codes_.data() + j * value_width_ + 4 * column;
+        store(to, pairs_low(low01, low23));
+        store(to + 16, pairs_high(low01, low23));
+        store(to + 32, pairs_low(high01, high23));
+        store(to + 48, pairs_high(high01, high23));
       }
     }
     std::fill(column_terms_.begin(), column_terms_.end(), s_.out_constant);
@@ -174,77 +198,106 @@ class Attention {
     return __builtin_shufflevector(a, b, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
   }
 
-  Floats logits(int64_t first, const float* bias, const float* mask) {
+  static bool moderate(Floats total) {
+    const Ints in_range = (total > 1e-15f) & (total < 1e30f);
+    return sum(in_range) == -kLanes;
+  }
+
+  // Of sixteen queries: fills weights_[key][lane] with 2^(logit - top) and returns their sum, or returns the largest logit.
+  Floats weights(int64_t first, const float* bias, const float* mask, Floats top, bool exponential) {
+    if (!exponential) return weights_of<0, false, true>(first, bias, mask, top);
+    if (mask) return weights_in<true>(first, bias, mask, top);
+    return weights_in<false>(first, bias, mask, top);
+  }
+
+  template <bool kMask>
+  Floats weights_in(int64_t first, const float* bias, const float* mask, Floats top) {
     switch (words_) {
-      case 2: return masked_logits<2>(first, bias, mask);
-      case 3: return masked_logits<3>(first, bias, mask);
-      case 4: return masked_logits<4>(first, bias, mask);
-      case 8: return masked_logits<8>(first, bias, mask);
-      default: return masked_logits<0>(first, bias, mask);
+      case 2: return weights_of<2, true, kMask>(first, bias, mask, top);
+      case 3: return weights_of<3, true, kMask>(first, bias, mask, top);
+      case 4: return weights_of<4, true, kMask>(first, bias, mask, top);
+      case 8: return weights_of<8, true, kMask>(first, bias, mask, top);
+      default: return weights_of<0, true, kMask>(first, bias, mask, top);
     }
   }
 
-  template <int kWords>
-  Floats masked_logits(int64_t first, const float* bias, const float* mask) {
-    return mask ? logits_of<kWords, true>(first, bias, mask) : logits_of<kWords, false>(first, bias, nullptr);
-  }
-
-  // Fills logits_[key][lane], in powers of two, and returns the largest of each lane. kWords = 0: any number of words.
-  template <int kWords, bool kMask>
-  Floats logits_of(int64_t first, const float* bias, const float* mask) {
-    const int words = kWords ? kWords : words_;
-    const float* added = bias ? bias + first : zeros_.data();
-    const int64_t step = bias ? queries_ : 0;
-    const float* hidden = kMask ? mask + first : nullptr;
-    const uint32_t* queries = queries_words_.data() + first;
-    const uint8_t* key = key_codes_.data();
+  // kWords = 0: any number of words. With kMask the mask may still be null.
+  template <int kWords, bool kExponential, bool kMask>
+  Floats weights_of(int64_t first, const float* bias, const float* mask, Floats top) {
+    Floats result = kExponential ? Floats{} : splat(-__builtin_inff());
     Words q[kWords ? kWords : 1];
-    for (int c = 0; c < kWords; ++c) q[c] = load<Words>(queries + c * queries_);
-    Floats top = splat(-__builtin_inff());
-    for (int64_t j = 0; j < k_.rows; ++j, key += 4 * words, added += step) {
-      Ints acc = {};
-      for (int c = 0; c < words; ++c) acc = dot4(acc, kWords ? q[c] : load<Words>(queries + c * queries_), splat_word(key + 4 * c));
-      Floats x = to_floats(acc) * s_.logit_scale + load<Floats>(added) + key_offsets_[j];
-      if constexpr (kMask) {
-        x = x + load<Floats>(hidden);
-        hidden += queries_;
-      }
-      top = maximum(top, x);
-      store(logits_.data() + j * kLanes, x);
-    }
-    return top;
+    for (int c = 0; c < kWords; ++c) q[c] = load<Words>(queries_words_.data() + first + c * queries_);
+    Logits at{kWords ? kWords : words_,
+              queries_,
+              queries_words_.data() + first,
+              key_codes_.data(),
+              key_offsets_.data(),
+              bias ? bias + first : zeros_.data(),
+              kMask && mask ? mask + first : zeros_.data(),
+              bias ? queries_ : 0,
+              kMask && mask ? queries_ : 0,
+              splat(s_.logit_scale),
+              top,
+              weights_.data()};
+    int64_t j = 0;
+    for (; j + 4 <= k_.rows; j += 4) keys_of<4, kWords, kExponential, kMask>(at, q, result);
+    for (; j < k_.rows; ++j) keys_of<1, kWords, kExponential, kMask>(at, q, result);
+    return result;
   }
 
-  Floats exponentials(Floats top) {
-    Floats total = {};
-    for (int64_t j = 0; j < k_.rows; ++j) {
-      const Floats e = exp2_negative(load<Floats>(logits_.data() + j * kLanes) - top);
-      total = total + e;
-      store(logits_.data() + j * kLanes, e);
+  // Where a loop over keys stands.
+  struct Logits {
+    int words;
+    int64_t row;
+    const uint32_t* queries;
+    const uint8_t* key;
+    const float *offset, *bias, *mask;
+    int64_t bias_step, mask_step;
+    Floats scale, top;
+    float* weight;
+  };
+
+  template <int N, int kWords, bool kExponential, bool kMask>
+  static inline __attribute__((always_inline)) void keys_of(Logits& at, const Words* q, Floats& result) {
+    const int words = kWords ? kWords : at.words;
+    Ints acc[N] = {};
+    for (int c = 0; c < words; ++c) {
+      const Words query = kWords ? q[c] : load<Words>(at.queries + c * at.row);
+      for (int i = 0; i < N; ++i) acc[i] = dot4(acc[i], query, splat_word(at.key + 4 * (i * words + c)));
     }
-    return total;
+    Floats x[N];
+    for (int i = 0; i < N; ++i) x[i] = to_floats(acc[i]) * at.scale + load<Floats>(at.bias + i * at.bias_step);
+    for (int i = 0; i < N; ++i) x[i] = x[i] + at.offset[i];
+    if constexpr (kMask) {
+      for (int i = 0; i < N; ++i) x[i] = x[i] + load<Floats>(at.mask + i * at.mask_step);
+      at.mask += N * at.mask_step;
+    }
+    if constexpr (kExponential) {
+      for (int i = 0; i < N; ++i) x[i] = x[i] - at.top;
+      exp2(x);
+      for (int i = 0; i < N; ++i) store(at.weight + i * kLanes, x[i]);
+      for (int i = 0; i < N; ++i) result = result + x[i];
+    } else {
+      for (int i = 0; i < N; ++i) result = maximum(result, x[i]);
+    }
+    at.key += 4 * N * words, at.offset += N, at.bias += N * at.bias_step, at.weight += N * kLanes;
   }
 
-  // Fills probs_[keys / 4] with the codes of four keys in each lane and returns their sum where the output needs it.
+  // Fills probs_[keys / 4] with the codes of four keys in each lane and returns their sum.
   Ints probabilities(Floats scale) {
     Ints row_sum = {};
-    for (int64_t j = 0; j < keys_; j += 4) {
-      Words four = {};
-      const int n = (int)std::min<int64_t>(4, k_.rows - j);
-      if (n == 4) {
-        for (int i = 0; i < 4; ++i) four |= prob_code(j + i, scale) << (8 * i);
-      } else {
-        for (int i = 0; i < n; ++i) four |= prob_code(j + i, scale) << (8 * i);
-      }
-      probs_[j / 4] = four;
-      if (s_.out_row != 0.0f) row_sum = dot4(row_sum, four, Words{} + 0x01010101u);
+    const int64_t fours = keys_ / 4;
+    const float* weight = weights_.data();
+    const Floats offset = splat(s_.prob_offset);
+    const uint8_t levels = s_.prob_levels;
+    Words* probs = probs_.data();
+    for (int64_t j = 0; j < fours; ++j, weight += 4 * kLanes) {
+      Floats y[4];
+      for (int i = 0; i < 4; ++i) y[i] = load<Floats>(weight + i * kLanes) * scale + offset;
+      probs[j] = four_codes(y, levels);
+      row_sum = dot4(row_sum, probs[j], Words{} + 0x01010101u);
     }
     return row_sum;
-  }
-
-  Words prob_code(int64_t j, Floats scale) const {
-    const Floats y = load<Floats>(logits_.data() + j * kLanes) * scale + s_.prob_offset;
-    return (Words)nearest(minimum(maximum(y, splat(0.0f)), splat(s_.prob_levels)));
   }
 
   // sums_[column][lane]: blocks of columns as even as possible, at most twelve accumulators at a time.
@@ -269,8 +322,10 @@ class Attention {
   void product(int column) {
     Ints acc[kColumns] = {};
     const uint8_t* values = value_codes_.data() + 4 * column;
-    for (int64_t j = 0; j < keys_ / 4; ++j, values += 4 * value_width_) {
-      const Words p = probs_[j];
+    const int64_t fours = keys_ / 4, step = 4 * value_width_;
+    const Words* probs = probs_.data();
+    for (int64_t j = 0; j < fours; ++j, values += step) {
+      const Words p = probs[j];
       for (int c = 0; c < kColumns; ++c) acc[c] = dot4(acc[c], p, splat_word(values + 4 * c));
     }
     for (int c = 0; c < kColumns; ++c) store(sums_.data() + (column + c) * kLanes, acc[c]);
@@ -288,34 +343,43 @@ class Attention {
     }
   }
 
+  // Sixteen columns at a time: their codes stand four to a lane, and a transposition of 4 x 4 words makes rows of them.
   void write(uint8_t* out, int64_t stride, int rows, Ints row_sum) const {
     const Floats row_term = to_floats(row_sum) * s_.out_row;
-    for (int64_t d = 0; d < v_.width; d += 4) {
-      const int n = (int)std::min<int64_t>(4, v_.width - d);
-      Words four = {};
-      for (int c = 0; c < n; ++c) {
-        const Floats y = minimum(maximum(output(d + c, row_term), splat(0.0f)), splat(s_.out_levels));
-        four |= (Words)nearest(y) << (8 * c);
+    for (int64_t d = 0; d < v_.width; d += kLanes) {
+      const int n = (int)std::min<int64_t>(kLanes, v_.width - d);
+      Words words[4] = {};
+      for (int c = 0; c < n; c += 4) {
+        Floats y[4];
+        for (int i = 0; i < 4; ++i) y[i] = output(d + c + i, row_term);
+        words[c / 4] = four_codes(y, s_.out_levels);
       }
-      uint32_t words[kLanes];
-      store(words, four);
-      if (n == 4) {
-        for (int i = 0; i < rows; ++i) std::memcpy(out + i * stride + d, words + i, 4);
-      } else {
-        for (int i = 0; i < rows; ++i) std::memcpy(out + i * stride + d, words + i, n);
-      }
+      alignas(64) uint8_t bytes[kLanes * 16];
+      rows_of_words(words, bytes);
+      for (int i = 0; i < rows; ++i) copy_bytes(out + i * stride + d, bytes + 16 * i, n);
     }
+  }
+
+  static void copy_bytes(uint8_t* to, const uint8_t* from, int n) {
+    if (n == 16) {
+      std::memcpy(to, from, 16);
+      return;
+    }
+    if (n & 8) std::memcpy(to, from, 8), to += 8, from += 8;
+    if (n & 4) std::memcpy(to, from, 4), to += 4, from += 4;
+    if (n & 2) std::memcpy(to, from, 2), to += 2, from += 2;
+    if (n & 1) *to = *from;
   }
 
   const AttentionSettings s_;
   const Heads q_, k_, v_;
   int words_;
   int64_t queries_, keys_, value_width_;
-  std::vector<uint32_t> queries_words_;
-  std::vector<uint8_t> key_codes_, value_codes_;
-  std::vector<float> key_offsets_, column_terms_, logits_, zeros_;
-  std::vector<Words> probs_;
-  std::vector<int32_t> sums_;
+  Buffer<uint32_t> queries_words_;
+  Buffer<uint8_t> key_codes_, value_codes_;
+  Buffer<float> key_offsets_, column_terms_, weights_, zeros_;
+  Buffer<Words> probs_;
+  Buffer<int32_t> sums_;
 };
 
 }  // namespace fxptq

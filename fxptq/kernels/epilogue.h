@@ -36,25 +36,12 @@ struct RowsOut {
   ptrdiff_t stride;  // elements from a row to the next
 };
 
-// x * Phi(x), absolute error below 1e-6: Phi(u) - 1/2 as u times a polynomial of degree 13 in u^2, |u| <= 5.5 (least maximum
-// error by weighted least squares; the polynomial is in 2 u^2 / 5.5^2 - 1 so that its coefficients stay small).
-inline Floats gelu(Floats x) {
-  static const float c[] = {1.28551945e-01f,  -6.41719773e-02f, 4.77355830e-02f,  -3.88047136e-02f, 3.21139880e-02f,
-                            -2.59419121e-02f, 2.00271960e-02f,  -1.53723033e-02f, 1.14313848e-02f,  -6.29635993e-03f,
-                            2.46822368e-03f,  -2.51315697e-03f, 2.59530405e-03f,  -9.14128788e-04f};
-  const Floats u = minimum(maximum(x, splat(-5.5f)), splat(5.5f));
-  const Floats t = u * u * (2.0f / 30.25f) - 1.0f;
-  Floats p = splat(c[13]);
-#pragma GCC unroll 13
-  for (int i = 12; i >= 0; --i) p = p * t + c[i];
-  return x * (u * p + 0.5f);
-}
-
 template <Activation A>
-inline Floats activate(Floats y, float slope) {
-  if constexpr (A == Activation::kLeaky) return maximum(y, splat(0.0f)) + minimum(y, splat(0.0f)) * slope;
-  if constexpr (A == Activation::kGelu) return gelu(y);
-  return y;
+inline void activate(Floats (&y)[4], float slope) {
+  if constexpr (A == Activation::kLeaky) {
+    for (int v = 0; v < 4; ++v) y[v] = maximum(y[v], splat(0.0f)) + minimum(y[v], splat(0.0f)) * slope;
+  }
+  if constexpr (A == Activation::kGelu) gelu(y);
 }
 
 template <Activation A, bool kRowScale, bool kResidual, bool kCodes>
@@ -74,8 +61,8 @@ void finish_rows(const Epilogue& e, const RowsOut& o) {
       for (int v = 0; v < 4; ++v) {
         y[v] = to_floats(load<Ints>(o.acc + r * o.acc_stride + column + v * kLanes)) * scale[v] + bias[v];
         if constexpr (kRowScale) y[v] = row_scale[v] * o.row_sums[r] + y[v];
-        y[v] = activate<A>(y[v], e.slope);
       }
+      activate<A>(y, e.slope);
       const ptrdiff_t at = r * o.stride + column;
       if constexpr (kResidual) {
         for (int v = 0; v < 4; ++v) y[v] = y[v] + load_part(o.residual + at, v, n);

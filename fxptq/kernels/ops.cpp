@@ -245,8 +245,8 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, co
   const int64_t windows = q.size(0), heads = q.size(1), rows = q.size(2), width = v.size(3);
   const fxptq::AttentionSettings settings{
       centre_of(key_bits), centre_of(value_bits), (float)logit[0], (float)logit[1], (float)prob[0], (float)prob[1],
-      (float)prob[2],      (float)out[0],         (float)out[2],   (float)out[1],
-      (float)(out[3] * (double)k.size(2) + out[4]),          (float)levels,
+      (uint8_t)prob[2],    (float)out[0],         (float)out[2],   (float)out[1],
+      (float)(out[3] * (double)k.size(2) + out[4]),          (uint8_t)levels,
       data<float>(bias),   bias && bias->size(0) > 1 ? bias->stride(0) : 0,         data<float>(mask),
       mask ? mask->size(0) : 1};
   Tensor result = at::empty({windows, rows, heads, width}, q.options().dtype(levels ? at::kByte : at::kFloat));

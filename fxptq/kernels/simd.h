@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <vector>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -38,6 +40,21 @@ inline const char* isa() {
 }
 
 // ---- memory -------------------------------------------------------------------------------------------------------
+
+// Storage that starts on a cache line: no vector of it lies across two.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T* p, std::size_t) { ::operator delete(p, std::align_val_t(64)); }
+  bool operator==(const LineAllocator&) const { return true; }
+};
+
+template <class T>
+using Buffer = std::vector<T, LineAllocator<T>>;
 
 template <class V, class T>
 inline V load(const T* p) {
@@ -214,6 +231,47 @@ inline int32_t sum_bytes(const uint8_t* p, int64_t n) {
   return total;
 }
 
+// Four codes in each lane, the first of the four vectors in the lowest byte: nearest integers clipped to 0 .. levels.
+// Values must be below 2^31.
+inline Words four_codes(const Floats y[4], uint8_t levels) {
+#if FXPTQ_AVX512
+  const __m512i low = _mm512_packs_epi32((__m512i)nearest(y[0]), (__m512i)nearest(y[1]));
+  const __m512i high = _mm512_packs_epi32((__m512i)nearest(y[2]), (__m512i)nearest(y[3]));
+  const __m512i codes = _mm512_min_epu8(_mm512_packus_epi16(low, high), _mm512_set1_epi8((char)levels));
+  // Packing has put four lanes of a vector side by side: turn each 4 x 4 bytes around.
+  const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return (Words)_mm512_shuffle_epi8(codes, _mm512_broadcast_i32x4(order));
+#else
+  Words four = {};
+  for (int i = 0; i < 4; ++i) {
+    four |= (Words)nearest(minimum(maximum(y[i], splat(0.0f)), splat((float)levels))) << (8 * i);
+  }
+  return four;
+#endif
+}
+
+// The sixteen bytes of each lane of four vectors one after the other: lane i at to + 16 * i.
+inline void rows_of_words(const Words words[4], uint8_t* to) {
+#if FXPTQ_AVX512
+  const __m512i a = _mm512_unpacklo_epi32((__m512i)words[0], (__m512i)words[1]);
+  const __m512i b = _mm512_unpackhi_epi32((__m512i)words[0], (__m512i)words[1]);
+  const __m512i c = _mm512_unpacklo_epi32((__m512i)words[2], (__m512i)words[3]);
+  const __m512i d = _mm512_unpackhi_epi32((__m512i)words[2], (__m512i)words[3]);
+  const __m512i rows[4] = {_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c), _mm512_unpacklo_epi64(b, d),
+                           _mm512_unpackhi_epi64(b, d)};
+  for (int i = 0; i < 4; ++i) {  // rows[i] holds lanes i, i + 4, i + 8 and i + 12
+    _mm_store_si128((__m128i*)(to + 16 * i), _mm512_castsi512_si128(rows[i]));
+    _mm_store_si128((__m128i*)(to + 16 * (i + 4)), _mm512_extracti32x4_epi32(rows[i], 1));
+    _mm_store_si128((__m128i*)(to + 16 * (i + 8)), _mm512_extracti32x4_epi32(rows[i], 2));
+    _mm_store_si128((__m128i*)(to + 16 * (i + 12)), _mm512_extracti32x4_epi32(rows[i], 3));
+  }
+#else
+  for (int i = 0; i < kLanes; ++i) {
+    for (int w = 0; w < 4; ++w) std::memcpy(to + 16 * i + 4 * w, (const uint32_t*)&words[w] + i, 4);
+  }
+#endif
+}
+
 inline Words splat_word(const void* p) {
   uint32_t word;
   std::memcpy(&word, p, 4);
@@ -222,27 +280,55 @@ inline Words splat_word(const void* p) {
 
 // ---- elementary functions -----------------------------------------------------------------------------------------
 
-// 2^x for x <= 0, to a relative error of 3e-7 above 2^-126 and zero well below it.
-inline Floats exp2_negative(Floats x) {
-#if FXPTQ_AVX512
-  const Floats f = (Floats)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF);
-#else
-  x = maximum(x, splat(-126.0f));
-  const Ints n = nearest(x - 0.5f);
-  const Floats f = x - to_floats(n);
-#endif
+// These take several vectors at once and go through them step by step: a processor finds more to do among the steps of
+// independent vectors than along the chain of one.
+
+// 2^x for x <= 127, to a relative error of 2e-7 above 2^-125 and nearly zero below it; large for larger x, where it matters
+// only that the result is large.
+template <int N>
+inline void exp2(Floats (&x)[N]) {
   // Least maximum relative error on [0, 1], degree 5, by weighted least squares.
-  Floats p = splat(1.87757669e-3f);
-  p = p * f + 8.98934063e-3f;
-  p = p * f + 5.58263175e-2f;
-  p = p * f + 2.40153611e-1f;
-  p = p * f + 6.93153083e-1f;
-  p = p * f + 9.99999940e-1f;
+  static const float c[] = {9.99999940e-01f, 6.93153083e-01f, 2.40153611e-01f, 5.58263175e-02f, 8.98934063e-03f};
+  Floats f[N], p[N];
 #if FXPTQ_AVX512
-  return (Floats)_mm512_scalef_ps((__m512)p, (__m512)x);
+  for (int i = 0; i < N; ++i) f[i] = (Floats)_mm512_reduce_ps((__m512)x[i], _MM_FROUND_TO_NEG_INF);
 #else
-  return (Floats)((Ints)p + (n << 23));
+  Ints n[N];
+  for (int i = 0; i < N; ++i) {
+    x[i] = minimum(maximum(x[i], splat(-125.0f)), splat(127.0f));
+    n[i] = nearest(x[i] - 0.5f);
+    f[i] = x[i] - to_floats(n[i]);
+  }
 #endif
+  for (int i = 0; i < N; ++i) p[i] = splat(1.87757669e-03f);
+  for (int k = 4; k >= 0; --k) {
+    for (int i = 0; i < N; ++i) p[i] = p[i] * f[i] + c[k];
+  }
+  for (int i = 0; i < N; ++i) {
+#if FXPTQ_AVX512
+    x[i] = (Floats)_mm512_scalef_ps((__m512)p[i], (__m512)x[i]);
+#else
+    x[i] = (Floats)((Ints)p[i] + (n[i] << 23));
+#endif
+  }
+}
+
+// x * Phi(x), absolute error below 1e-6: Phi(u) - 1/2 as u times a polynomial of degree 13 in u^2, |u| <= 5.5 (least maximum
+// error by weighted least squares; the polynomial is in 2 u^2 / 5.5^2 - 1 so that its coefficients stay small).
+template <int N>
+inline void gelu(Floats (&x)[N]) {
+  static const float c[] = {1.28551945e-01f,  -6.41719773e-02f, 4.77355830e-02f,  -3.88047136e-02f, 3.21139880e-02f,
+                            -2.59419121e-02f, 2.00271960e-02f,  -1.53723033e-02f, 1.14313848e-02f,  -6.29635993e-03f,
+                            2.46822368e-03f,  -2.51315697e-03f, 2.59530405e-03f};
+  Floats u[N], t[N], p[N];
+  for (int i = 0; i < N; ++i) u[i] = minimum(maximum(x[i], splat(-5.5f)), splat(5.5f));
+  for (int i = 0; i < N; ++i) t[i] = u[i] * u[i] * (2.0f / 30.25f) - 1.0f;
+  for (int i = 0; i < N; ++i) p[i] = splat(-9.14128788e-04f);
+#pragma GCC unroll 13
+  for (int k = 12; k >= 0; --k) {
+    for (int i = 0; i < N; ++i) p[i] = p[i] * t[i] + c[k];
+  }
+  for (int i = 0; i < N; ++i) x[i] = x[i] * (u[i] * p[i] + 0.5f);
 }
 
 }  // namespace fxptq
