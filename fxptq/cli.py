@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fxptq.errors import FxptqError
 from fxptq.io.files import check_writable, write_json
+from fxptq.passes.progress import Progress, RichProgress, Silent
 
 app = typer.Typer(name="fxptq", add_completion=False, pretty_exceptions_enable=False)
 
@@ -50,6 +51,11 @@ def _write_json(path: Path | None, content: dict[str, Any]) -> None:
         write_json(path, content)
 
 
+def _progress() -> Progress:
+    """Bars on a terminal; elsewhere standard error is for errors alone."""
+    return RichProgress() if sys.stderr.isatty() else Silent()
+
+
 @app.callback(invoke_without_command=True)
 def overview(ctx: typer.Context) -> None:
     """Quantizes image-restoration networks to a few bits and runs them as integers."""
@@ -80,7 +86,6 @@ def quantize(
     """Quantize a network and write it as one small file."""
     from fxptq.commands import quantize as command
     from fxptq.graph import Bits
-    from fxptq.passes.progress import RichProgress
     from fxptq.report import console, page
 
     bits = Bits(w, a)
@@ -88,7 +93,7 @@ def quantize(
         f"{Path(recipe or (weights and weights.stem) or (model or 'network').split(':')[-1]).stem}_w{w}a{a}.safetensors"
     )
     options = command.Options(bits, recipe, model, weights, calib, tuple(data or ()), preset, target, device, seed)
-    outcome = command.run(options, RichProgress())
+    outcome = command.run(options, _progress())
     report = page.write(outcome, target.with_suffix(".html"))
     console.show_quantized(out, outcome, report)
     _write_json(json_out, outcome.as_json())
@@ -109,10 +114,9 @@ def evaluate(
 ) -> None:
     """Score a checkpoint on benchmarks."""
     from fxptq.commands import evaluate as command
-    from fxptq.passes.progress import RichProgress
     from fxptq.report import console
 
-    scores = command.run(checkpoint, tuple(data or ()), model, RichProgress(), integer=integer, device=device)
+    scores = command.run(checkpoint, tuple(data or ()), model, _progress(), integer=integer, device=device)
     console.show_scores(out, scores)
     _write_json(json_out, command.as_json(scores))
 
@@ -131,9 +135,8 @@ def upscale(
 ) -> None:
     """Restore pictures with a checkpoint."""
     from fxptq.commands import upscale as command
-    from fxptq.passes.progress import RichProgress
 
-    written = command.run(checkpoint, source, target, model, RichProgress(), tile=tile, integer=integer, device=device)
+    written = command.run(checkpoint, source, target, model, _progress(), tile=tile, integer=integer, device=device)
     for path in written:
         out.print(str(path))
 
@@ -166,10 +169,9 @@ def bench(
 ) -> None:
     """Measure a checkpoint on this machine, beside the float network."""
     from fxptq.commands import bench as command
-    from fxptq.passes.progress import RichProgress
     from fxptq.report import console
 
-    measured = command.run(checkpoint, size, model, RichProgress())
+    measured = command.run(checkpoint, size, model, _progress())
     console.show_bench(out, measured)
     _write_json(json_out, measured.as_json())
 
@@ -191,11 +193,10 @@ def weights(
 ) -> None:
     """List the weights known, bundled and cached, and where a published file belongs."""
     from fxptq.commands import weights as command
-    from fxptq.passes.progress import RichProgress
     from fxptq.report import console
 
     if download is not None:
-        out.print(str(command.fetch(download, RichProgress())))
+        out.print(str(command.fetch(download, _progress())))
     console.show_weights(out, command.known())
 
 

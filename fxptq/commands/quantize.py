@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 from fxptq.api import QuantizedModel, quantize
 from fxptq.commands.network import Source, device_of, example_of, open_network
 from fxptq.commands.scores import on_device, open_sets, score_sets
+from fxptq.data.sources import SYNTHETIC
 from fxptq.errors import InputError
 from fxptq.evaluate.score import SetScore
 from fxptq.graph import Bits, Program
 from fxptq.io.checkpoint import Sizes, sizes
 from fxptq.io.files import check_writable
+from fxptq.io.images import list_images
 from fxptq.passes.progress import Progress
 
 T = TypeVar("T")
@@ -100,6 +102,9 @@ def run(options: Options, progress: Progress) -> Outcome:
     seconds: dict[str, float] = {}
     source = open_network(options.recipe, options.factory, options.weights)
     device = device_of(options.device)
+    preset = source.recipe.preset(options.preset)
+    if options.calib != SYNTHETIC:
+        list_images(Path(options.calib))
     sets = open_sets(options.data, source.recipe)
     model = source.model.to(device)
     scores = {
@@ -108,8 +113,7 @@ def run(options: Options, progress: Progress) -> Outcome:
         )
     }
 
-    passes = [step.name for step in source.recipe.preset(options.preset).passes]
-    last_bounds = max((index for index, name in enumerate(passes) if name in BOUND_PASSES), default=-1)
+    last_bounds = max((index for index, step in enumerate(preset.passes) if step.name in BOUND_PASSES), default=-1)
     done: list[str] = []
 
     def after_pass(name: str, student: Program) -> None:
