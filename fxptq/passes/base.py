@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -42,11 +43,45 @@ class Operand(Protocol):
         """The known floor of a one-sided operand."""
         ...
 
+    @property
+    def slot(self) -> str:
+        """input, weight, lhs or rhs."""
+        ...
+
+    @property
+    def quantizer(self) -> str:
+        """The key of its quantizer; empty in float."""
+        ...
+
+
+class Site(Protocol):
+    """What passes read of a place of arithmetic (fxptq.graph.sites.Site)."""
+
+    @property
+    def kind(self) -> str:
+        """linear, conv2d, ..."""
+        ...
+
+    @property
+    def operands(self) -> Sequence[Operand]:
+        """Its factors."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of each operand by slot, and of `output`."""
+        ...
+
 
 class Network(Protocol):
     """What passes use of a captured network (fxptq.graph.program.Program)."""
 
     quantizers: dict[str, Quantizer]
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        """Where its arithmetic is."""
+        ...
 
     def __call__(self, x: Tensor) -> Tensor:
         """The network's output, quantized where quantizers are on."""
@@ -64,6 +99,10 @@ class Network(Protocol):
         """The float weight that quantizer reads; None if it reads an activation."""
         ...
 
+    def set_weight(self, key: str, value: Tensor) -> None:
+        """Overwrite that weight in place."""
+        ...
+
 
 @dataclass
 class Context:
@@ -74,6 +113,8 @@ class Context:
         teacher: the same network in float.
         images: calibration inputs, [1, C, H, W] each, in the network's own range.
         statistics: by quantizer key, the distribution of the tensor it sees in float; filled by `observe`.
+        moments: by key of a weight's quantizer, the sum of x x^T over the inputs x its rows multiply,
+            [groups, inputs, inputs] with the groups of a grouped convolution; filled by `moments`.
         collected: names of the statistics gathered so far.
         seed: of everything random.
         progress: where passes report how far they are.
@@ -83,9 +124,16 @@ class Context:
     teacher: Network
     images: Sequence[Tensor]
     statistics: dict[str, Distribution] = field(default_factory=dict)
+    moments: dict[str, Tensor] = field(default_factory=dict)
     collected: set[str] = field(default_factory=set)
     seed: int = 0
     progress: Progress = field(default_factory=Silent)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        quantizer = next(iter(self.student.quantizers.values()), None)
+        return torch.device("cpu") if quantizer is None else quantizer.lower0.device
 
 
 @dataclass(frozen=True)

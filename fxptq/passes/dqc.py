@@ -119,7 +119,6 @@ class _Run:
 
     def __init__(self, settings: Dqc.Settings, ctx: Context, learners: dict[str, Quantizer]) -> None:
         self.settings, self.ctx, self.learners = settings, ctx, learners
-        self.device = next(iter(learners.values())).lower0.device
         self.loss = DistillationLoss(settings.feature_weight, settings.feature_scale)
         generator = torch.Generator().manual_seed(ctx.seed)
         training, held = split(ctx.images, settings.holdout, generator)
@@ -185,7 +184,7 @@ class _Run:
 
     @torch.no_grad()
     def _teach(self, batch: Tensor) -> Taught:
-        inputs = batch.to(self.device)
+        inputs = batch.to(self.ctx.device)
         return inputs, self.ctx.teacher.tapped(inputs)
 
     @torch.no_grad()

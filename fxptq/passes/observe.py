@@ -58,7 +58,7 @@ class Observe(Pass):
                 quantizer.mode = "observe" if key in observers else "off"
             with torch.no_grad(), ctx.progress.task("observe", len(ctx.images)) as advance:
                 for image in ctx.images:
-                    student(image.to(_device(ctx)))
+                    student(image.to(ctx.device))
                     advance()
         finally:
             for key, quantizer in student.quantizers.items():
@@ -82,8 +82,3 @@ class _Named:
             self.histogram.update(x)
         except CalibrationError as error:
             raise CalibrationError(f"{self.key}: {error}") from None
-
-
-def _device(ctx: Context) -> torch.device:
-    quantizer = next(iter(ctx.student.quantizers.values()), None)
-    return quantizer.lower0.device if quantizer is not None else torch.device("cpu")

@@ -15,8 +15,17 @@ from fxptq.quant.quantizer import Quantizer
 
 @dataclass(frozen=True)
 class Operand:
+    slot: str
+    quantizer: str
     role: str = "symmetric"
     lowest: float | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    kind: str
+    operands: tuple[Operand, ...]
+    shapes: dict[str, tuple[int, ...]]
 
 
 class TinyNetwork(nn.Module):
@@ -35,13 +44,21 @@ class TinyNetwork(nn.Module):
         }
         self.own = nn.ModuleDict({key.replace(".", "_"): q for key, q in self.quantizers.items()})
 
+        self.sites = (
+            Site(
+                "conv2d",
+                (Operand("input", "conv.input"), Operand("weight", "conv.weight", "constant")),
+                {"input": (1, 3, 16, 16), "weight": (8, 3, 3, 3), "output": (1, 8, 16, 16)},
+            ),
+            Site(
+                "linear",
+                (Operand("input", "mix.input", "one_sided", 0.0), Operand("weight", "mix.weight", "constant")),
+                {"input": (1, 16, 16, 8), "weight": (3, 8), "output": (1, 16, 16, 3)},
+            ),
+        )
+
     def operands(self) -> dict[str, Operand]:
-        return {
-            key: Operand("one_sided", 0.0)
-            if key == "mix.input"
-            else Operand("constant" if "weight" in key else "symmetric")
-            for key in self.quantizers
-        }
+        return {operand.quantizer: operand for site in self.sites for operand in site.operands}
 
     def weight_of(self, key: str) -> Tensor | None:
         return {"conv.weight": self.conv, "mix.weight": self.mix}.get(key)

@@ -1,0 +1,83 @@
+"""GPTQ: weights rounded so that each layer's output is right for the inputs it gets (arXiv 2210.17323)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fxptq.errors import InputError
+from fxptq.passes.base import Context, Pass, PassReport, register
+from fxptq.quant.distribution import signal_to_noise
+from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.rounding import gptq, output_error, to_nearest
+
+
+@register("gptq")
+class Gptq(Pass):
+    """Replaces the weights of linear and conv2d sites by values on their grids; bounds stay as they are.
+
+    It needs bounds that are set, and it makes them final: a later `dqc` should leave the bounds of weights alone.
+    """
+
+    @dataclass(frozen=True)
+    class Settings:
+        """Settings.
+
+        Attributes:
+            damping: added to the diagonal of the inputs' second moments, in units of its mean.
+        """
+
+        damping: float = 0.01
+
+        def __post_init__(self) -> None:
+            if self.damping <= 0:
+                raise InputError(f"damping must be above 0, not {self.damping}")
+
+    needs: ClassVar[frozenset[str]] = frozenset({"moments"})
+    settings: Settings
+
+    @torch.no_grad()
+    def run(self, ctx: Context) -> PassReport:
+        """See Pass.
+
+        Returns:
+            For each weight the signal-to-noise ratio in dB of its layer's output for the observed inputs, `snr_db`, and
+            what rounding to nearest would have given, `nearest_snr_db`.
+
+        Raises:
+            InputError: if the bounds of no such weight are set.
+        """
+        student, figures = ctx.student, dict[str, dict[str, float]]()
+        weights = {key: student.weight_of(key) for key in student.quantizers}
+        readers = Counter(weight.data_ptr() for weight in weights.values() if weight is not None)
+        with ctx.progress.task("gptq", len(ctx.moments)) as advance:
+            for key, moments in ctx.moments.items():
+                advance()
+                weight, quantizer = weights[key], student.quantizers[key]
+                # A weight that is read at two widths has no one grid.
+                if weight is None or readers[weight.data_ptr()] > 1:
+                    continue
+                if quantizer.mode == "on" and bool((quantizer.width > 0).all()):
+                    rounded, figures[key] = self._round(weight, quantizer, moments)
+                    student.set_weight(key, rounded)
+        if not figures:
+            raise InputError("gptq rounds weights to bounds that are set: run a pass such as `dobi` before it")
+        return PassReport(quantizers=figures)
+
+    def _round(self, weight: Tensor, quantizer: Quantizer, moments: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The weight on its grid, and figures; every group of a grouped convolution has moments of its own."""
+        rows = len(weight) // quantizer.groups
+        bounds = [b.repeat_interleave(rows)[:, None] for b in (quantizer.lower, quantizer.width)]
+        parts = [t.chunk(len(moments)) for t in (weight.flatten(1), *bounds)]
+        rounded, power, error, nearest = [], 0.0, 0.0, 0.0
+        for w, lower, width, m in zip(*parts, moments, strict=True):
+            rounded.append(gptq(w, m, lower, width, quantizer.bits, self.settings.damping))
+            power += float(output_error(w, torch.zeros_like(w), m).sum())
+            error += float(output_error(w, rounded[-1], m).sum())
+            nearest += float(output_error(w, to_nearest(w, lower, width, quantizer.bits), m).sum())
+        figures = {"snr_db": signal_to_noise(power, error), "nearest_snr_db": signal_to_noise(power, nearest)}
+        return torch.cat(rounded).view_as(weight), figures
