@@ -22,8 +22,8 @@ def open_checkpoint(path: Path, factory: str | None) -> QuantizedModel:
 
 
 def runnable(quantized: QuantizedModel, *, integer: bool) -> nn.Module:
-    """The simulation, or the network on integer kernels."""
-    return quantized.to_integer() if integer else quantized
+    """The simulation, or the network on integer kernels; not compiled, for pictures come in many sizes."""
+    return quantized.to_integer(compile=False) if integer else quantized
 
 
 def run(
