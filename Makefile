@@ -26,10 +26,10 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	$(BIN)/pytest -m "not slow and not cuda and not zoo"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not cuda and not zoo"
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info

@@ -1,0 +1,72 @@
+"""Which operands cost a network most: the error of its output when one operand alone is quantized.
+
+    python benchmarks/sensitivity.py swinir_x4 --bits 4 --calib ../shared/data/calib
+    python benchmarks/sensitivity.py craft_x4.safetensors --bits 4 --calib DIR
+
+The network is a recipe, or a weights file that spandrel recognises. Prints the worst operands as a Markdown table: the
+PSNR of the output against the float network's, and the signal-to-noise ratio of the operand itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+
+from fxptq.commands.network import example_of, open_network
+from fxptq.data.sources import calibration_images
+from fxptq.graph import Bits, Plan, Program
+from fxptq.passes.base import Context, run_passes
+from fxptq.passes.progress import RichProgress
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", help="a recipe's name, or a weights file that spandrel recognises")
+    parser.add_argument("--calib", default="synthetic")
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--granularity", choices=["tensor", "channel"], default="tensor")
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--worst", type=int, default=20)
+    options = parser.parse_args()
+    path = Path(options.network)
+    source = open_network(None, weights=path) if path.is_file() else open_network(options.network)
+    task = source.recipe.input
+    plan = Plan(Bits(options.bits, options.bits), granularity=options.granularity, edges=None, connective=None)
+    program = Program(source.model, example_of(source.recipe), plan)
+    images, described = calibration_images(
+        options.calib,
+        source.recipe.task,
+        channels=task.channels,
+        value_range=task.range,
+        multiple=task.multiple,
+        count=options.images,
+    )
+    context = Context(program, program, images, progress=RichProgress())
+    report = run_passes([("observe", {}), ("dobi", {})], context)[-1]
+    for quantizer in program.quantizers.values():
+        quantizer.mode = "off"
+    rows = []
+    with torch.no_grad(), context.progress.task("one by one", len(program.quantizers)) as advance:
+        truth = program(images[0])
+        for site in program.sites:
+            for operand in site.operands:
+                quantizer = program.quantizers.get(operand.quantizer)
+                if quantizer is None:
+                    continue
+                quantizer.mode = "on"
+                error = float(((program(images[0]) - truth) ** 2).mean())
+                quantizer.mode = "off"
+                rows.append((error, site, operand, report.quantizers[operand.quantizer]["snr_db"]))
+                advance()
+    print(f"{source.name}, every operand alone at {options.bits} bits; calibrated on {described}\n")
+    print("| site | operand | kind | edge | PSNR of the output | SNR of the operand |\n|---|---|---|---|---|---|")
+    for error, site, operand, snr in sorted(rows, key=lambda row: -row[0])[: options.worst]:
+        psnr = 10 * math.log10(task.range**2 / error) if error else math.inf
+        print(f"| {site.name} | {operand.slot} | {site.kind} | {site.edge} | {psnr:.1f} dB | {snr:.1f} dB |")
+
+
+if __name__ == "__main__":
+    main()
