@@ -134,6 +134,13 @@ def is_ragged(func: Any, args: tuple[Any, ...]) -> bool:
     return name in RAGGED or (name == "where" and len(args) == 1)
 
 
+def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
+    """A copy of `x` in which `x[index]` is `value`."""
+    y = x.clone()
+    y[index] = value
+    return y
+
+
 def twin_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     """The call that returns what an in-place call leaves in its first operand: function or method name, and keywords.
 
@@ -144,6 +151,8 @@ def twin_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[A
     whole = not target.is_floating_point()
     if kwargs.get("inplace") is True:
         return func, {**kwargs, "inplace": False}
+    if name == "__setitem__":
+        return with_item, {}
     if name not in _TWINS or kwargs.get("out") is not None or (name != "masked_fill_" and (mixed or whole)):
         return None
     twin = _TWINS[name]

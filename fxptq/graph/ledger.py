@@ -6,6 +6,7 @@ Kept beside the tensors, by identity and weakly: no tensor carries a mark, and w
 from __future__ import annotations
 
 from collections.abc import Hashable, MutableMapping
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,7 +24,7 @@ class Ledger:
 
     def __init__(self, model: nn.Module, prefix: str) -> None:
         self._nodes: MutableMapping[Tensor, fx.Node] = WeakTensorKeyDictionary()
-        self._sharing: dict[Hashable, list[fx.Node]] = {}
+        self._sharing: dict[Hashable, list[tuple[fx.Node, ReferenceType[Tensor]]]] = {}
         self._names: dict[int, tuple[str, Tensor]] = {}
         for path, module in model.named_modules():
             for key, value in vars(module).items():
@@ -48,21 +49,25 @@ class Ledger:
     def enter(self, tensor: Tensor, node: fx.Node) -> None:
         """From now on `tensor` is what `node` computes."""
         self._nodes[tensor] = node
-        self.sharing(tensor).append(node)
+        self._sharers(tensor).append((node, ref(tensor)))
 
     def replace(self, tensor: Tensor, node: fx.Node) -> None:
         """`tensor` was overwritten and nobody shared it: `node` alone computes what is in its memory."""
         self._nodes[tensor] = node
-        self.sharing(tensor)[:] = [node]
+        self._sharers(tensor)[:] = [(node, ref(tensor))]
 
     def sharing(self, tensor: Tensor) -> list[fx.Node]:
         """The nodes whose values lie in the memory of this tensor."""
+        return [node for node, _ in self._sharers(tensor)]
+
+    def _sharers(self, tensor: Tensor) -> list[tuple[fx.Node, ReferenceType[Tensor]]]:
         return self._sharing.setdefault(_memory(tensor), [])
 
     def is_alone(self, tensor: Tensor) -> bool:
-        """Whether nobody else can see the tensor change: made in the forward, no view, and no view of it recorded."""
+        """Whether nobody else can see the tensor change: made in the forward, no view, and no view of it still held."""
         view = tensor._base is not None  # noqa: SLF001  # PyTorch's only word on whether a tensor is a view
-        return not view and not self.is_networks_own(tensor) and len(self.sharing(tensor)) <= 1
+        held = (reference() for _, reference in self._sharers(tensor))
+        return not view and not self.is_networks_own(tensor) and all(one is None or one is tensor for one in held)
 
 
 def _memory(tensor: Tensor) -> Hashable:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
+import torch
 from torch import fx, nn
 
 from fxptq.graph.calls import (
@@ -206,6 +207,24 @@ def _is_arithmetic(node: fx.Node) -> bool:
     return name_of(node) in ARITHMETIC or _is_hidden(node)
 
 
+def _reaches_output(node: fx.Node) -> bool:
+    """Whether the values of a node reach the output otherwise than by a choice made from them."""
+    seen, waiting = {node}, [node]
+    while waiting:
+        for user in waiting.pop().users:
+            if user.op == "output":
+                return True
+            if user not in seen and not _is_choice(user):
+                seen.add(user)
+                waiting.append(user)
+    return False
+
+
+def _is_choice(node: fx.Node) -> bool:
+    dtype = node.meta.get("dtype")
+    return isinstance(dtype, torch.dtype) and not dtype.is_floating_point and not dtype.is_complex
+
+
 def _is_hidden(node: fx.Node) -> bool:
     """Whether nobody can see what is computed inside."""
     return node.op == "call_module" or is_custom_operator(node.target)
@@ -229,6 +248,8 @@ def _site(node: fx.Node, name: str) -> Site:
     reason = "" if kind in KINDS else f"{kind}: no quantizer for this operation"
     if "weight" in shapes and math.prod(shapes["weight"]) <= _COLOUR:
         reason = "a shift or mix of colours: nothing to gain, everything to lose"
+    elif not _reaches_output(node):
+        reason = "only chooses (argmin, topk, a comparison): errors would flip choices, and no gradient comes back"
     return Site(name, kind, node.name, operands, shapes, _macs(node, kind, shapes), reason=reason)
 
 

@@ -187,6 +187,37 @@ def test_constructs(step: Callable[[Tensor], Any], agrees: Agrees) -> None:
     agrees(Body(step))
 
 
+def test_gradient_through_slices_that_eager_overwrites(agrees: Agrees) -> None:
+    def overwrites(x: Tensor) -> Tensor:
+        y = x.tanh()
+        y[:, :2] = y[:, :2].square().exp()
+        y[:, 2:] += y[:, :2]
+        return y
+
+    def plain(x: Tensor) -> Tensor:
+        y = x.tanh()
+        first = y[:, :2].square().exp()
+        return torch.cat([first, y[:, 2:] + first], 1)
+
+    model, twin = Body(overwrites), Body(plain)
+    twin.load_state_dict(model.state_dict())
+    program = agrees(model, gradients=False)
+    x = torch.rand(1, 3, 8, 8, requires_grad=True)
+    (ours,) = torch.autograd.grad(program(x).square().sum(), x)
+    (theirs,) = torch.autograd.grad(twin(x).square().sum(), x)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_slices_overwritten_while_somebody_holds_a_view(agrees: Agrees) -> None:
+    def step(x: Tensor) -> Tensor:
+        y = x * 2
+        held = y[:, 1:]
+        y[:, :3] = held * 3
+        return y + held.sum() + held.mean()
+
+    agrees(Body(step))
+
+
 BINARY = ["add", "sub", "mul", "truediv", "pow", "matmul", "floordiv", "mod", "gt", "eq"]
 
 

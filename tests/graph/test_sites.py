@@ -242,6 +242,27 @@ def test_what_does_not_depend_on_the_image_is_no_site() -> None:
     assert list(table(Positions())) == ["conv"]
 
 
+class Codebook(nn.Module):
+    """Each pixel is replaced by the nearest of eight codes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.codes, self.tail = nn.Conv2d(3, 4, 1), nn.Parameter(torch.rand(8, 4)), nn.Conv2d(4, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x).permute(0, 2, 3, 1)
+        distance = self.codes.square().sum(1) - 2 * y @ self.codes.t()
+        chosen = F.one_hot(distance.argmin(-1), 8).to(y) @ self.codes
+        return self.tail((y + (chosen - y).detach()).permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+
+
+def test_what_only_chooses_stays_in_float() -> None:
+    sites = table(Codebook(), (1, 3, 8, 8))
+    assert {name: site.reason[:12] for name, site in sites.items()} == {
+        "head": "a shift or m", "matmul_0": "only chooses", "matmul_1": "", "tail": ""
+    }  # fmt: skip
+
+
 def test_operand_lookup() -> None:
     site = table(EDSR(n_resblocks=1, n_feats=8))["head.0"]
     assert site.operand("weight").role == "constant"

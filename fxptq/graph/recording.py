@@ -1,0 +1,274 @@
+"""The graph while it is written: which node stands for a value, what follows from what, which numbers were asked about.
+
+Knows tensors, numbers and places; what calls there are and how they come in is the tracer's business.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+
+from fxptq.errors import CaptureError
+from fxptq.graph.functions import write_down, writes
+from fxptq.graph.ledger import Ledger
+from fxptq.graph.places import running_line
+from fxptq.graph.values import Traced, plain, traced
+
+IMAGE, SIZE, CONST = "image", "size", "const"
+"""What a node's value follows from: the pixels of the input, only its sizes, or neither."""
+
+_STRENGTH = (CONST, SIZE, IMAGE).index
+_DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64}
+"""What Python's types mean as a dtype; a graph is written out as code, where they could not stand."""
+
+
+class Recording:
+    """A graph being written.
+
+    Args:
+        model: whose tensors the graph may read.
+        prefix: what the names of parameters and buffers are preceded by in `get_attr` targets.
+        example: the inputs; the graph begins with them.
+
+    Attributes:
+        open: whether calls are being recorded; traced numbers that outlive it are plain.
+        inputs: tensors to run the model on.
+        graph, guards, constants, foreign: see `fxptq.graph.tracer.Trace`.
+    """
+
+    def __init__(self, model: nn.Module, prefix: str, example: tuple[Tensor, ...]) -> None:
+        self.open = False
+        self.graph = fx.Graph()
+        self.guards: list[tuple[fx.Node, Any]] = []
+        self.constants: dict[str, Tensor] = {}
+        self.foreign: dict[str, str] = {}
+        self.ledger = Ledger(model, prefix)
+        self._title = type(model).__name__
+        self._stack: list[tuple[nn.Module, str]] = []
+        self._ordinals: Counter[str] = Counter()
+        self.inputs = tuple(self._input(index, tensor) for index, tensor in enumerate(example))
+        self.device = example[0].device
+        self._device_node = self.graph.call_function(getattr, (next(iter(self.graph.nodes)), "device"))
+        self._describe(self._device_node, self.device, CONST)
+
+    def _input(self, index: int, tensor: Tensor) -> Tensor:
+        node = self.graph.placeholder("x" if index == 0 else f"x_{index}")
+        own = tensor.detach().clone()
+        self._describe(node, own, IMAGE)
+        self.ledger.enter(own, node)
+        return own
+
+    # -- places -------------------------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        """The path of the module that is running; empty for the network itself."""
+        return self._stack[-1][1] if self._stack else ""
+
+    def where(self, line: str = "") -> str:
+        """The module and the line that are running, for messages."""
+        return f"{self.path or self._title} ({line or running_line()})"
+
+    def enter_module(self, module: nn.Module, path: str | None) -> None:
+        """A module starts; one that is no part of the network is named by its class."""
+        self._stack.append((module, path if path is not None else f"{self.path}.{type(module).__name__}".lstrip(".")))
+
+    def leave_module(self, module: nn.Module) -> None:
+        """A module is done, and so is whatever was left inside it by an error that its caller caught."""
+        while self._stack and self._stack.pop()[0] is not module:
+            pass
+
+    # -- nodes of values ----------------------------------------------------------------------------------------------
+
+    def node_of(self, tensor: Tensor) -> fx.Node:
+        """The node that computes the tensor; one that reads it, if none does."""
+        node = self.ledger.node_of(tensor)
+        if node is not None:
+            return node
+        name = self.ledger.name_of(tensor)
+        if name is None:
+            place = self.path or "root"
+            name = f"constants.{place}.tensor_{self._ordinals[place]}"
+            self._ordinals[place] += 1
+        if name.startswith("constants."):
+            key = name.removeprefix("constants.").replace(".", "/")
+            name, self.constants[key] = f"constants.{key}", tensor.detach()
+            if not self.ledger.is_networks_own(tensor):
+                self.foreign[key] = self.where()
+        node = self.graph.get_attr(name)
+        self._describe(node, tensor, CONST)
+        self.ledger.enter(tensor, node)
+        return node
+
+    def nodes_of(self, values: Any) -> Any:
+        """The same arguments, however nested, with nodes in place of tensors and traced numbers."""
+        return map_aggregate(values, self._as_node)
+
+    def _as_node(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.node_of(value)
+        if isinstance(value, Traced):
+            return value.node if value.recorder is self else plain(value)
+        if isinstance(value, torch.device) and value == self.device:
+            return self._device_node
+        return _DTYPES.get(value, value) if isinstance(value, type) else value
+
+    def _describe(self, node: fx.Node, value: Any, follows: str) -> None:
+        node.meta.update(path=self.path, line=running_line(), follows=follows)
+        if self._stack:
+            node.meta["module"] = type(self._stack[-1][0])
+        if isinstance(value, Tensor):
+            node.meta["shape"], node.meta["dtype"] = tuple(value.shape), value.dtype
+        elif isinstance(value, (int, float)):
+            node.meta["value"] = plain(value)
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def call(self, func: Any, args: Any, kwargs: Any, result: Any, follows: str, *, ragged: bool = False) -> Any:
+        """Writes down a call of nodes and returns its result, known from now on.
+
+        Args:
+            func: a function, or the name of a method.
+            args: with nodes in place of values.
+            kwargs: likewise.
+            result: what came out.
+            follows: what it follows from.
+            ragged: whether the sizes of the result depend on the values of an input.
+        """
+        return self._known(result, self.note(func, args, kwargs, result, follows, ragged=ragged), follows)
+
+    def call_module(self, target: str, args: Any, kwargs: Any, result: Any, follows: str) -> Any:
+        """Writes down the call of a module as one."""
+        node = self.graph.call_module(target, args, kwargs)
+        self._describe(node, result, follows)
+        return self._known(result, node, follows)
+
+    def note(self, func: Any, args: Any, kwargs: Any, result: Any, follows: str, *, ragged: bool = False) -> fx.Node:
+        """Writes down a call and returns its node."""
+        node = write_down(self.graph, func, tuple(args), dict(kwargs))
+        self._describe(node, result, follows)
+        _mark_ragged(node, result, starts=ragged)
+        return node
+
+    def is_read(self, target: Tensor) -> bool:
+        """Whether a call has read what is in the target's memory; writing into it does not count."""
+        return any(not writes(user.target, user.kwargs) for node in self.ledger.sharing(target) for user in node.users)
+
+    def overwritten(self, target: Tensor, follows: str) -> None:
+        """After an in-place call, whatever shares the target's memory follows from what was written there."""
+        for node in (self.node_of(target), *self.ledger.sharing(target)):
+            node.meta["follows"] = max(node.meta["follows"], follows, key=_STRENGTH)
+            node.meta["written"] = True
+
+    def _known(self, result: Any, node: fx.Node, follows: str) -> Any:
+        if isinstance(result, Tensor):
+            self.ledger.enter(result, node)
+            return result
+        if isinstance(result, torch.Size):
+            return torch.Size([self._item(node, i, size, follows) for i, size in enumerate(result)])
+        if isinstance(result, (int, float)) and not isinstance(result, bool):
+            node.meta["follows"] = min(follows, SIZE, key=_STRENGTH)
+            return plain(result) if follows == CONST else traced(result, node, self)
+        if isinstance(result, (tuple, list)):
+            items = [self._item(node, i, item, follows) for i, item in enumerate(result)]
+            return result._make(items) if hasattr(result, "_make") else type(result)(items)
+        return result
+
+    def _item(self, node: fx.Node, index: int, value: Any, follows: str) -> Any:
+        if isinstance(value, (int, float)) and follows == CONST:
+            return value
+        item = self.graph.call_function(operator.getitem, (node, index))
+        self._describe(item, value, follows if isinstance(value, Tensor) else SIZE)
+        _mark_ragged(item, value, starts=False)
+        return self._known(value, item, follows)
+
+    # -- numbers ------------------------------------------------------------------------------------------------------
+
+    def number(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Records a Python call on traced numbers and returns its value, traced."""
+        node, value = self._calculated(function, args)
+        return traced(value, node, self)
+
+    def answer(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Records a question about traced numbers as a guard and returns the answer.
+
+        Raises:
+            CaptureError: the number depends on the image, so one graph cannot hold both answers.
+        """
+        node, value = self._calculated(function, args)
+        if node.meta.get("ragged"):
+            raise CaptureError(
+                f"{self.where()}: the number of values that pass a mask (nonzero, boolean indexing) decides what the "
+                "network computes, and one graph cannot hold that. Compute with all values instead (torch.where, "
+                "masks, topk), or quantize the parts before and after it apart"
+            )
+        self.guards.append((node, value))
+        return value
+
+    def _calculated(self, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[fx.Node, Any]:
+        value = function(*map_aggregate(args, plain))
+        node = self.graph.call_function(function, tuple(self.nodes_of(args)))
+        self._describe(node, value, SIZE)
+        if any(source.meta.get("ragged") for source in node.all_input_nodes):
+            node.meta["ragged"] = {plain(value)}
+        return node, value
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def finish(self, output: Any) -> None:
+        """Ends the graph with what the network returned.
+
+        Raises:
+            CaptureError: there is no tensor in it.
+        """
+        tensors = 0
+
+        def converted(value: Any) -> Any:
+            nonlocal tensors
+            tensors += isinstance(value, Tensor)
+            return self._as_node(value)
+
+        nodes = map_aggregate(output, converted)
+        if not tensors:
+            raise CaptureError(
+                f"{self._title}: the output holds no tensor ({type(output).__name__}); expected the restored image, or "
+                "a tuple, list or dict of tensors"
+            )
+        self.graph.output(nodes)
+        self._give_written_attributes_a_copy()
+
+    def _give_written_attributes_a_copy(self) -> None:
+        """What the network writes into its own buffers is not kept: each run starts from the stored ones."""
+        for node in list(self.graph.nodes):
+            if node.op == "get_attr" and node.meta.get("written"):
+                with self.graph.inserting_after(node):
+                    copied = self.graph.call_method("clone", (node,))
+                copied.meta.update(node.meta)
+                node.replace_all_uses_with(copied, delete_user_cb=lambda user, copied=copied: user is not copied)
+
+
+def strongest(*aggregates: Any) -> str:
+    """What follows from all the nodes among the arguments."""
+    found = [CONST]
+    for aggregate in aggregates:
+        fx.node.map_arg(aggregate, lambda node: found.append(node.meta.get("follows", CONST)))
+    return max(found, key=_STRENGTH)
+
+
+def _mark_ragged(node: fx.Node, result: Any, *, starts: bool) -> None:
+    """Marks what has a size that depends on the image; `ragged` holds such sizes of a tensor, or the number itself."""
+    sizes = set(result.shape[:1]) if starts and isinstance(result, Tensor) else set()
+    for source in node.all_input_nodes[:1]:
+        sizes |= source.meta.get("ragged") or set()
+    if isinstance(result, Tensor):
+        sizes &= set(result.shape)
+    elif isinstance(result, (int, float)):
+        sizes &= {plain(result)}
+    if sizes:
+        node.meta["ragged"] = sizes
