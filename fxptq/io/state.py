@@ -173,12 +173,16 @@ def load_floats(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
     wanted = _tensors(model)
     coded = {name.removeprefix(_MODEL) for name in checkpoint.codes if name.startswith(_MODEL)}
     given = set(checkpoint.floats) | coded
-    differing = sorted(set(wanted) ^ given)
-    if differing:
-        side = "this network lacks" if differing[0] in given else "the checkpoint lacks"
-        raise CheckpointError(
-            f"{source}: another architecture: {side} {', '.join(differing[:3])} ({len(differing)} keys differ)"
+    lacking = [
+        f"{who} lacks {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for who, names in (
+            ("the checkpoint", sorted(set(wanted) - given)),
+            ("this network", sorted(given - set(wanted))),
         )
+        if names
+    ]
+    if lacking:
+        raise CheckpointError(f"{source}: another architecture: {'; '.join(lacking)}")
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.floats.items()} | {
         name.removeprefix(_MODEL): codes.shape for name, codes in checkpoint.codes.items()
     }
