@@ -14,7 +14,9 @@ from functools import cache
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -155,6 +157,18 @@ def checkpoint() -> bytes:
         path = Path(folder) / "tiny.safetensors"
         q.save(path)
         return path.read_bytes()
+
+
+def picture(path: Path, side: int = 64, mode: str = "RGB") -> Path:
+    """A picture of noise, L, RGB, RGBA or I;16 (grey of 16 bits); returns its path."""
+    rng = np.random.default_rng(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if mode == "I;16":
+        Image.fromarray(rng.integers(0, 65536, (side, side), dtype=np.uint16)).save(path)
+    else:
+        channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
+        Image.fromarray(rng.integers(0, 256, (side, side, *channels), dtype=np.uint8), mode).save(path)
+    return path
 
 
 def write_recipe(folder: Path, text: str = RECIPE) -> tuple[str, str]:

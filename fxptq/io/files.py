@@ -67,4 +67,7 @@ def _expressible(value: Any) -> Any:
 
 
 def _refused(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: cannot be written: {error.strerror or error}")
+    reason = error.strerror or error
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        reason = f"something in {path.parent} is a file and no folder"
+    return InputError(f"{path}: cannot be written: {reason}")

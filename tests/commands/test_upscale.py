@@ -1,0 +1,131 @@
+"""`fxptq upscale`: pictures of every kind and size come out `scale` times as large; none is overwritten."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+import fxptq
+from fxptq.io.images import read_image, to_image, to_tensor
+from tests.tiny import Ran, inputs, picture, run, settings, swinir, write_checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: tiny.safetensors and mod.py."""
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path)
+    return tmp_path
+
+
+def upscale(*args: object) -> Ran:
+    return run("upscale", "tiny.safetensors", *args, "--model", "mod:tiny")
+
+
+def read(path: str) -> npt.NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def test_every_kind_and_size_of_picture(folder: Path) -> None:
+    kinds = {f"{mode}.png": picture(folder / "in" / f"{mode}.png", 16, mode) for mode in ("L", "RGB", "RGBA", "I;16")}
+    sizes = [(1, 1), (5, 3), (17, 9), (8, 40)]
+    for height, width in sizes:
+        Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(f"in/{height}x{width}.png")
+    ran = upscale("in", "new/out")
+    assert (ran.status, ran.err) == (0, "")
+    assert len(ran.out.splitlines()) == len(kinds) + len(sizes)
+    q = fxptq.load("tiny.safetensors", swinir(1))
+    for name, source in kinds.items():
+        with torch.no_grad():
+            expected = to_image(q(to_tensor(read_image(source))))
+        assert np.array_equal(read(f"new/out/{name}"), expected)
+    for height, width in sizes:
+        assert read(f"new/out/{height}x{width}.png").shape == (2 * height, 2 * width, 3)
+
+
+def test_tiles_agree_with_the_whole_away_from_seams(folder: Path) -> None:
+    picture(folder / "in.png", 96)
+    assert upscale("in.png", "whole.png").status == 0
+    ran = upscale("in.png", "tiled.png", "--tile", 64)
+    assert (ran.status, ran.err) == (0, "")
+    whole, tiled = (read(name).astype(int) for name in ("whole.png", "tiled.png"))
+    assert tiled.shape == whole.shape == (192, 192, 3)
+    apart = abs(whole - tiled)
+    # Two tiles, 0..64 and 32..96, are cut at 48. Four attentions reach at most 8 pixels each, five convolutions 1 each.
+    reach = 4 * 8 + 5
+    inside = np.r_[0 : 2 * (64 - reach), 2 * (32 + reach) : 2 * 96]
+    assert apart[np.ix_(inside, inside)].max() == 0
+    assert apart.max() <= 8
+
+
+@pytest.mark.parametrize(("tile", "message"), [(-1, "--tile -1: expected 0"), (16, "leaves nothing; give 40 or more")])
+def test_unfit_tile(tile: int, message: str, folder: Path) -> None:
+    picture(folder / "in.png", 48)
+    ran = upscale("in.png", "out.png", "--tile", tile)
+    assert ran.status == 2
+    assert message in ran.line
+
+
+def test_folder_of_pictures(folder: Path) -> None:
+    for name in ("a.png", "b.jpg", "c.bmp"):
+        picture(folder / "in" / name, 9)
+    (folder / "in" / "notes.txt").touch()
+    ran = upscale("in", "out/v1.0")
+    assert (ran.status, ran.out.splitlines()) == (0, [f"out/v1.0/{name}.png" for name in "abc"])
+    assert read("out/v1.0/b.png").shape == (18, 18, 3)
+
+
+def test_picture_into_a_folder(folder: Path) -> None:
+    picture(folder / "in.jpg", 9)
+    (folder / "out").mkdir()
+    assert upscale("in.jpg", "out").out == "out/in.png\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ("missing.png", "out.png", "missing.png: there is no such file"),
+        ("text.png", "out.png", "text.png: not a picture in a format that can be read"),
+        ("ok.png", "out.jpg", "out.jpg: pictures are written as .png"),
+        ("ok.png", "out", "out: pictures are written as .png"),
+        ("ok.png", "ok.png", "ok.png: would overwrite the picture it is made from; give another OUT"),
+        ("ok.png", ".", "ok.png: would overwrite the picture it is made from; give another OUT"),
+        ("ok.png", "text.png/out.png", "text.png/out.png: cannot be written: "),
+        ("pictures", "out.png", "out.png: pictures is a folder, so OUT must be a folder too"),
+        ("pictures", "text.png", "text.png: pictures is a folder, so OUT must be a folder too"),
+        ("pictures", "out", "pictures: p.jpg and p.png would both become p.png"),
+        ("empty", "out", "empty: holds no pictures; expected files named"),
+    ],
+)
+def test_unfit_paths(source: str, target: str, message: str, folder: Path) -> None:
+    picture(folder / "ok.png", 9)
+    (folder / "text.png").write_text("not a picture")
+    for name in ("p.png", "p.jpg"):
+        picture(folder / "pictures" / name, 9)
+    (folder / "empty").mkdir()
+    before = sorted(folder.rglob("*"))
+    ran = upscale(source, target)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.line.startswith(message)
+    assert [path for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts] == before
+
+
+def test_network_that_fails_on_a_size_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "even.py").write_text(
+        "import torch\nfrom torch import nn\ndef net():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 12, 3, padding=1), nn.PixelShuffle(2))\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    q = fxptq.quantize(import_module("even").net(), inputs(1), fxptq.Bits(4, 4), inputs(), settings())
+    q.save("even.safetensors")
+    picture(folder / "odd.png", 9)
+    ran = run("upscale", "even.safetensors", "odd.png", "out.png", "--model", "even:net")
+    assert (ran.status, ran.out) == (1, "")
+    assert "(1, 3, 9, 9)" in ran.line

@@ -1,0 +1,153 @@
+"""The command line as a process: exit status, one line for people, nothing half written; and how it is laid out."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import fxptq
+from tests.tiny import OWN, RECIPE, environment, run, spawn, write_recipe
+
+ENDLESS = RECIPE.replace("steps = 2,", "steps = 1000000,")
+BROKEN = OWN.replace("/ 0.0", "/ (0.0 * x.mean())")
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.rglob("*") if ".part" in file.name or file.suffix == ".safetensors")
+
+
+def test_done(tmp_path: Path) -> None:
+    recipe, weights = write_recipe(tmp_path)
+    ran = spawn(
+        ["quantize", "--recipe", recipe, "--weights", weights, "--preset", "quick", "--json", "r.json"], tmp_path
+    )
+    assert (ran.status, ran.err) == (0, "")
+    assert "checkpoint  tiny_w4a4.safetensors" in ran.out.splitlines()
+    assert "report      tiny_w4a4.html" in ran.out.splitlines()
+    assert json.loads((tmp_path / "r.json").read_text())["bits"] == {"w": 4, "a": 4}
+    assert leftovers(tmp_path) == ["tiny_w4a4.safetensors", "tiny_weights.safetensors"]
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    ran = spawn(["quantize", "--recipe", "swinir_x5"], tmp_path)
+    assert (ran.status, ran.out) == (2, "")
+    assert "no recipe 'swinir_x5'; did you mean 'swinir_x" in ran.line
+
+
+def test_failure(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(BROKEN)
+    ran = spawn(["quantize", "--model", "mine:Broken", "--preset", "quick"], tmp_path)
+    assert (ran.status, ran.out) == (1, "")
+    assert "not finite" in ran.line
+    assert leftovers(tmp_path) == []
+
+
+def test_interrupted_nothing_is_left(tmp_path: Path) -> None:
+    recipe, weights = write_recipe(tmp_path, ENDLESS)
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\nfrom fxptq.recipe import Recipe\n"
+        f"def make():\n    Path('started').touch()\n    return Recipe.load({recipe!r}).build_model()\n"
+    )
+    command = ["quantize", "--model", "mine:make", "--recipe", recipe, "--weights", weights, "--out", "m.safetensors"]
+    process = subprocess.Popen(  # noqa: S603  # our own
+        [sys.executable, "-m", "fxptq", *command],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None, process.stderr
+        time.sleep(0.05)
+    time.sleep(4)  # into the passes, the last of which would never end
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "fxptq: interrupted\n")
+    assert leftovers(tmp_path) == ["tiny_weights.safetensors"]
+    assert not (tmp_path / "m.html").exists()
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    recipe, weights = write_recipe(tmp_path)
+    out = tmp_path / "m.safetensors"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        ran = run("quantize", "--recipe", recipe, "--weights", weights, "--preset", "quick", "--out", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ran.status == 2
+    assert ran.line == f"{out}: cannot be written: File too large"
+    assert leftovers(tmp_path) == ["tiny_weights.safetensors"]
+
+
+@pytest.mark.parametrize("option", ["--out", "--json"])
+def test_unwritable_place_is_found_before_the_work(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("fxptq.commands.quantize.open_network", lambda *_: pytest.fail("the work has begun"))
+    place = tmp_path / "file" / "m.safetensors"
+    ran = run("quantize", "--recipe", "swinir_x4", option, place)
+    assert (ran.status, ran.line) == (
+        2,
+        f"{place}: cannot be written: something in {place.parent} is a file and no folder",
+    )
+
+
+# -- usage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nonsense"], "No such command 'nonsense'; see fxptq --help"),
+        (["quantize", "--w", "x"], r"Invalid value for '--w': .*; see fxptq quantize --help"),
+        (["quantize", "--seed", "1.5"], r"Invalid value for '--seed': .*; see fxptq quantize --help"),
+        (["quantize", "--bits", "4"], "No such option: --bits.*; see fxptq quantize --help"),
+        (["evaluate"], "Missing argument 'CKPT'; see fxptq evaluate --help"),
+        (["upscale", "a.safetensors", "b.png"], "Missing argument 'OUT'; see fxptq upscale --help"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_usage_is_one_line(args: list[str], message: str) -> None:
+    ran = run(*args)
+    assert (ran.status, ran.out) == (2, "")
+    assert re.fullmatch(message, ran.line), ran.line
+
+
+def test_no_command_shows_what_there_is() -> None:
+    ran = run()
+    assert (ran.status, ran.err) == (2, "")
+    for command in ("quantize", "evaluate", "upscale", "inspect", "bench", "recipes", "weights"):
+        assert command in ran.out
+        shown = run(command, "--help")
+        assert (shown.status, shown.err) == (0, "")
+        assert f"fxptq {command}" in shown.out
+
+
+def test_a_message_of_many_lines_becomes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> None:
+        raise fxptq.FxptqError("one\n  two\nthree  [red]four[/red]")
+
+    monkeypatch.setattr("fxptq.recipe.Recipe.names", lambda: ["a"])
+    monkeypatch.setattr("fxptq.recipe.Recipe.load", fail)
+    ran = run("recipes")
+    assert (ran.status, ran.line) == (1, "one two three  [red]four[/red]")
+
+
+def test_recipes_are_listed_with_their_presets() -> None:
+    ran = run("recipes")
+    assert ran.status == 0
+    for name in fxptq.Recipe.names():
+        row = next(line for line in ran.out.splitlines() if f" {name} " in line)
+        assert "quick, standard, paper" in row
