@@ -320,14 +320,18 @@ class Attention {
 
   template <int kColumns>
   void product(int column) {
-    Ints acc[kColumns] = {};
+    Ints acc[kColumns];
+#pragma GCC unroll 12
+    for (int c = 0; c < kColumns; ++c) acc[c] = Ints{};
     const uint8_t* values = value_codes_.data() + 4 * column;
     const int64_t fours = keys_ / 4, step = 4 * value_width_;
     const Words* probs = probs_.data();
     for (int64_t j = 0; j < fours; ++j, values += step) {
       const Words p = probs[j];
+#pragma GCC unroll 12
       for (int c = 0; c < kColumns; ++c) acc[c] = dot4(acc[c], p, splat_word(values + 4 * c));
     }
+#pragma GCC unroll 12
     for (int c = 0; c < kColumns; ++c) store(sums_.data() + (column + c) * kLanes, acc[c]);
   }
 

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "epilogue.h"
 #include "gemm.h"
@@ -16,23 +15,22 @@ struct ConvShape {
   int64_t channels, height, width;        // input
   int64_t out_height, out_width;
   int kernel_height, kernel_width, stride_y, stride_x, pad_y, pad_x;
-  int64_t channel_bytes() const { return (channels + 3) / 4 * 4; }
-  int64_t padded_width() const { return (out_width - 1) * stride_x + kernel_width; }
-  int64_t padded_height() const { return (out_height - 1) * stride_y + kernel_height; }
-  int64_t row_bytes() const { return padded_width() * channel_bytes(); }
+  int64_t channel_bytes;  // of a pixel of the copy: the channels and what fills them up
+  int64_t copy_height, copy_width;  // of the copy with its border
+  int64_t row_bytes() const { return copy_width * channel_bytes; }
 };
 
-// One image into [padded height][padded width][channels to a multiple of four], zeros around. Strides are in bytes.
+// Rows [begin, end) of one image's copy [copy height][copy width][channel bytes], zeros around. Strides are in bytes.
 inline void copy_with_border(const ConvShape& c, const uint8_t* from, int64_t channel, int64_t row, int64_t column,
                              uint8_t* to, int64_t begin, int64_t end) {
-  const int64_t bytes = c.channel_bytes();
+  const int64_t bytes = c.channel_bytes;
   for (int64_t y = begin; y < end; ++y) {
     uint8_t* line = to + y * c.row_bytes();
     const int64_t source = y - c.pad_y;
     std::memset(line, 0, c.row_bytes());
     if (source < 0 || source >= c.height) continue;
-    const int64_t first = std::min<int64_t>(c.pad_x, c.padded_width());
-    const int64_t count = std::clamp<int64_t>(c.padded_width() - first, 0, c.width);
+    const int64_t first = std::min<int64_t>(c.pad_x, c.copy_width);
+    const int64_t count = std::clamp<int64_t>(c.copy_width - first, 0, c.width);
     const uint8_t* at = from + source * row;
     line += first * bytes;
     if (channel == 1 && column == c.channels && bytes == c.channels) {
@@ -59,55 +57,90 @@ inline void bias_inside(const ConvShape& c, const float* bias, const float* taps
   }
 }
 
-// Output rows [begin, end) of one image. `taps` [kernel height * kernel width][padded columns] is what each tap that lies
-// inside adds to the bias, null where zero is on the grid. `finish` and the pointers are those of the whole image.
-inline void conv_rows(const ConvShape& c, const uint8_t* padded, const Panels& panels, const Epilogue& epilogue, Finish finish,
-                      const float* bias, const float* taps, RowsOut out, int64_t begin, int64_t end) {
-  const int64_t columns = out.acc_stride;
-  std::vector<int32_t> acc(columns * kTileRows);
-  std::vector<float> sums(kTileRows), edge(columns), inner(columns);
-  const Rows rows{padded, c.stride_x * c.channel_bytes(), c.kernel_height, c.row_bytes(),
-                  (int)(c.kernel_width * c.channel_bytes() / 4)};
-  // Pixels whose taps all lie inside the image from left to right.
-  const int64_t full_begin = std::min<int64_t>((c.pad_x + c.stride_x - 1) / c.stride_x, c.out_width);
-  const int64_t full_end = std::clamp<int64_t>((c.width + c.pad_x - c.kernel_width) / c.stride_x + 1, full_begin, c.out_width);
-  int last_y0 = -1, last_y1 = -1;
-  for (int64_t y = begin; y < end; ++y) {
-    const int64_t top = y * c.stride_y - c.pad_y;
-    const int y0 = (int)std::clamp<int64_t>(-top, 0, c.kernel_height);
-    const int y1 = (int)std::clamp<int64_t>(c.height - top, y0, c.kernel_height);
-    if (taps && (y0 != last_y0 || y1 != last_y1)) {
-      bias_inside(c, bias, taps, columns, y0, y1, 0, c.kernel_width, inner.data());
-      last_y0 = y0, last_y1 = y1;
+// The epilogue on pixels of an output row, each with the bias that its place in the image asks for.
+class PixelFinish {
+ public:
+  // `taps` [kernel height * kernel width][padded columns] is what each tap that lies inside adds to the bias, null where
+  // zero is on the grid. The pointers of `whole` are those of the image.
+  PixelFinish(const ConvShape& shape, const uint8_t* padded, const Epilogue& epilogue, const float* bias, const float* taps,
+              const RowsOut& whole)
+      : c_(shape), padded_(padded), epilogue_(epilogue), finish_(finish_of(epilogue, whole.residual != nullptr)), bias_(bias),
+        taps_(taps), whole_(whole), inner_(whole.acc_stride), edge_(whole.acc_stride), sums_(shape.out_width) {
+    full_begin_ = std::min<int64_t>((c_.pad_x + c_.stride_x - 1) / c_.stride_x, c_.out_width);
+    full_end_ = (c_.width + c_.pad_x - c_.kernel_width) / c_.stride_x + 1;
+    full_end_ = std::clamp<int64_t>(full_end_, full_begin_, c_.out_width);
+  }
+
+  // From now on pixels of output row y are meant.
+  void row(int64_t y) {
+    const int64_t top = y * c_.stride_y - c_.pad_y;
+    y_ = y;
+    y0_ = (int)std::clamp<int64_t>(-top, 0, c_.kernel_height);
+    y1_ = (int)std::clamp<int64_t>(c_.height - top, y0_, c_.kernel_height);
+    if (taps_) bias_inside(c_, bias_, taps_, whole_.acc_stride, y0_, y1_, 0, c_.kernel_width, inner_.data());
+  }
+
+  // Pixels [x, x + count), whose accumulators lie one after the other.
+  void run(int64_t x, int64_t count, const int32_t* acc) {
+    for (const int64_t end = x + count; x < end;) {
+      int64_t here = end - x;
+      const float* bias = bias_;
+      if (taps_ && (x < full_begin_ || x >= full_end_)) {
+        const int64_t left = x * c_.stride_x - c_.pad_x;
+        const int x0 = (int)std::clamp<int64_t>(-left, 0, c_.kernel_width);
+        const int x1 = (int)std::clamp<int64_t>(c_.width - left, x0, c_.kernel_width);
+        bias_inside(c_, bias_, taps_, whole_.acc_stride, y0_, y1_, x0, x1, edge_.data());
+        bias = edge_.data(), here = 1;
+      } else if (taps_) {
+        bias = inner_.data(), here = std::min(here, full_end_ - x);
+      }
+      same_bias(x, here, acc, bias);
+      x += here, acc += here * whole_.acc_stride;
     }
-    Rows line = rows;
-    line.data += y * c.stride_y * c.row_bytes();
-    for (int64_t x = 0; x < c.out_width;) {
-      int count = 1;
-      const float* here = bias;
-      if (taps && (x < full_begin || x >= full_end)) {
-        const int64_t left = x * c.stride_x - c.pad_x;
-        const int x0 = (int)std::clamp<int64_t>(-left, 0, c.kernel_width);
-        bias_inside(c, bias, taps, columns, y0, y1, x0, (int)std::clamp<int64_t>(c.width - left, x0, c.kernel_width),
-                    edge.data());
-        here = edge.data();
-      } else {
-        const int64_t limit = taps ? full_end : c.out_width;
-        count = (int)std::min<int64_t>(kTileRows, limit - x);
-        if (taps) here = inner.data();
-      }
+  }
+
+ private:
+  void same_bias(int64_t x, int64_t count, const int32_t* acc, const float* bias) {
+    if (epilogue_.row_scale) {
+      const Rows line{padded_ + y_ * c_.stride_y * c_.row_bytes(), c_.stride_x * c_.channel_bytes, c_.kernel_height,
+                      c_.row_bytes(), (int)(c_.kernel_width * c_.channel_bytes / 4)};
+      for (int64_t i = 0; i < count; ++i) sums_[i] = (float)row_sum(line, x + i);
+    }
+    RowsOut some = whole_;
+    const int64_t at = (y_ * c_.out_width + x) * whole_.stride;
+    some.acc = acc, some.rows = (int)count, some.bias = bias, some.row_sums = sums_.data();
+    if (some.residual) some.residual += at;
+    if (some.values) some.values += at;
+    if (some.codes) some.codes += at;
+    finish_(epilogue_, some);
+  }
+
+  const ConvShape c_;
+  const uint8_t* padded_;
+  const Epilogue& epilogue_;
+  const Finish finish_;
+  const float *bias_, *taps_;
+  const RowsOut whole_;
+  Buffer<float> inner_, edge_, sums_;
+  int64_t full_begin_, full_end_;  // pixels whose taps all lie inside the image from left to right
+  int64_t y_ = 0;
+  int y0_ = 0, y1_ = 0;
+};
+
+// Output rows [begin, end) of one image.
+inline void conv_rows(const ConvShape& c, const uint8_t* padded, const Panels& panels, PixelFinish& finish, int64_t begin,
+                      int64_t end) {
+  const int64_t columns = padded_columns(panels);
+  Buffer<int32_t> acc(columns * kTileRows);
+  Rows line{padded, c.stride_x * c.channel_bytes, c.kernel_height, c.row_bytes(),
+            (int)(c.kernel_width * c.channel_bytes / 4)};
+  for (int64_t y = begin; y < end; ++y) {
+    finish.row(y);
+    line.data = padded + y * c.stride_y * c.row_bytes();
+    for (int64_t x = 0; x < c.out_width; x += kTileRows) {
+      const int count = (int)std::min<int64_t>(kTileRows, c.out_width - x);
       accumulate(line, x, count, panels, acc.data(), columns);
-      if (epilogue.row_scale) {
-        for (int r = 0; r < count; ++r) sums[r] = (float)row_sum(line, x + r);
-      }
-      RowsOut some = out;
-      const int64_t at = (y * c.out_width + x) * out.stride;
-      some.acc = acc.data(), some.rows = count, some.bias = here, some.row_sums = sums.data();
-      if (out.residual) some.residual += at;
-      if (out.values) some.values += at;
-      if (out.codes) some.codes += at;
-      finish(epilogue, some);
-      x += count;
+      finish.run(x, count, acc.data());
     }
   }
 }

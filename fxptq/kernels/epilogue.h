@@ -5,11 +5,16 @@
 // array is padded to whole groups. Each combination is compiled on its own, so that nothing is decided inside the loop.
 #pragma once
 
-#include "simd.h"
+#include "gemm.h"
 
 namespace fxptq {
 
 constexpr int kGroup = 64;  // columns: four vectors of lanes, one vector of codes
+
+// Columns of accumulators: whole groups, as the epilogue reads them.
+inline ptrdiff_t padded_columns(const Panels& panels) {
+  return ((ptrdiff_t)panels.blocks * kLanes + kGroup - 1) / kGroup * kGroup;
+}
 
 enum class Activation : int64_t { kNone = 0, kLeaky = 1, kGelu = 2 };
 

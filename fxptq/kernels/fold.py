@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fxptq.errors import InputError
-from fxptq.kernels.ops import centred, pack_weight, pad_columns
+from fxptq.kernels.ops import centred, pad_columns
 from fxptq.quant.grid import levels
 from fxptq.quant.quantizer import Quantizer
 
@@ -56,10 +56,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer or convolution, folded: `weight` packed, the rest float64 and not padded yet.
+    """A linear layer or convolution, folded: neither packed nor padded yet, float64 but for the weight.
 
     Attributes:
-        weight: int8, as `pack_weight` lays it out.
+        weight: centred codes, int8, of the weight's shape.
         scale: [N], of the sum of products.
         bias: [N].
         row_scale: [N], of the sum of the activation codes; None where all weights are centred on zero.
@@ -91,14 +91,12 @@ class Layer:
         """The layer with a number added to its output, or one for each column [N]."""
         return replace(self, bias=self.bias + offset)
 
-    def tensors(self) -> dict[str, Tensor | None]:
-        """The layer's tensors as the operators take them, by argument name."""
+    def epilogue(self) -> dict[str, Tensor | None]:
+        """The tensors that the epilogue of an operator takes, by argument name."""
         return {
-            "weight": self.weight,
             "bias": pad_columns(self.bias),
             "scale": pad_columns(self.scale),
             "row_scale": None if self.row_scale is None else pad_columns(self.row_scale),
-            "taps": None if self.taps is None else pad_columns(self.taps),
         }
 
 
@@ -119,31 +117,28 @@ def fold_linear(weight: Tensor, quantizer: Quantizer, bias: Tensor | None, grid:
     Raises:
         InputError: if the sums could leave 32 bits.
     """
-    return _fold(weight.unsqueeze(-1), quantizer, bias, grid, padded=False)
+    return _fold(weight, quantizer, bias, grid, padded=False)
 
 
 def fold_conv2d(weight: Tensor, quantizer: Quantizer, bias: Tensor | None, grid: Grid, padding: Sequence[int]) -> Layer:
     """Folds a convolution [N, C, kernel height, kernel width] with zero padding; otherwise as `fold_linear`."""
-    return _fold(weight.flatten(2), quantizer, bias, grid, padded=any(padding))
+    return _fold(weight, quantizer, bias, grid, padded=any(padding))
 
 
 def _fold(weight: Tensor, quantizer: Quantizer, bias: Tensor | None, grid: Grid, *, padded: bool) -> Layer:
-    """Folds [N, C, taps]."""
-    columns, depth, taps = weight.shape
+    columns = weight.shape[0]
     if not fits(weight.shape):
-        raise InputError(f"{depth * taps} products of 8-bit codes do not fit a 32-bit sum: leave this site in float")
+        raise InputError(f"sums over {list(weight.shape[1:])} 8-bit codes do not fit 32 bits: leave this site in float")
     signed = centred(quantizer.encode(weight), quantizer.bits)
-    lower, width = _per_column(quantizer.lower, columns), _per_column(quantizer.step, columns)
-    step, centre = centred_grid(lower, width, quantizer.bits, odd=False)
-    values = signed.double() * step.view(-1, 1, 1) + centre.view(-1, 1, 1)
+    lower, step = _per_column(quantizer.lower, columns), _per_column(quantizer.step, columns)
+    scale, centre = centred_grid(lower, step, quantizer.bits, odd=False)
+    values = signed.reshape(columns, weight.shape[1], -1) * scale.view(-1, 1, 1) + centre.view(-1, 1, 1)
     inside = grid.lower * values.sum(1)  # [N, taps]
     constant = torch.zeros(columns, dtype=torch.float64) if bias is None else bias.detach().double()
     by_tap = padded and grid.lower != 0.0
-    # Channels fastest, each tap padded to the groups of four that the kernel reads.
-    words = torch.nn.functional.pad(signed.transpose(1, 2), (0, -depth % 4 if taps > 1 else 0)).reshape(columns, -1)
     return Layer(
-        weight=pack_weight(words),
-        scale=grid.step * step,
+        weight=signed,
+        scale=grid.step * scale,
         bias=constant if by_tap else constant + inside.sum(1),
         row_scale=grid.step * centre if bool((centre != 0).any()) else None,
         taps=inside.t().contiguous() if by_tap else None,

@@ -25,28 +25,42 @@ struct Rows {
 
 struct Panels {
   const int8_t* data;
-  int blocks;  // of sixteen columns
-  int words;   // groups of four along K: segments * words of a row
+  int blocks;            // of sixteen columns
+  int words;             // groups of four along K: segments * words of a row
+  const int32_t* start;  // what the sums of the columns begin with, or null for zero
 };
 
+// Every loop over R and B is unrolled at once, so that the accumulators never leave their registers.
 template <int R, int B>
 inline void tile(const Rows& a, int64_t row, const Panels& w, int block, int32_t* out, ptrdiff_t out_stride) {
-  Ints acc[R][B] = {};
+  Ints acc[R][B];
+#pragma GCC unroll 8
+  for (int b = 0; b < B; ++b) {
+    const Ints start = w.start ? load<Ints>(w.start + (block + b) * kLanes) : Ints{};
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r][b] = start;
+  }
   const int8_t* weights = w.data + (ptrdiff_t)block * w.words * 64;
-  const ptrdiff_t panel = (ptrdiff_t)w.words * 64;
+  const ptrdiff_t panel = (ptrdiff_t)w.words * 64, stride = a.stride;
   const uint8_t* start = a.data + row * a.stride;
-  for (int s = 0; s < a.segments; ++s, start += a.segment_stride) {
+  const int segments = a.segments, words = a.words;
+  for (int s = 0; s < segments; ++s, start += a.segment_stride) {
     const uint8_t* codes = start;
-    for (int k = 0; k < a.words; ++k, codes += 4, weights += 64) {
+    for (int k = 0; k < words; ++k, codes += 4, weights += 64) {
       Words columns[B];
+#pragma GCC unroll 8
       for (int b = 0; b < B; ++b) columns[b] = load<Words>(weights + b * panel);
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const Words four = splat_word(codes + r * a.stride);
+        const Words four = splat_word(codes + r * stride);
+#pragma GCC unroll 8
         for (int b = 0; b < B; ++b) acc[r][b] = dot4(acc[r][b], four, columns[b]);
       }
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
     for (int b = 0; b < B; ++b) store(out + r * out_stride + (block + b) * kLanes, acc[r][b]);
   }
 }

@@ -17,6 +17,7 @@
 #include "elementwise.h"
 #include "epilogue.h"
 #include "gemm.h"
+#include "winograd.h"
 
 namespace {
 
@@ -34,17 +35,12 @@ int words_of(int64_t bytes) { return (int)((bytes + 3) / 4); }
 
 fxptq::Panels panels_of(const Tensor& weight) {
   TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == at::kChar && weight.is_contiguous(), "weight is not packed");
-  return {weight.const_data_ptr<int8_t>(), (int)weight.size(0), (int)weight.size(1)};
+  return {weight.const_data_ptr<int8_t>(), (int)weight.size(0), (int)weight.size(1), nullptr};
 }
 
 fxptq::Centre centre_of(int64_t bits) {
   // Up to 7 bits the odd integers 2 code - (2^bits - 1) are centred on zero; 8 bits have room for code - 128 only.
   return bits < 8 ? fxptq::Centre{2, (uint8_t)((1 << bits) - 1)} : fxptq::Centre{1, 128};
-}
-
-// Columns of accumulators: whole groups, as the epilogue reads them.
-ptrdiff_t padded_columns(const fxptq::Panels& panels) {
-  return ((ptrdiff_t)panels.blocks * kLanes + kGroup - 1) / kGroup * kGroup;
 }
 
 fxptq::Epilogue epilogue_of(int64_t columns, const Tensor& scale, const Tensor& bias, const optional<Tensor>& row_scale,
@@ -103,7 +99,7 @@ Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, const 
   const uint8_t* from = input.const_data_ptr<uint8_t>();
 
   const fxptq::Finish finish = fxptq::finish_of(epilogue, add != nullptr);
-  const ptrdiff_t acc_stride = padded_columns(panels);
+  const ptrdiff_t acc_stride = fxptq::padded_columns(panels);
   at::parallel_for(0, (rows + fxptq::kTileRows - 1) / fxptq::kTileRows, 16, [&](int64_t begin, int64_t end) {
     std::vector<int32_t> acc(acc_stride * fxptq::kTileRows);
     std::vector<uint8_t> padded(depth % 4 ? (size_t)panels.words * 4 * fxptq::kTileRows : 0);
@@ -129,40 +125,80 @@ Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, const 
   return out;
 }
 
+// Copies each image with its border and calls run(image's place in the output, its copy).
+template <class Run>
+Tensor convolved(const fxptq::ConvShape& c, const Tensor& codes, int64_t columns, ptrdiff_t acc_columns, bool coded,
+                 const optional<Tensor>& residual, Run run) {
+  const auto format = at::MemoryFormat::ChannelsLast;
+  const optional<Tensor> added = residual ? optional<Tensor>(residual->contiguous(format)) : residual;
+  Tensor out = at::empty({codes.size(0), columns, c.out_height, c.out_width},
+                         codes.options().dtype(coded ? at::kByte : at::kFloat), format);
+  Tensor bordered = at::empty({c.copy_height * c.row_bytes()}, codes.options());
+  uint8_t* padded = bordered.mutable_data_ptr<uint8_t>();
+  for (int64_t image = 0; image < codes.size(0); ++image) {
+    const uint8_t* from = codes.const_data_ptr<uint8_t>() + image * codes.stride(0);
+    at::parallel_for(0, c.copy_height, 8, [&](int64_t begin, int64_t end) {
+      fxptq::copy_with_border(c, from, codes.stride(1), codes.stride(2), codes.stride(3), padded, begin, end);
+    });
+    const int64_t at = image * c.out_height * c.out_width * columns;
+    run(fxptq::RowsOut{nullptr, acc_columns, 0, nullptr, nullptr, added ? added->const_data_ptr<float>() + at : nullptr,
+                       coded ? nullptr : out.mutable_data_ptr<float>() + at,
+                       coded ? out.mutable_data_ptr<uint8_t>() + at : nullptr, columns},
+        padded);
+  }
+  return out;
+}
+
 Tensor conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, at::IntArrayRef kernel, at::IntArrayRef stride,
               at::IntArrayRef padding, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
               const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
               const optional<Tensor>& levels, double out_scale, double out_offset) {
-  const auto format = at::MemoryFormat::ChannelsLast;
-  const optional<Tensor> added = residual ? optional<Tensor>(residual->contiguous(format)) : residual;
   const fxptq::Panels panels = panels_of(weight);
   const fxptq::Epilogue epilogue =
       epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
   fxptq::ConvShape c{codes.size(1), codes.size(2), codes.size(3), 0, 0, (int)kernel[0], (int)kernel[1], (int)stride[0],
-                     (int)stride[1], (int)padding[0], (int)padding[1]};
+                     (int)stride[1], (int)padding[0], (int)padding[1], (codes.size(1) + 3) / 4 * 4};
   c.out_height = (c.height + 2 * padding[0] - kernel[0]) / stride[0] + 1;
   c.out_width = (c.width + 2 * padding[1] - kernel[1]) / stride[1] + 1;
-  TORCH_CHECK(panels.words * 4 == kernel[0] * kernel[1] * c.channel_bytes(), "weight does not fit the input");
-  Tensor out = at::empty({codes.size(0), columns, c.out_height, c.out_width},
-                         codes.options().dtype(levels ? at::kByte : at::kFloat), format);
-  Tensor bordered = at::empty({c.padded_height() * c.row_bytes()}, codes.options());
-  uint8_t* padded = bordered.mutable_data_ptr<uint8_t>();
-  const fxptq::Finish finish = fxptq::finish_of(epilogue, added.has_value());
-  for (int64_t image = 0; image < codes.size(0); ++image) {
-    const uint8_t* from = codes.const_data_ptr<uint8_t>() + image * codes.stride(0);
-    at::parallel_for(0, c.padded_height(), 8, [&](int64_t begin, int64_t end) {
-      fxptq::copy_with_border(c, from, codes.stride(1), codes.stride(2), codes.stride(3), padded, begin, end);
-    });
-    const int64_t at = image * c.out_height * c.out_width * columns;
-    const fxptq::RowsOut rows{nullptr, padded_columns(panels), 0, nullptr, nullptr,
-                              added ? added->const_data_ptr<float>() + at : nullptr,
-                              levels ? nullptr : out.mutable_data_ptr<float>() + at,
-                              levels ? out.mutable_data_ptr<uint8_t>() + at : nullptr, columns};
+  c.copy_height = (c.out_height - 1) * stride[0] + kernel[0];
+  c.copy_width = (c.out_width - 1) * stride[1] + kernel[1];
+  TORCH_CHECK(panels.words * 4 == kernel[0] * kernel[1] * c.channel_bytes, "weight does not fit the input");
+  const auto run = [&](const fxptq::RowsOut& rows, const uint8_t* padded) {
     at::parallel_for(0, c.out_height, 1, [&](int64_t begin, int64_t end) {
-      fxptq::conv_rows(c, padded, panels, epilogue, finish, bias.const_data_ptr<float>(), data<float>(taps), rows, begin, end);
+      fxptq::PixelFinish finish(c, padded, epilogue, bias.const_data_ptr<float>(), data<float>(taps), rows);
+      fxptq::conv_rows(c, padded, panels, finish, begin, end);
     });
+  };
+  return convolved(c, codes, columns, fxptq::padded_columns(panels), levels.has_value(), residual, run);
+}
+
+Tensor conv3x3(const Tensor& codes, const Tensor& weight, const Tensor& start, int64_t columns, int64_t largest,
+               at::IntArrayRef padding, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
+               const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
+               const optional<Tensor>& levels, double out_scale, double out_offset) {
+  TORCH_CHECK(weight.dim() == 5 && weight.size(0) == fxptq::kPositions && largest <= 63, "weight is not transformed");
+  std::vector<fxptq::Panels> panels;
+  for (int64_t p = 0; p < fxptq::kPositions; ++p) {
+    panels.push_back(panels_of(weight.select(0, p)));
+    panels.back().start = start.const_data_ptr<int32_t>() + p * start.size(1);
   }
-  return out;
+  const fxptq::Epilogue epilogue =
+      epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
+  fxptq::ConvShape c{codes.size(1), codes.size(2), codes.size(3), 0, 0, 3, 3, 1, 1, (int)padding[0], (int)padding[1],
+                     (codes.size(1) + 63) / 64 * 64};
+  c.out_height = c.height + 2 * padding[0] - 2;
+  c.out_width = c.width + 2 * padding[1] - 2;
+  TORCH_CHECK(panels[0].words == words_of(c.channels), "weight does not fit the input");
+  c.copy_height = c.out_height + c.out_height % 2 + 2;  // whole patches
+  c.copy_width = c.out_width + c.out_width % 2 + 2;
+  const auto run = [&](const fxptq::RowsOut& rows, const uint8_t* padded) {
+    at::parallel_for(0, (c.out_height + 1) / 2, 1, [&](int64_t begin, int64_t end) {
+      fxptq::PixelFinish finish(c, padded, epilogue, bias.const_data_ptr<float>(), data<float>(taps), rows);
+      fxptq::Winograd one(c, panels.data(), (uint8_t)largest);
+      one.run(padded, finish, 2 * begin, std::min(2 * end, c.out_height));
+    });
+  };
+  return convolved(c, codes, columns, fxptq::padded_columns(panels[0]), levels.has_value(), residual, run);
 }
 
 // The right factor of one batch as packed columns of centred codes, and the sum of each column. Codes are `k` and `n`
@@ -211,7 +247,7 @@ Tensor matmul(const Tensor& lhs, const Tensor& rhs, int64_t bits, at::ArrayRef<d
     const fxptq::Epilogue epilogue{(int)columns, scales.data(), row_scale != 0.0 ? row_scales.data() : nullptr,
                                    fxptq::Activation::kNone, 0.0f, nullptr, 1.0f, 0.0f};
     const fxptq::Finish finish = fxptq::finish_of(epilogue, false);
-    const fxptq::Panels panels{packed.data(), blocks, words};
+    const fxptq::Panels panels{packed.data(), blocks, words, nullptr};
     for (int64_t batch = begin; batch < end; ++batch) {
       pack_columns(from_b + batch * b.stride(0), depth, columns, b.stride(1), b.stride(2), centre_of(bits), packed.data(),
                    column_sums.data());
@@ -281,5 +317,6 @@ TORCH_LIBRARY_IMPL(fxptq, CPU, m) {
   m.impl("linear", &linear);
   m.impl("attention", &attention);
   m.impl("conv2d", &conv2d);
+  m.impl("conv3x3", &conv3x3);
   m.impl("matmul", &matmul);
 }

@@ -71,6 +71,10 @@ _SCHEMAS = {
         "(Tensor codes, Tensor weight, *, int columns, int[] kernel_size, int[] stride, int[] padding, Tensor bias, "
         f"Tensor? taps, {_EPILOGUE}) -> Tensor"
     ),
+    "conv3x3": (
+        "(Tensor codes, Tensor weight, Tensor start, *, int columns, int largest, int[] padding, Tensor bias, "
+        f"Tensor? taps, {_EPILOGUE}) -> Tensor"
+    ),
     "matmul": "(Tensor lhs, Tensor rhs, *, int bits, float[] out) -> Tensor",
     "attention": (
         "(Tensor query, Tensor key, Tensor value, *, Tensor? bias, Tensor? mask, int key_bits, int value_bits, "
@@ -104,6 +108,11 @@ def pack_weight(weight: Tensor) -> Tensor:
 def unpack_weight(packed: Tensor, columns: int) -> Tensor:
     """The inverse of `pack_weight`, but for the zeros along K: [columns, ceil(K / 4) * 4]."""
     return packed.permute(0, 2, 1, 3).reshape(packed.shape[0] * LANES, -1)[:columns]
+
+
+def pack_conv_weight(weight: Tensor) -> Tensor:
+    """Packs [N, C, height, width] for `conv2d`: channels fastest, each tap padded to groups of four."""
+    return pack_weight(F.pad(weight.permute(0, 2, 3, 1), (0, -weight.shape[1] % 4)).flatten(1))
 
 
 def pad_columns(values: Tensor) -> Tensor:
@@ -182,6 +191,54 @@ def conv2d(
         epilogue["residual"] = epilogue["residual"].permute(0, 2, 3, 1)
     y = _finish(convolved(codes.to(exact), w.to(exact)), row_sum, shift, epilogue)
     return y.contiguous().permute(0, 3, 1, 2)
+
+
+def conv3x3(
+    codes: Tensor,
+    weight: Tensor,
+    start: Tensor,
+    *,
+    columns: int,
+    largest: int,
+    padding: Sequence[int],
+    bias: Tensor,
+    taps: Tensor | None,
+    **epilogue: Unpack[Epilogue],
+) -> Tensor:
+    """A 3x3 convolution with stride 1 on codes 0 .. `largest`, by Winograd's F(2x2, 3x3) where there is a kernel.
+
+    `weight` [16, ...] holds the packed transformed weights of each position and `start` [16, columns] what its sums
+    begin with (`winograd_weight`); the sums are four times those of `conv2d`, which `scale` takes into account.
+    """
+    del start, largest  # the plain form goes back to the weights themselves
+    u = torch.stack([unpack_weight(position, columns)[:, : codes.shape[1]] for position in weight]).double()
+    back = u.new_tensor([[1, 0, 0, 0], [0, 1, -1, 0], [0, 0, 0, 1]])
+    w = torch.einsum("yi,xj,ijnc->ncyx", back, back, u.reshape(4, 4, *u.shape[1:]))  # four times the weights
+    place: dict[str, Any] = {"kernel_size": (3, 3), "stride": (1, 1), "padding": padding, "taps": taps}
+    return conv2d(codes, pack_conv_weight(w), columns=columns, bias=bias, **place, **epilogue)
+
+
+def winograd_weight(weight: Tensor, largest: int) -> tuple[Tensor, Tensor] | None:
+    """Transforms the signed codes of a 3x3 convolution for `conv3x3`.
+
+    Args:
+        weight: int8 [N, C, 3, 3].
+        largest: largest code of the input; above 63 the transformed input does not fit a byte.
+
+    Returns:
+        `weight` and `start` of the operator; None where a transformed value does not fit a byte.
+    """
+    if largest > 63:
+        return None
+    g = torch.tensor([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=torch.int32)
+    u = torch.einsum("iy,jx,ncyx->ijnc", g, g, weight.int().cpu())
+    if int(u.abs().max()) > 127:
+        return None
+    offset = torch.full((4, 4, 1), 2 * largest, dtype=torch.int32)
+    offset[1, 1] = 0  # a sum of codes, never negative
+    start = F.pad(-offset * u.sum(-1), (0, -weight.shape[0] % GROUP))
+    packed = torch.stack([pack_weight(position.to(torch.int8)) for position in u.flatten(0, 1)])
+    return packed, start.flatten(0, 1).to(torch.int32).contiguous()
 
 
 def _finish(acc: Tensor, row_sum: Tensor, bias: Tensor, epilogue: Epilogue) -> Tensor:
@@ -270,6 +327,7 @@ PLAIN: dict[str, Callable[..., Tensor]] = {
     "layer_norm_codes": layer_norm_codes,
     "linear": linear,
     "conv2d": conv2d,
+    "conv3x3": conv3x3,
     "matmul": matmul,
     "attention": attention,
 }

@@ -8,7 +8,7 @@ values are carried out on the codes. What is not matched is copied as it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,16 @@ from fxptq.graph.fold import attribute, eliminate_dead_code
 from fxptq.kernels import patterns
 from fxptq.kernels.convolution import GeneralConvolution, Geometry
 from fxptq.kernels.fold import Grid, Layer, fits, fold_conv2d, fold_linear, product_terms
-from fxptq.kernels.ops import LOG2E, Activation, key_major, pad_columns
+from fxptq.kernels.ops import (
+    LANES,
+    LOG2E,
+    Activation,
+    key_major,
+    pack_conv_weight,
+    pack_weight,
+    pad_columns,
+    winograd_weight,
+)
 from fxptq.kernels.patterns import AttentionPattern, Stem, Term
 from fxptq.quant.quantizer import Quantizer
 
@@ -357,25 +366,18 @@ class _Rewriter:
         grid = self._grid(site.args[0])
         geometry = _geometry(site) if name_of(site) == "conv2d" else None
         if geometry is None:
-            layer = fold_linear(weight, quantizer, bias, grid)
+            layer, epilogue = self._epilogue(stem, fold_linear(weight, quantizer, bias, grid).times(stem.factor))
+            name, place = "linear", {"weight": pack_weight(layer.weight)}
         else:
-            layer = fold_conv2d(weight, quantizer, bias, grid, geometry.padding)
-        layer, epilogue = self._epilogue(stem, layer.times(stem.factor))
-        tensors = {name: self._tensor(name, value) for name, value in layer.tensors().items()}
-        packed = tensors.pop("weight")
-        if geometry is None:
-            del tensors["taps"]
-            name, place = "linear", {}
-        else:
-            name = "conv2d"
-            place = {
-                "kernel_size": list(weight.shape[2:]),
-                "stride": list(geometry.stride),
-                "padding": list(geometry.padding),
-            }
+            folded = fold_conv2d(weight, quantizer, bias, grid, geometry.padding)
+            layer, epilogue = self._epilogue(stem, folded.times(stem.factor))
+            name, layer, place = _convolution(layer, geometry, grid)
+        arguments = place | layer.epilogue() | epilogue
+        held = {
+            key: self._tensor(key, value) if isinstance(value, Tensor) else value for key, value in arguments.items()
+        }
         self.kernels[self._name(site)] = name
-        made = self._call(name, codes, packed, columns=layer.columns, **place, **tensors, **epilogue)
-        self._keep(stem.end, made)
+        self._keep(stem.end, self._call(name, codes, columns=layer.columns, **held))
 
     def _operands(self, site: fx.Node) -> tuple[fx.Node, Tensor, Quantizer, Tensor | None]:
         first, second = site.args[:2]
@@ -418,7 +420,7 @@ class _Rewriter:
             target = next(iter(targets.values()))
             levels[:] = target.grid.levels
             epilogue |= {"out_scale": target.scale, "out_offset": target.offset}
-        epilogue["levels"] = self._tensor("levels", pad_columns(levels))
+        epilogue["levels"] = pad_columns(levels)
         return layer, epilogue
 
     def _general(self, stem: Stem) -> None:
@@ -511,6 +513,23 @@ def _count(node: fx.Node) -> int:
     for size in node.meta.get("shape", ()):
         total *= size
     return total
+
+
+def _convolution(layer: Layer, geometry: Geometry, grid: Grid) -> tuple[str, Layer, dict[str, Any]]:
+    """The operator that serves a convolution, the layer as it takes it, and its arguments beside the epilogue."""
+    place: dict[str, Any] = {
+        "padding": list(geometry.padding),
+        "taps": None if layer.taps is None else pad_columns(layer.taps),
+    }
+    columns, channels, *size = layer.weight.shape
+    # Fewer columns or channels leave most of a transformed patch empty.
+    if size == [3, 3] and geometry.stride == (1, 1) and min(columns, channels) >= LANES:
+        transformed = winograd_weight(layer.weight, grid.levels)
+        if transformed is not None:
+            place |= {"weight": transformed[0], "start": transformed[1], "largest": grid.levels}
+            return "conv3x3", replace(layer, scale=layer.scale / 4), place
+    place |= {"weight": pack_conv_weight(layer.weight), "kernel_size": size, "stride": list(geometry.stride)}
+    return "conv2d", layer, place
 
 
 def _geometry(site: fx.Node) -> Geometry:

@@ -25,15 +25,14 @@ def run(
     padding: Pair = (1, 1),
     **changes: object,
 ) -> torch.Tensor:
-    tensors = {name: value for name, value in layer.tensors().items() if name != "weight"}
     place = {"columns": layer.columns, "kernel_size": kernel, "stride": stride, "padding": padding}
-    return operators.conv2d(a, layer.weight, **place, **epilogue(**changes) | tensors)
+    place["taps"] = None if layer.taps is None else ops.pad_columns(layer.taps)
+    weight = ops.pack_conv_weight(layer.weight)
+    return operators.conv2d(a, weight, **place, **epilogue(**changes) | layer.epilogue())
 
 
 def sums_by(operators: Operators, a: torch.Tensor, w: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
-    columns, depth = w.shape[:2]
-    words = torch.nn.functional.pad(w.permute(0, 2, 3, 1), (0, -depth % 4)).reshape(columns, -1)
-    layer = Layer(ops.pack_weight(words), torch.ones(columns), torch.zeros(columns))
+    layer = Layer(w, torch.ones(w.shape[0]), torch.zeros(w.shape[0]))
     return run(operators, layer, a, tuple(w.shape[2:]), stride, padding)
 
 

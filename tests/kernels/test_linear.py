@@ -65,8 +65,8 @@ def test_folded_layer_equals_float64(operators: Operators, symmetry: str, groups
 
 
 def run(operators: Operators, layer: Layer, a: torch.Tensor, **changes: object) -> torch.Tensor:
-    tensors = {name: value for name, value in layer.tensors().items() if name not in ("weight", "taps")}
-    return operators.linear(a, layer.weight, columns=layer.columns, **epilogue(**changes) | tensors)
+    weight = ops.pack_weight(layer.weight)
+    return operators.linear(a, weight, columns=layer.columns, **epilogue(**changes) | layer.epilogue())
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_epilogues(operators: Operators, case, activation, slope, function, adde
 def test_gelu_is_within_a_millionth(operators: Operators) -> None:
     x = torch.linspace(-9, 9, 40001)
     # A layer of one input whose code is 1 and whose bias is x.
-    layer = Layer(ops.pack_weight(torch.zeros(len(x), 1, dtype=torch.int8)), torch.zeros(len(x)), x)
+    layer = Layer(torch.zeros(len(x), 1, dtype=torch.int8), torch.zeros(len(x)), x)
     found = run(operators, layer, torch.ones(1, 1, dtype=torch.uint8), activation=int(Activation.GELU))[0]
     assert float((found.double() - F.gelu(x.double())).abs().max()) < 1e-6
 
@@ -130,7 +130,7 @@ def test_codes_of_columns_may_have_different_grids(operators: Operators, case) -
 
 
 def test_depth_that_could_overflow_is_refused() -> None:
-    with pytest.raises(InputError, match="do not fit a 32-bit sum"):
+    with pytest.raises(InputError, match="do not fit 32 bits"):
         fold_linear(torch.zeros(1, 70_000), quantizer(8), None, grid(8))
 
 

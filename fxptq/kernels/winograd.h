@@ -1,0 +1,107 @@
+// 3x3 convolution with stride 1 by Winograd's F(2x2, 3x3) in exact integers: 16 products for 4 pixels in place of 36.
+//
+// A 4x4 patch of codes d goes to V = B^T d B, sums and differences of at most four codes, and the weights beforehand to
+// U = 4 G g G^T, small integers too; then 4 y = A^T (sum over channels of U V) A, and the 4 is folded into the scale. Codes
+// of up to 6 bits keep V within a byte once twice the largest code is added where V can be negative, which the start values
+// of the sums take off again. The bytes of V are computed modulo 256, in which the offset makes them exact.
+// (Winograd 1980; Lavin and Gray, arXiv 1509.09308, equations for F(2x2, 3x3).)
+#pragma once
+
+#include "conv.h"
+
+namespace fxptq {
+
+typedef uint8_t Bytes __attribute__((vector_size(64)));
+
+constexpr int kPositions = 16;
+constexpr int kPatches = 12;  // patches of a row that go through all steps together, to stay in cache
+
+class Winograd {
+ public:
+  // `panels` [16] packed weights of each position; channel_bytes of `shape` is a multiple of 64.
+  Winograd(const ConvShape& shape, const Panels* panels, uint8_t levels)
+      : c_(shape), panels_(panels), columns_(padded_columns(panels[0])), patches_(kPositions * kPatches * c_.channel_bytes),
+        products_(kPositions * kPatches * columns_), pixels_(2 * 2 * kPatches * columns_) {
+    std::memset(&offset_, 2 * levels, sizeof offset_);
+  }
+
+  // Output rows [begin, end) of one image, `begin` even. `padded` has room for whole patches.
+  void run(const uint8_t* padded, PixelFinish& finish, int64_t begin, int64_t end) {
+    const int64_t row_patches = (c_.out_width + 1) / 2;
+    for (int64_t y = begin; y < end; y += 2) {
+      for (int64_t first = 0; first < row_patches; first += kPatches) {
+        const int count = (int)std::min<int64_t>(kPatches, row_patches - first);
+        for (int p = 0; p < count; ++p) {
+          input(padded + y * c_.row_bytes() + 2 * (first + p) * c_.channel_bytes, p);
+        }
+        for (int position = 0; position < kPositions; ++position) multiply(position, count);
+        for (int p = 0; p < count; ++p) output(p);
+        const int64_t x = 2 * first, width = std::min<int64_t>(2 * count, c_.out_width - x);
+        for (int64_t r = 0; r < 2 && y + r < end; ++r) {
+          finish.row(y + r);
+          finish.run(x, width, pixels_.data() + r * 2 * kPatches * columns_);
+        }
+      }
+    }
+  }
+
+ private:
+  // V of one patch, 64 channels at a time.
+  void input(const uint8_t* from, int patch) {
+    const int64_t row = c_.row_bytes(), pixel = c_.channel_bytes, step = kPatches * c_.channel_bytes;
+    for (int64_t channel = 0; channel < c_.channel_bytes; channel += 64) {
+      Bytes t[4][4];
+      for (int x = 0; x < 4; ++x) {
+        Bytes d[4];
+        for (int y = 0; y < 4; ++y) d[y] = load<Bytes>(from + y * row + x * pixel + channel);
+        t[0][x] = d[0] - d[2], t[1][x] = d[1] + d[2], t[2][x] = d[2] - d[1], t[3][x] = d[1] - d[3];
+      }
+      uint8_t* to = patches_.data() + patch * c_.channel_bytes + channel;
+      for (int y = 0; y < 4; ++y) {
+        const Bytes one = t[y][1] + offset_, two = t[y][2] + offset_;
+        store(to + (4 * y + 0) * step, t[y][0] + offset_ - t[y][2]);
+        store(to + (4 * y + 1) * step, y == 1 ? t[y][1] + t[y][2] : t[y][1] + two);
+        store(to + (4 * y + 2) * step, two - t[y][1]);
+        store(to + (4 * y + 3) * step, one - t[y][3]);
+      }
+    }
+  }
+
+  void multiply(int position, int count) {
+    const Rows rows{patches_.data() + position * kPatches * c_.channel_bytes, c_.channel_bytes, 1, 0, panels_[position].words};
+    int32_t* out = products_.data() + position * kPatches * columns_;
+    for (int p = 0; p < count; p += kTileRows) {
+      accumulate(rows, p, std::min(kTileRows, count - p), panels_[position], out + p * columns_, columns_);
+    }
+  }
+
+  // A^T M A of one patch: two pixels of two rows.
+  void output(int patch) {
+    const int64_t step = kPatches * columns_;
+    const int32_t* from = products_.data() + patch * columns_;
+    int32_t* to = pixels_.data() + 2 * patch * columns_;
+    for (int64_t column = 0; column < columns_; column += kLanes) {
+      Ints z[2][4];
+      for (int x = 0; x < 4; ++x) {
+        Ints m[4];
+        for (int y = 0; y < 4; ++y) m[y] = load<Ints>(from + (4 * y + x) * step + column);
+        z[0][x] = m[0] + m[1] + m[2], z[1][x] = m[1] - m[2] - m[3];
+      }
+      for (int y = 0; y < 2; ++y) {
+        int32_t* row = to + y * 2 * step + column;
+        store(row, z[y][0] + z[y][1] + z[y][2]);
+        store(row + columns_, z[y][1] - z[y][2] - z[y][3]);
+      }
+    }
+  }
+
+  const ConvShape c_;
+  const Panels* panels_;
+  const int64_t columns_;
+  Buffer<uint8_t> patches_;    // [positions][patches][channel bytes]
+  Buffer<int32_t> products_;   // [positions][patches][columns]
+  Buffer<int32_t> pixels_;     // [2][2 * patches][columns]
+  Bytes offset_;
+};
+
+}  // namespace fxptq

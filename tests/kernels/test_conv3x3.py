@@ -1,0 +1,73 @@
+"""Winograd's convolution in integers: the sums of `conv2d`, bit for bit, or nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fxptq.kernels import ops, reference
+from fxptq.kernels.build import backend
+from fxptq.kernels.fold import fold_conv2d
+from tests.kernels.helpers import KINDS, Operators, close, codes, decoded, epilogue, grid, quantizer
+
+
+def sums_by(
+    operators: Operators, a: torch.Tensor, w: torch.Tensor, largest: int, padding: tuple[int, int]
+) -> torch.Tensor:
+    transformed = ops.winograd_weight(w, largest)
+    assert transformed is not None
+    one = ops.pad_columns(torch.ones(w.shape[0]))
+    place = {"columns": w.shape[0], "largest": largest, "padding": padding, "taps": None}
+    return operators.conv3x3(a, *transformed, **place, bias=torch.zeros_like(one), scale=one / 4, **without_scale())
+
+
+def without_scale() -> dict[str, object]:
+    return {name: value for name, value in epilogue().items() if name != "scale"}
+
+
+@pytest.mark.parametrize("bits", range(2, 7))
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_equal_int64(operators: Operators, bits: int, kind: str) -> None:
+    a = codes((2, 20, 9, 27), bits, kind, seed=1)
+    w = torch.randint(-14, 15, (35, 20, 3, 3), generator=torch.Generator().manual_seed(2)).to(torch.int8)
+    expected = reference.convolved_sums(a, w, (1, 1), (1, 1))
+    assert torch.equal(sums_by(operators, a, w, 2**bits - 1, (1, 1)).long(), expected)
+
+
+@settings(deadline=None, max_examples=80)
+@given(data=st.data())
+def test_sums_equal_int64_for_any_shape(data: st.DataObject) -> None:
+    draw = data.draw
+    padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    size = [draw(st.integers(max(1, 3 - 2 * padding[i]), 30)) for i in range(2)]
+    channels, columns, seed = draw(st.integers(1, 70)), draw(st.integers(1, 70)), draw(st.integers(0, 99))
+    a = codes((1, channels, *size), 6, draw(st.sampled_from(KINDS)), seed)
+    w = torch.randint(-14, 15, (columns, channels, 3, 3), generator=torch.Generator().manual_seed(seed)).to(torch.int8)
+    expected = reference.convolved_sums(a, w, (1, 1), padding)
+    for native in (True, False) if backend().native else (False,):
+        assert torch.equal(sums_by(Operators(native), a, w, 63, padding).long(), expected)
+
+
+@pytest.mark.parametrize("symmetry", ["symmetric", "asymmetric"])
+def test_border_is_the_real_zero(operators: Operators, symmetry: str) -> None:
+    g = torch.Generator().manual_seed(5)
+    weight, bias = torch.randn(24, 18, 3, 3, generator=g), torch.randn(24, generator=g)
+    q, input_grid = quantizer(3, symmetry, 24, seed=3), grid(4, seed=4)
+    a = codes((1, 18, 7, 12), 4, seed=6)
+    layer = fold_conv2d(weight, q, bias, input_grid, (1, 1))
+    transformed = ops.winograd_weight(layer.weight, 15)
+    assert transformed is not None
+    tensors = layer.epilogue()
+    scale = {"scale": tensors.pop("scale") / 4}
+    place = {"columns": 24, "largest": 15, "padding": (1, 1), "taps": ops.pad_columns(layer.taps)}
+    found = operators.conv3x3(a, *transformed, **place, **without_scale() | tensors | scale)
+    assert close(found, reference.conv2d(reference.values(a, input_grid), decoded(q, weight), bias, (1, 1), (1, 1)))
+
+
+def test_what_does_not_fit_a_byte_is_left_to_the_other_kernel() -> None:
+    nine = torch.full((1, 1, 3, 3), 15, dtype=torch.int8)
+    assert ops.winograd_weight(nine, 15) is None  # nine times 15
+    assert ops.winograd_weight(nine - 1, 15) is not None  # nine times 14
+    assert ops.winograd_weight(nine - 1, 127) is None  # four times 127
