@@ -172,11 +172,11 @@ def _conditions(graph: fx.Graph, guards: tuple[tuple[fx.Node, Any], ...]) -> tup
 
 def _right_at_another_size(root: Holder, taken: Capture, example: Inputs) -> bool:
     for inputs in other_sizes(example):
+        if not taken.holds(root, inputs):
+            continue
         try:
             expected = run_network(root.model, inputs)
         except Exception:  # noqa: BLE001, S112  # a size this network does not take, whatever it raises: try the next
-            continue
-        if not taken.holds(root, inputs):
             continue
         try:
             return difference(run_graph(root, taken.graph, inputs), expected) <= taken.tolerance

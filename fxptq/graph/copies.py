@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -47,17 +48,19 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def _plain_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors in plain attributes of the modules, also in lists, tuples and dicts."""
+    """Tensors in plain attributes of the modules, also in lists, tuples, dicts and objects."""
     waiting: list[Any] = [vars(module) for module in model.modules()]
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}
     while waiting:
         value = waiting.pop()
-        if id(value) in seen:
+        if id(value) in seen or isinstance(value, (type, ModuleType, FunctionType, nn.Module)):
             continue
-        seen.add(id(value))
+        seen[id(value)] = value
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, dict):
             waiting.extend(value.values())
         elif isinstance(value, (list, tuple)):
             waiting.extend(value)
+        elif hasattr(value, "__dict__"):
+            waiting.append(vars(value))

@@ -11,6 +11,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._ops import OpOverload, OpOverloadPacket
 
@@ -156,7 +157,7 @@ def twin_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[A
     if name not in _TWINS or kwargs.get("out") is not None or (name != "masked_fill_" and (mixed or whole)):
         return None
     twin = _TWINS[name]
-    return _OPERATORS.get(twin, twin), kwargs
+    return _OPERATORS.get(twin, twin if hasattr(torch.Tensor, twin) else getattr(F, twin, None)), kwargs
 
 
 def _is_method(func: Any, name: str) -> bool:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
@@ -117,6 +118,8 @@ class Recording:
             return value.node if value.recorder is self else plain(value)
         if isinstance(value, torch.device) and value == self.device:
             return self._device_node
+        if isinstance(value, np.generic):
+            return value.item()
         return _DTYPES.get(value, value) if isinstance(value, type) else value
 
     def _describe(self, node: fx.Node, value: Any, follows: str) -> None:
@@ -213,6 +216,7 @@ class Recording:
 
     def _calculated(self, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[fx.Node, Any]:
         value = function(*map_aggregate(args, plain))
+        value = value.item() if isinstance(value, np.number) else value
         node = self.graph.call_function(function, tuple(self.nodes_of(args)))
         self._describe(node, value, SIZE)
         if any(source.meta.get("ragged") for source in node.all_input_nodes):

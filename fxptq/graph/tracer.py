@@ -9,7 +9,6 @@ Nothing here knows an architecture. A `torch.no_grad` inside the network is not 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +37,7 @@ from fxptq.graph.namespaces import substituted
 from fxptq.graph.opaque import autograd_functions_go_through, compiled_pieces_run_eagerly, recorded_twin, unseen
 from fxptq.graph.places import first_line, line_of_error
 from fxptq.graph.recording import CONST, IMAGE, SIZE, Recording, strongest
-from fxptq.graph.values import BUILTINS_IN_TRACE, MATH_IN_TRACE, math_function_in_trace, plain
+from fxptq.graph.values import BUILTINS_IN_TRACE, global_in_trace, plain
 
 __all__ = ["CONST", "IMAGE", "SIZE", "Trace", "trace"]
 
@@ -227,9 +226,7 @@ class Tracer(TorchFunctionMode):
         return Trace(recording.graph, guards, recording.constants, recording.foreign, self._decomposed)
 
     def _twin(self, value: Any) -> Any:
-        if value is math:
-            return MATH_IN_TRACE
-        return math_function_in_trace(value) or recorded_twin(value, self._piece)
+        return global_in_trace(value) or recorded_twin(value, self._piece)
 
     def _builtins(self) -> dict[str, Any]:
         return {n: v for n, v in BUILTINS_IN_TRACE.items() if self._number_types or not isinstance(v, type)}

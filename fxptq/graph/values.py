@@ -11,8 +11,10 @@ import builtins
 import math
 import operator
 from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor, fx
 
 
@@ -80,6 +82,8 @@ def plain(value: Any) -> Any:
 
 def traced(value: Any, node: fx.Node, recorder: NumberRecorder) -> Any:
     """`value` as a traced number; bools and anything that is not a number stay as they are."""
+    if isinstance(value, np.number):
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
     number = TracedInt(value) if isinstance(value, int) else TracedFloat(value)
@@ -218,7 +222,8 @@ def _recording(function: Callable[..., Any]) -> Callable[..., Any]:
         recorder = None if kwargs else _recorder_of(args)
         if recorder is None:
             return function(*args, **kwargs)
-        return recorder.number(function, args)
+        result = function(*args)
+        return recorder.number(function, args) if isinstance(result, (int, float, np.number)) else result
 
     method.__name__ = getattr(function, "__name__", "function")
     return method
@@ -228,12 +233,19 @@ def _len_in_trace(value: Any) -> int:
     return value.shape[0] if isinstance(value, Tensor) and value.dim() else len(value)
 
 
-class _MathInTrace:
-    """`math`, recording calls on traced numbers."""
+class _ModuleInTrace:
+    """`math` or `numpy`, recording calls on traced numbers."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
 
     def __getattr__(self, name: str) -> Any:
-        attribute = getattr(math, name)
-        return _recording(attribute) if callable(attribute) else attribute
+        attribute = getattr(self._module, name)
+        return _recording(attribute) if _is_function(attribute) else attribute
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type)
 
 
 BUILTINS_IN_TRACE: dict[str, Any] = {
@@ -244,11 +256,13 @@ BUILTINS_IN_TRACE: dict[str, Any] = {
     "max": _recording(max),
     "len": _len_in_trace,
 }
-MATH_IN_TRACE = _MathInTrace()
+MATH_IN_TRACE, NUMPY_IN_TRACE = _ModuleInTrace(math), _ModuleInTrace(np)
 
 
-def math_function_in_trace(function: Any) -> Callable[..., Any] | None:
-    """The recording twin of a function of `math`, for files that say `from math import ceil`; None for the rest."""
-    name = getattr(function, "__name__", "")
-    known = callable(function) and isinstance(name, str) and name and getattr(math, name, None) is function
-    return _recording(function) if known else None
+def global_in_trace(value: Any) -> Any:
+    """What stands in for a global of a traced file: for `math`, `numpy` and their functions; None for the rest."""
+    if value is math or value is np:
+        return MATH_IN_TRACE if value is math else NUMPY_IN_TRACE
+    name = getattr(value, "__name__", "")
+    known = _is_function(value) and isinstance(name, str) and name
+    return _recording(value) if known and value in (getattr(math, name, None), getattr(np, name, None)) else None

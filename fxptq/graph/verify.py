@@ -79,25 +79,31 @@ def another_image(inputs: Inputs) -> Inputs:
 
 
 def other_sizes(inputs: Inputs) -> Iterator[Inputs]:
-    """Inputs of other heights, widths and numbers of images, cut from the example; most networks take one of the first.
+    """Inputs of other heights, widths and numbers of images, made of the example; most networks take the first.
 
+    The first are multiples of nothing, so that padding inside the network shows. A network that works in multiples of
+    something takes twice the width of its example, or twice both.
     Tensors that are not [N, C, H, W] keep their sizes but for the number of images.
     """
     images = [x for x in inputs if x.dim() == 4]
     if not images:
         return
     batch, _, height, width = images[0].shape
-    for step in (8, 16, 7, 32, 64):
-        # About half as high, so that the comparison is quick, and of another shape.
-        high = max(step, height // 2 // step * step) if height > 2 * step else height + step
-        wide = high + step if width != high + step else high + 2 * step
-        for more in (1, 0):
+    lower = height - 8 if height > 16 else height + 8
+    for high, wide, more in (
+        (lower + 1, width + 5, True),
+        (lower + 1, width + 5, False),
+        (lower, width + 8, True),
+        (lower, width + 8, False),
+        (height, 2 * width, True),
+        (height, 2 * width, False),
+        (2 * height, 2 * width, False),
+    ):
 
-            def resized(x: Tensor, high: int = high, wide: int = wide, more: int = more) -> Tensor:
-                if x.dim() == 4:
-                    x = x.repeat(1, 1, 1 + high // height, 1 + wide // width)
-                    x = x[..., : high * x.shape[-2] // (height * (1 + high // height)), :]
-                    x = x[..., : wide * x.shape[-1] // (width * (1 + wide // width))]
-                return torch.cat([x, x[:1].flip(-1)]) if more and x.dim() and x.shape[0] == batch else x.contiguous()
+        def resized(x: Tensor, high: int = high, wide: int = wide, more: bool = more) -> Tensor:
+            if x.dim() == 4:
+                rows, columns = high * x.shape[2] // height, wide * x.shape[3] // width
+                x = x.repeat(1, 1, 2, 2)[:, :, :rows, :columns]
+            return torch.cat([x, x[:1].flip(-1)]) if more and x.dim() and x.shape[0] == batch else x.contiguous()
 
-            yield tuple(map(resized, inputs))
+        yield tuple(map(resized, inputs))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from math import ceil
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ def in_place(x: Tensor) -> Tensor:
     y.mul_(2)
     kept = y * 2
     y -= kept
-    return F.leaky_relu(y, 0.1, inplace=True) + kept
+    return F.elu_(y, 0.5) + F.leaky_relu_(kept * 1, 0.1) + F.leaky_relu(kept * 2, 0.1, inplace=True)
 
 
 def in_place_seen_by_a_view(x: Tensor) -> Tensor:
@@ -110,6 +111,13 @@ def functions_of_sizes(x: Tensor) -> Tensor:
     h, w = x.shape[2], x.shape[3]
     side = max(h, w) - min(h, w) + round(h / 4) + divmod(w, 8)[1] + math.ceil(h / 3) + len(x) + abs(-h) + +w
     return x * side / math.sqrt(math.prod(x.shape[2:])) + sum(x.shape[2:]) - math.log2(h) ** 2
+
+
+def numpy_of_sizes(x: Tensor) -> Tensor:
+    h, w = x.shape[-2:]
+    bottom = int(np.ceil(h / 8) * 8 - h)
+    padded = F.pad(x, (0, int(np.prod([-w % 8, 1])), 0, bottom))
+    return padded.view(*padded.shape[:2], -1, 8, padded.shape[3]).mean(3) + np.array([1, 2]).sum() + np.sqrt(w)
 
 
 def positions_from_lists(x: Tensor) -> Tensor:
@@ -177,8 +185,8 @@ def unpacked(x: Tensor) -> Tensor:
 
 STEPS: list[Callable[[Tensor], Any]] = [
     branch_on_size, pad_inside, windows, mask_at_run_time, slices_assigned, in_place, in_place_seen_by_a_view, tiles,
-    int_of_a_division, functions_of_sizes, positions_from_lists, tensor_of_sizes, coordinates, fourier, unfolded,
-    shuffles, statistics, asserted, as_type_int, iterated, unpacked,
+    int_of_a_division, functions_of_sizes, numpy_of_sizes, positions_from_lists, tensor_of_sizes, coordinates,
+    fourier, unfolded, shuffles, statistics, asserted, as_type_int, iterated, unpacked,
 ]  # fmt: skip
 
 

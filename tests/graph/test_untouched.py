@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable
 from math import ceil
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,9 +91,11 @@ def test_tensors_with_a_history_are_copied() -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 3, 1)
             self.last: list[Tensor] = []
+            self.record = SimpleNamespace(feature=None)
 
         def forward(self, x: Tensor) -> Tensor:
             self.last = [self.conv(x)]
+            self.record.feature = self.last[0] * 2
             return self.last[0]
 
     model = Remembers().eval()
