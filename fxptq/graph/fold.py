@@ -27,6 +27,8 @@ def _is_impure(node: fx.Node) -> bool:
 def fold_constants(graph: fx.Graph, root: nn.Module, device: torch.device) -> dict[str, Tensor]:
     """Computes what does not depend on the input, and lets the graph read the result.
 
+    What took part and is still read for itself is marked by `meta["folded"]`.
+
     Args:
         graph: changed in place.
         root: holds what the graph reads.
@@ -40,6 +42,8 @@ def fold_constants(graph: fx.Graph, root: nn.Module, device: torch.device) -> di
     ordinals: Counter[str] = Counter()
     for node, value in values.items():
         outside = [user for user in node.users if user not in values]
+        if node.op == "get_attr" and len(outside) < len(node.users):
+            node.meta["folded"] = True
         if node.op == "get_attr" or not outside or not isinstance(value, Tensor):
             continue
         place = (node.meta.get("path") or "root").replace(".", "/")

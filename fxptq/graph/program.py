@@ -89,6 +89,7 @@ class Program(nn.Module):
         self._variants: dict[int, Variant] = {}
         self._captured = 0
         self._sources: dict[str, str | None] = {}
+        self._shared: frozenset[str] = frozenset()
         self.sites: tuple[Site, ...] = ()
         self.quantizers: dict[str, Quantizer] = {}
         self._proved = twin.variants[0].capture if twin is not None else None
@@ -96,6 +97,7 @@ class Program(nn.Module):
         self._proved = None
         self.sites, self.taps = first.sites, first.taps
         self._sources = _sources(first, self.operands())
+        self._shared = _shared(first, self.operands())
 
     # -- graphs --------------------------------------------------------------------------------------------------------
 
@@ -212,6 +214,10 @@ class Program(nn.Module):
         weight: Tensor = attribute(self.holder, target)
         return weight.detach()
 
+    def has_other_readers(self, key: str) -> bool:
+        """Whether anything but that quantizer reads the constant it quantizes, so that it must stay as it is."""
+        return key in self._shared
+
     def set_weight(self, key: str, value: Tensor) -> None:
         """Overwrites the constant tensor that quantizer reads, in place, so that every graph sees it."""
         weight = self.weight_of(key)
@@ -233,3 +239,15 @@ def _sources(variant: Variant, operands: dict[str, Operand]) -> dict[str, str | 
     nodes = {node.name: node for node in variant.capture.graph.nodes}
     found = {key: nodes[operand.source] for key, operand in operands.items()}
     return {key: str(node.target) if node.op == "get_attr" else None for key, node in found.items()}
+
+
+def _shared(variant: Variant, operands: dict[str, Operand]) -> frozenset[str]:
+    """The quantizers whose source is read otherwise too: unquantized, through another quantizer, or for a constant."""
+    readers = {(site.node, operand.source, operand.quantizer) for site in variant.sites for operand in site.operands}
+    nodes = {node.name: node for node in variant.capture.graph.nodes}
+    return frozenset(
+        key
+        for key, operand in operands.items()
+        if nodes[operand.source].meta.get("folded")
+        or any((user.name, operand.source, key) not in readers for user in nodes[operand.source].users)
+    )

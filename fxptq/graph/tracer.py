@@ -251,6 +251,8 @@ class Tracer(TorchFunctionMode):
         finally:
             before.remove()
             after.remove()
+            # PyTorch forgets to take this one away, and torch.compile would then warn of hooks that are not there.
+            vars(nn.modules.module)["_global_forward_hooks_with_kwargs"].pop(after.id, None)
 
 
 class NumberUsedAsDtypeError(Exception):

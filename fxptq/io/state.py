@@ -52,8 +52,7 @@ def put_weights_on_grid(program: Program) -> None:
 def coded_weights(program: Program) -> dict[str, str]:
     """Which weights are stored as codes: the tensor's name in the holder, by quantizer key.
 
-    A weight that several quantizers read (one that two layers share, at different widths) has no one code and stays in
-    float.
+    A weight that something else reads too (another layer at another width, a sum over a codebook) stays in float.
     """
     own = {id(tensor): _MODEL + name for name, tensor in _tensors(program.holder.model).items()}
     targets = {key: program.weight_target(key) for key in program.quantizers}
@@ -63,7 +62,8 @@ def coded_weights(program: Program) -> dict[str, str]:
         if target is not None
     }
     readers = Counter(names.values())
-    return {key: name for key, name in names.items() if readers[name] == 1 and program.quantizers[key].mode == "on"}
+    alone = {key: name for key, name in names.items() if readers[name] == 1 and not program.has_other_readers(key)}
+    return {key: name for key, name in alone.items() if program.quantizers[key].mode == "on"}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -246,6 +246,28 @@ def test_weights_of_what_has_none() -> None:
         program.weight_of("nothing")
 
 
+class ReadTwice(nn.Module):
+    """One weight is also summed, one is also added, one is read by its layer alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.summed, self.added, self.alone = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.alone(self.added(self.summed(x)))
+        return y * self.summed.weight.sum() + self.added.weight  # type: ignore[no-any-return]
+
+
+def test_weights_with_other_readers() -> None:
+    program = Program(ReadTwice().eval(), torch.rand(1, 6, 6), Plan(Bits(4, 4), edges=None))
+    weights = [key for key in program.quantizers if program.weight_of(key) is not None]
+    assert {key: program.has_other_readers(key) for key in weights} == {
+        "summed.weight": True,
+        "added.weight": True,
+        "alone.weight": False,
+    }
+
+
 def test_operands_by_quantizer() -> None:
     program = Program(edsr(), torch.rand(1, 3, 8, 8), FOUR)
     operands = program.operands()
