@@ -7,12 +7,11 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "simd.h"
 
 namespace fxptq {
-
-typedef uint8_t Bytes16 __attribute__((vector_size(16)));
 
 // Codes as they lie in memory; the last axis is dense.
 struct Heads {
@@ -50,6 +49,7 @@ class Attention {
     value_width_ = (v.width + kLanes - 1) / kLanes * kLanes;
     queries_words_.resize((words_ + 3) / 4 * 4 * queries_);
     key_codes_.resize(keys_ * words_ * 4 + 16);
+    key_sums_.resize(2 * keys_);
     key_offsets_.resize(keys_);
     value_codes_.resize(keys_ * value_width_);
     column_terms_.resize(value_width_);
@@ -84,118 +84,79 @@ class Attention {
  private:
   static constexpr float kNever = -1e30f;  // the weight of keys that only fill up a group of four: its code is 0
 
-  // Up to sixteen codes of a row, from `column` on; what lies beyond the row is unspecified.
-  static Bytes16 load_codes(const Heads& h, const uint8_t* row, int64_t column) {
-    Bytes16 codes = {};
-    const uint8_t* at = row + column;
-    if (at + 16 <= h.end) {
-      std::memcpy(&codes, at, 16);
-    } else {
-      std::memcpy(&codes, at, std::min<int64_t>(16, h.width - column));
+  // Sixteen codes, from `column` on, of each of four rows side by side; what lies beyond a row is unspecified, and the last
+  // row stands for those beyond it.
+  static Bytes four_rows(const Heads& h, const uint8_t* from, int64_t row, int64_t column) {
+    Bytes16 r[4];
+#pragma GCC unroll 4
+    for (int64_t n = 0; n < 4; ++n) {
+      const uint8_t* at = from + std::min(row + n, h.rows - 1) * h.row + column;
+      if (at + 16 <= h.end) {
+        r[n] = load<Bytes16>(at);
+      } else {
+        r[n] = Bytes16{};
+        std::memcpy(&r[n], at, std::min<int64_t>(16, h.width - column));
+      }
     }
-    return codes;
+    return join(r[0], r[1], r[2], r[3]);
   }
 
-  static Bytes16 signed_codes(Bytes16 codes, Centre centre) {
-    return codes + (codes & splat_bytes(centre.multiple == 2 ? 255 : 0)) - splat_bytes(centre.shift);
-  }
-
-  static Bytes16 splat_bytes(uint8_t byte) {
-    Bytes16 all;
-    std::memset(&all, byte, sizeof all);
-    return all;
-  }
-
-  // The first n bytes set, the others zero.
-  static Bytes16 first_bytes(int64_t n) {
-    static const uint8_t mask[32] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
-    Bytes16 first;
-    std::memcpy(&first, mask + 16 - std::min<int64_t>(n, 16), 16);
-    return first;
+  static Bytes signed_codes(Bytes codes, Centre centre) {
+    return codes + (codes & splat_byte(centre.multiple == 2 ? 255 : 0)) - splat_byte(centre.shift);
   }
 
   // [words][queries]: groups of four codes of sixteen queries side by side. Codes beyond a row's end meet zeros of the keys.
   void pack_queries(const uint8_t* from) {
-    typedef uint32_t Quad __attribute__((vector_size(16)));
     for (int64_t i = 0; i < q_.rows; i += 4) {
-      const int64_t last = q_.rows - 1;
       for (int64_t column = 0; column < q_.width; column += 16) {
-        Quad r[4];
-        for (int64_t n = 0; n < 4; ++n) r[n] = (Quad)load_codes(q_, from + std::min(i + n, last) * q_.row, column);
-        const Quad low01 = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
-        const Quad high01 = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
-        const Quad low23 = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
-        const Quad high23 = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+        alignas(64) uint8_t words[64];
+        store(words, by_word(four_rows(q_, from, i, column)));
         uint32_t* to = queries_words_.data() + column / 4 * queries_ + i;
-        store(to, __builtin_shufflevector(low01, low23, 0, 1, 4, 5));
-        store(to + queries_, __builtin_shufflevector(low01, low23, 2, 3, 6, 7));
-        store(to + 2 * queries_, __builtin_shufflevector(high01, high23, 0, 1, 4, 5));
-        store(to + 3 * queries_, __builtin_shufflevector(high01, high23, 2, 3, 6, 7));
+        for (int c = 0; c < 4; ++c) std::memcpy(to + c * queries_, words + 16 * c, 16);
       }
     }
   }
 
   // [keys][words * 4] signed codes, zero beyond the row's end, and l_q s_k times their sum.
   void pack_keys(const uint8_t* from) {
-    uint8_t* to = key_codes_.data();
-    for (int64_t j = 0; j < k_.rows; ++j, from += k_.row, to += 4 * words_) {
-      int32_t total = 0;
+    const int row_bytes = 4 * words_;
+    for (int64_t j = 0; j < k_.rows; j += 4) {
+      Sums sums = {};
       for (int64_t column = 0; column < k_.width; column += 16) {
-        const Bytes16 codes = signed_codes(load_codes(k_, from, column), s_.key) & first_bytes(k_.width - column);
-        store(to + column, codes);  // the zeros past the row are overwritten by the next row
-        total += sum_signed(codes);
+        const int n = (int)std::min<int64_t>(16, k_.width - column);
+        const Bytes codes = signed_codes(four_rows(k_, from, j, column), s_.key) & first_of_rows(n);
+        sums = sums + row_sums(codes);
+        alignas(64) uint8_t rows[64];
+        store(rows, codes);
+        uint8_t* to = key_codes_.data() + j * row_bytes + column;
+        // Where a row fits sixteen bytes, the bytes past it are overwritten by the next row.
+        const int here = row_bytes <= 16 ? 16 : std::min(16, row_bytes - (int)column);
+        for (int i = 0; i < 4; ++i) copy_bytes(to + i * row_bytes, rows + 16 * i, here);
       }
-      key_offsets_[j] = s_.key_scale * (float)total;
+      store(key_sums_.data() + 2 * j, sums);
     }
-  }
-
-  static int32_t sum_signed(Bytes16 codes) {
-#if FXPTQ_AVX512
-    // Bytes plus 128, summed by eights.
-    const __m128i sums = _mm_sad_epu8(_mm_xor_si128((__m128i)codes, _mm_set1_epi8(-128)), _mm_setzero_si128());
-    return _mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 2) - 16 * 128;
-#else
-    int32_t total = 0;
-    for (int i = 0; i < 16; ++i) total += (int8_t)codes[i];
-    return total;
-#endif
+    const int64_t keys = k_.rows;
+    const int64_t* sums = key_sums_.data();
+    for (int64_t j = 0; j < keys; ++j) key_offsets_[j] = s_.key_scale * (float)(sums[2 * j] + sums[2 * j + 1]);
   }
 
   // [keys / 4][padded width][4] signed codes; what fills up the last four has probability 0.
   void pack_values(const uint8_t* from) {
     for (int64_t j = 0; j < keys_; j += 4) {
       for (int64_t column = 0; column < v_.width; column += 16) {
-        Bytes16 r[4];
-        for (int64_t n = 0; n < 4; ++n) {
-          r[n] = signed_codes(load_codes(v_, from + std::min(j + n, v_.rows - 1) * v_.row, column), s_.value);
-        }
-        const Bytes16 low01 = __builtin_shufflevector(r[0], r[1], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-        const Bytes16 low23 = __builtin_shufflevector(r[2], r[3], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-        const Bytes16 high01 =
-            __builtin_shufflevector(r[0], r[1], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-        const Bytes16 high23 =
-            __builtin_shufflevector(r[2], r[3], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-        uint8_t* to = value_codes_.data() + j * value_width_ + 4 * column;
-        store(to, pairs_low(low01, low23));
-        store(to + 16, pairs_high(low01, low23));
-        store(to + 32, pairs_low(high01, high23));
-        store(to + 48, pairs_high(high01, high23));
+        const Words words = by_word(signed_codes(four_rows(v_, from, j, column), s_.value));
+        store(value_codes_.data() + j * value_width_ + 4 * column, turn_fours((Bytes)words));
       }
     }
-    std::fill(column_terms_.begin(), column_terms_.end(), s_.out_constant);
-    if (s_.out_column == 0.0f) return;
-    for (int64_t d = 0; d < v_.width; ++d) {
-      int32_t total = 0;
-      for (int64_t j = 0; j < v_.rows; ++j) total += (int8_t)value_codes_[j / 4 * 4 * value_width_ + 4 * d + j % 4];
-      column_terms_[d] += s_.out_column * (float)total;
+    for (int64_t d = 0; d < value_width_; d += kLanes) {
+      Ints total = {};
+      for (int64_t j = 0; j < keys_; j += 4) {
+        // Keys that only fill up the last four do not count.
+        const uint32_t ones = v_.rows - j >= 4 ? 0x01010101u : 0x01010101u >> (8 * (4 - (v_.rows - j)));
+        total = dot4(total, Words{} + ones, load<Words>(value_codes_.data() + j * value_width_ + 4 * d));
+      }
+      store(column_terms_.data() + d, to_floats(total) * s_.out_column + s_.out_constant);
     }
-  }
-
-  static Bytes16 pairs_low(Bytes16 a, Bytes16 b) {
-    return __builtin_shufflevector(a, b, 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
-  }
-  static Bytes16 pairs_high(Bytes16 a, Bytes16 b) {
-    return __builtin_shufflevector(a, b, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
   }
 
   static bool moderate(Floats total) {
@@ -224,63 +185,47 @@ class Attention {
   // kWords = 0: any number of words. With kMask the mask may still be null.
   template <int kWords, bool kExponential, bool kMask>
   Floats weights_of(int64_t first, const float* bias, const float* mask, Floats top) {
-    Floats result = kExponential ? Floats{} : splat(-__builtin_inff());
+    // Members are copied first: the compiler must take every store below for a change of them.
+    const int words = kWords ? kWords : words_;
+    const int64_t keys = k_.rows, row = queries_;
+    const int64_t bias_step = bias ? row : 0, mask_step = kMask && mask ? row : 0;
+    const uint32_t* queries = queries_words_.data() + first;
+    const uint8_t* key = key_codes_.data();
+    const float* offset = key_offsets_.data();
+    const float* added = bias ? bias + first : zeros_.data();
+    const float* hidden = kMask && mask ? mask + first : zeros_.data();
+    const Floats scale = splat(s_.logit_scale);
+    float* weight = weights_.data();
     Words q[kWords ? kWords : 1];
-    for (int c = 0; c < kWords; ++c) q[c] = load<Words>(queries_words_.data() + first + c * queries_);
-    Logits at{kWords ? kWords : words_,
-              queries_,
-              queries_words_.data() + first,
-              key_codes_.data(),
-              key_offsets_.data(),
-              bias ? bias + first : zeros_.data(),
-              kMask && mask ? mask + first : zeros_.data(),
-              bias ? queries_ : 0,
-              kMask && mask ? queries_ : 0,
-              splat(s_.logit_scale),
-              top,
-              weights_.data()};
+    for (int c = 0; c < kWords; ++c) q[c] = load<Words>(queries + c * row);
+    Floats result = kExponential ? Floats{} : splat(-__builtin_inff());
+    const auto step = [&]<int N>(std::integral_constant<int, N>) __attribute__((always_inline)) {
+      Ints acc[N];
+      for (int i = 0; i < N; ++i) acc[i] = Ints{};
+      for (int c = 0; c < words; ++c) {
+        const Words query = kWords ? q[c] : load<Words>(queries + c * row);
+        for (int i = 0; i < N; ++i) acc[i] = dot4(acc[i], query, splat_word(key + 4 * (i * words + c)));
+      }
+      Floats x[N];
+      for (int i = 0; i < N; ++i) x[i] = to_floats(acc[i]) * scale + load<Floats>(added + i * bias_step);
+      for (int i = 0; i < N; ++i) x[i] = x[i] + offset[i];
+      if constexpr (kMask) {
+        for (int i = 0; i < N; ++i) x[i] = x[i] + load<Floats>(hidden + i * mask_step);
+      }
+      if constexpr (kExponential) {
+        for (int i = 0; i < N; ++i) x[i] = x[i] - top;
+        exp2(x);
+        for (int i = 0; i < N; ++i) store(weight + i * kLanes, x[i]);
+        for (int i = 0; i < N; ++i) result = result + x[i];
+      } else {
+        for (int i = 0; i < N; ++i) result = maximum(result, x[i]);
+      }
+      key += 4 * N * words, offset += N, added += N * bias_step, hidden += N * mask_step, weight += N * kLanes;
+    };
     int64_t j = 0;
-    for (; j + 4 <= k_.rows; j += 4) keys_of<4, kWords, kExponential, kMask>(at, q, result);
-    for (; j < k_.rows; ++j) keys_of<1, kWords, kExponential, kMask>(at, q, result);
+    for (; j + 4 <= keys; j += 4) step(std::integral_constant<int, 4>{});
+    for (; j < keys; ++j) step(std::integral_constant<int, 1>{});
     return result;
-  }
-
-  // Where a loop over keys stands.
-  struct Logits {
-    int words;
-    int64_t row;
-    const uint32_t* queries;
-    const uint8_t* key;
-    const float *offset, *bias, *mask;
-    int64_t bias_step, mask_step;
-    Floats scale, top;
-    float* weight;
-  };
-
-  template <int N, int kWords, bool kExponential, bool kMask>
-  static inline __attribute__((always_inline)) void keys_of(Logits& at, const Words* q, Floats& result) {
-    const int words = kWords ? kWords : at.words;
-    Ints acc[N] = {};
-    for (int c = 0; c < words; ++c) {
-      const Words query = kWords ? q[c] : load<Words>(at.queries + c * at.row);
-      for (int i = 0; i < N; ++i) acc[i] = dot4(acc[i], query, splat_word(at.key + 4 * (i * words + c)));
-    }
-    Floats x[N];
-    for (int i = 0; i < N; ++i) x[i] = to_floats(acc[i]) * at.scale + load<Floats>(at.bias + i * at.bias_step);
-    for (int i = 0; i < N; ++i) x[i] = x[i] + at.offset[i];
-    if constexpr (kMask) {
-      for (int i = 0; i < N; ++i) x[i] = x[i] + load<Floats>(at.mask + i * at.mask_step);
-      at.mask += N * at.mask_step;
-    }
-    if constexpr (kExponential) {
-      for (int i = 0; i < N; ++i) x[i] = x[i] - at.top;
-      exp2(x);
-      for (int i = 0; i < N; ++i) store(at.weight + i * kLanes, x[i]);
-      for (int i = 0; i < N; ++i) result = result + x[i];
-    } else {
-      for (int i = 0; i < N; ++i) result = maximum(result, x[i]);
-    }
-    at.key += 4 * N * words, at.offset += N, at.bias += N * at.bias_step, at.weight += N * kLanes;
   }
 
   // Fills probs_[keys / 4] with the codes of four keys in each lane and returns their sum.
@@ -381,6 +326,7 @@ class Attention {
   int64_t queries_, keys_, value_width_;
   Buffer<uint32_t> queries_words_;
   Buffer<uint8_t> key_codes_, value_codes_;
+  Buffer<int64_t> key_sums_;
   Buffer<float> key_offsets_, column_terms_, weights_, zeros_;
   Buffer<Words> probs_;
   Buffer<int32_t> sums_;

@@ -42,7 +42,7 @@ struct RowsOut {
 };
 
 template <Activation A>
-inline void activate(Floats (&y)[4], float slope) {
+FXPTQ_INLINE void activate(Floats (&y)[4], float slope) {
   if constexpr (A == Activation::kLeaky) {
     for (int v = 0; v < 4; ++v) y[v] = maximum(y[v], splat(0.0f)) + minimum(y[v], splat(0.0f)) * slope;
   }

@@ -21,6 +21,9 @@
 #define FXPTQ_AVX512 0
 #endif
 
+// Vectors in arrays stay in registers only where the function around them is inlined.
+#define FXPTQ_INLINE inline __attribute__((always_inline))
+
 namespace fxptq {
 
 constexpr int kLanes = 16;
@@ -28,6 +31,9 @@ constexpr int kLanes = 16;
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));  // also: sixteen groups of four bytes
+typedef uint8_t Bytes __attribute__((vector_size(64)));
+typedef uint8_t Bytes16 __attribute__((vector_size(16)));
+typedef int64_t Sums __attribute__((vector_size(64)));
 
 inline const char* isa() {
 #if FXPTQ_AVX512
@@ -57,7 +63,7 @@ template <class T>
 using Buffer = std::vector<T, LineAllocator<T>>;
 
 template <class V, class T>
-inline V load(const T* p) {
+FXPTQ_INLINE V load(const T* p) {
   V v;
   static_assert(sizeof(V) == kLanes * sizeof(T) || sizeof(T) == 1, "sixteen lanes");
   std::memcpy(&v, p, sizeof v);
@@ -65,15 +71,15 @@ inline V load(const T* p) {
 }
 
 template <class V, class T>
-inline void store(T* p, V v) {
+FXPTQ_INLINE void store(T* p, V v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-inline Floats splat(float x) { return Floats{} + x; }
-inline Ints splat(int32_t x) { return Ints{} + x; }
+FXPTQ_INLINE Floats splat(float x) { return Floats{} + x; }
+FXPTQ_INLINE Ints splat(int32_t x) { return Ints{} + x; }
 
 // The first n lanes (1 <= n <= 16); the others are zero, and their memory is not touched.
-inline Floats load_first(const float* p, int n) {
+FXPTQ_INLINE Floats load_first(const float* p, int n) {
   if (n == kLanes) return load<Floats>(p);
 #if FXPTQ_AVX512
   return (Floats)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
@@ -85,7 +91,7 @@ inline Floats load_first(const float* p, int n) {
 }
 
 // The first n lanes as they are, the others zero.
-inline Floats keep_first(Floats v, int n) {
+FXPTQ_INLINE Floats keep_first(Floats v, int n) {
 #if FXPTQ_AVX512
   return (Floats)_mm512_maskz_mov_ps((__mmask16)((1u << n) - 1), (__m512)v);
 #else
@@ -95,7 +101,7 @@ inline Floats keep_first(Floats v, int n) {
 }
 
 template <class V, class T>
-inline void store_first(T* p, V v, int n) {
+FXPTQ_INLINE void store_first(T* p, V v, int n) {
   if (n == kLanes) {
     store(p, v);
     return;
@@ -108,19 +114,19 @@ inline void store_first(T* p, V v, int n) {
 }
 
 // Vector v of a group of 64 floats of which the first n exist.
-inline Floats load_part(const float* p, int v, int n) {
+FXPTQ_INLINE Floats load_part(const float* p, int v, int n) {
   const int here = n - v * kLanes;
   return here <= 0 ? Floats{} : load_first(p + v * kLanes, here < kLanes ? here : kLanes);
 }
 
-inline void store_part(float* p, int v, Floats value, int n) {
+FXPTQ_INLINE void store_part(float* p, int v, Floats value, int n) {
   const int here = n - v * kLanes;
   if (here > 0) store_first(p + v * kLanes, value, here < kLanes ? here : kLanes);
 }
 
 // ---- arithmetic ---------------------------------------------------------------------------------------------------
 
-inline Floats maximum(Floats a, Floats b) {
+FXPTQ_INLINE Floats maximum(Floats a, Floats b) {
 #if FXPTQ_AVX512
   return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
 #else
@@ -128,7 +134,7 @@ inline Floats maximum(Floats a, Floats b) {
 #endif
 }
 
-inline Floats minimum(Floats a, Floats b) {
+FXPTQ_INLINE Floats minimum(Floats a, Floats b) {
 #if FXPTQ_AVX512
   return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
 #else
@@ -136,10 +142,10 @@ inline Floats minimum(Floats a, Floats b) {
 #endif
 }
 
-inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
+FXPTQ_INLINE Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
 
 // Nearest integer, ties to even, for |v| < 2^22.
-inline Ints nearest(Floats v) {
+FXPTQ_INLINE Ints nearest(Floats v) {
 #if FXPTQ_AVX512
   return (Ints)_mm512_cvtps_epi32((__m512)v);
 #else
@@ -150,7 +156,7 @@ inline Ints nearest(Floats v) {
 }
 
 // The first n of 64 values as codes: nearest integer, ties to even, below 0 raised to 0; the caller has cut them at 255.
-inline void store_codes(uint8_t* p, const Floats y[4], int n) {
+FXPTQ_INLINE void store_codes(uint8_t* p, const Floats y[4], int n) {
 #if FXPTQ_AVX512
   // Packing saturates, which is the lower clip; it works within 128 bits, so that the words come out interleaved.
   const __m512i low = _mm512_packs_epi32((__m512i)nearest(y[0]), (__m512i)nearest(y[1]));
@@ -170,7 +176,7 @@ inline void store_codes(uint8_t* p, const Floats y[4], int n) {
 #endif
 }
 
-inline float sum(Floats v) {
+FXPTQ_INLINE float sum(Floats v) {
 #if FXPTQ_AVX512
   return _mm512_reduce_add_ps((__m512)v);
 #else
@@ -181,7 +187,7 @@ inline float sum(Floats v) {
 #endif
 }
 
-inline int32_t sum(Ints v) {
+FXPTQ_INLINE int32_t sum(Ints v) {
 #if FXPTQ_AVX512
   return _mm512_reduce_add_epi32((__m512i)v);
 #else
@@ -192,7 +198,7 @@ inline int32_t sum(Ints v) {
 }
 
 // Each lane: acc + the sum of four products, bytes of `a` unsigned, of `b` signed. Exact: nothing saturates on the way.
-inline Ints dot4(Ints acc, Words a, Words b) {
+FXPTQ_INLINE Ints dot4(Ints acc, Words a, Words b) {
 #if FXPTQ_AVX512
   return (Ints)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
@@ -216,7 +222,7 @@ inline Ints dot4(Ints acc, Words a, Words b) {
 }
 
 // Sum of n bytes.
-inline int32_t sum_bytes(const uint8_t* p, int64_t n) {
+FXPTQ_INLINE int32_t sum_bytes(const uint8_t* p, int64_t n) {
   int32_t total = 0;
   int64_t i = 0;
 #if FXPTQ_AVX512
@@ -231,16 +237,71 @@ inline int32_t sum_bytes(const uint8_t* p, int64_t n) {
   return total;
 }
 
+FXPTQ_INLINE Bytes splat_byte(uint8_t byte) {
+  Bytes all;
+  std::memset(&all, byte, sizeof all);
+  return all;
+}
+
+// Four runs of sixteen bytes side by side.
+FXPTQ_INLINE Bytes join(Bytes16 a, Bytes16 b, Bytes16 c, Bytes16 d) {
+#if FXPTQ_AVX512
+  const __m512i ab = _mm512_inserti32x4(_mm512_castsi128_si512((__m128i)a), (__m128i)b, 1);
+  return (Bytes)_mm512_inserti32x4(_mm512_inserti32x4(ab, (__m128i)c, 2), (__m128i)d, 3);
+#else
+  Bytes all;
+  const Bytes16 parts[4] = {a, b, c, d};
+  std::memcpy(&all, parts, sizeof all);
+  return all;
+#endif
+}
+
+// The first n bytes of each run of sixteen set, the others zero.
+FXPTQ_INLINE Bytes first_of_rows(int n) {
+  static const uint8_t mask[32] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
+  const Bytes16 first = load<Bytes16>(mask + 16 - n);
+  return join(first, first, first, first);
+}
+
+// Of each run of sixteen signed bytes: two numbers that add up to their sum.
+FXPTQ_INLINE Sums row_sums(Bytes codes) {
+#if FXPTQ_AVX512
+  // Bytes plus 128, summed by eights.
+  const Bytes raised = codes ^ splat_byte(128);
+  return (Sums)_mm512_sad_epu8((__m512i)raised, _mm512_setzero_si512()) - 8 * 128;
+#else
+  Sums sums = {};
+  for (int i = 0; i < 64; ++i) sums[i / 8] += (int8_t)codes[i];
+  return sums;
+#endif
+}
+
+// From four rows of sixteen bytes: the first words of all rows, then the second ones, ...
+FXPTQ_INLINE Words by_word(Bytes rows) {
+  const Words w = (Words)rows;
+  return __builtin_shufflevector(w, w, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+}
+
+// Each run of sixteen bytes as four by four, turned around.
+FXPTQ_INLINE Bytes turn_fours(Bytes b) {
+#if FXPTQ_AVX512
+  const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return (Bytes)_mm512_shuffle_epi8((__m512i)b, _mm512_broadcast_i32x4(order));
+#else
+  Bytes turned;
+  for (int i = 0; i < 64; ++i) turned[i] = b[i / 16 * 16 + i % 4 * 4 + i % 16 / 4];
+  return turned;
+#endif
+}
+
 // Four codes in each lane, the first of the four vectors in the lowest byte: nearest integers clipped to 0 .. levels.
 // Values must be below 2^31.
-inline Words four_codes(const Floats y[4], uint8_t levels) {
+FXPTQ_INLINE Words four_codes(const Floats y[4], uint8_t levels) {
 #if FXPTQ_AVX512
   const __m512i low = _mm512_packs_epi32((__m512i)nearest(y[0]), (__m512i)nearest(y[1]));
   const __m512i high = _mm512_packs_epi32((__m512i)nearest(y[2]), (__m512i)nearest(y[3]));
   const __m512i codes = _mm512_min_epu8(_mm512_packus_epi16(low, high), _mm512_set1_epi8((char)levels));
-  // Packing has put four lanes of a vector side by side: turn each 4 x 4 bytes around.
-  const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  return (Words)_mm512_shuffle_epi8(codes, _mm512_broadcast_i32x4(order));
+  return (Words)turn_fours((Bytes)codes);  // packing has put four lanes of a vector side by side
 #else
   Words four = {};
   for (int i = 0; i < 4; ++i) {
@@ -251,7 +312,7 @@ inline Words four_codes(const Floats y[4], uint8_t levels) {
 }
 
 // The sixteen bytes of each lane of four vectors one after the other: lane i at to + 16 * i.
-inline void rows_of_words(const Words words[4], uint8_t* to) {
+FXPTQ_INLINE void rows_of_words(const Words words[4], uint8_t* to) {
 #if FXPTQ_AVX512
   const __m512i a = _mm512_unpacklo_epi32((__m512i)words[0], (__m512i)words[1]);
   const __m512i b = _mm512_unpackhi_epi32((__m512i)words[0], (__m512i)words[1]);
@@ -272,7 +333,7 @@ inline void rows_of_words(const Words words[4], uint8_t* to) {
 #endif
 }
 
-inline Words splat_word(const void* p) {
+FXPTQ_INLINE Words splat_word(const void* p) {
   uint32_t word;
   std::memcpy(&word, p, 4);
   return Words{} + word;
@@ -286,7 +347,7 @@ inline Words splat_word(const void* p) {
 // 2^x for x <= 127, to a relative error of 2e-7 above 2^-125 and nearly zero below it; large for larger x, where it matters
 // only that the result is large.
 template <int N>
-inline void exp2(Floats (&x)[N]) {
+FXPTQ_INLINE void exp2(Floats (&x)[N]) {
   // Least maximum relative error on [0, 1], degree 5, by weighted least squares.
   static const float c[] = {9.99999940e-01f, 6.93153083e-01f, 2.40153611e-01f, 5.58263175e-02f, 8.98934063e-03f};
   Floats f[N], p[N];
@@ -316,7 +377,7 @@ inline void exp2(Floats (&x)[N]) {
 // x * Phi(x), absolute error below 1e-6: Phi(u) - 1/2 as u times a polynomial of degree 13 in u^2, |u| <= 5.5 (least maximum
 // error by weighted least squares; the polynomial is in 2 u^2 / 5.5^2 - 1 so that its coefficients stay small).
 template <int N>
-inline void gelu(Floats (&x)[N]) {
+FXPTQ_INLINE void gelu(Floats (&x)[N]) {
   static const float c[] = {1.28551945e-01f,  -6.41719773e-02f, 4.77355830e-02f,  -3.88047136e-02f, 3.21139880e-02f,
                             -2.59419121e-02f, 2.00271960e-02f,  -1.53723033e-02f, 1.14313848e-02f,  -6.29635993e-03f,
                             2.46822368e-03f,  -2.51315697e-03f, 2.59530405e-03f};

@@ -11,8 +11,6 @@
 
 namespace fxptq {
 
-typedef uint8_t Bytes __attribute__((vector_size(64)));
-
 constexpr int kPositions = 16;
 constexpr int kPatches = 12;  // patches of a row that go through all steps together, to stay in cache
 
@@ -21,9 +19,7 @@ class Winograd {
   // `panels` [16] packed weights of each position; channel_bytes of `shape` is a multiple of 64.
   Winograd(const ConvShape& shape, const Panels* panels, uint8_t levels)
       : c_(shape), panels_(panels), columns_(padded_columns(panels[0])), patches_(kPositions * kPatches * c_.channel_bytes),
-        products_(kPositions * kPatches * columns_), pixels_(2 * 2 * kPatches * columns_) {
-    std::memset(&offset_, 2 * levels, sizeof offset_);
-  }
+        products_(kPositions * kPatches * columns_), pixels_(2 * 2 * kPatches * columns_), offset_(splat_byte(2 * levels)) {}
 
   // Output rows [begin, end) of one image, `begin` even. `padded` has room for whole patches.
   void run(const uint8_t* padded, PixelFinish& finish, int64_t begin, int64_t end) {
