@@ -60,7 +60,11 @@ def test_model_and_surroundings_are_left_alone(fails: bool, training: bool) -> N
     x = torch.rand(1, 3, 12, 8)
     kept, random = x.clone(), torch.get_rng_state()
     names = dict(vars(sys.modules[__name__]))
-    globally = [len(hooks._global_forward_hooks), len(hooks._global_forward_pre_hooks)]
+    globally = {
+        name: len(held)
+        for name, held in vars(hooks).items()
+        if name.startswith("_global_") and hasattr(held, "__len__")
+    }
     apply = torch.autograd.Function.__dict__["apply"]
     if fails:
         with pytest.raises(CaptureError):
@@ -78,7 +82,7 @@ def test_model_and_surroundings_are_left_alone(fails: bool, training: bool) -> N
     assert torch.equal(torch.get_rng_state(), random)
     assert {key: value for key, value in vars(sys.modules[__name__]).items() if names.get(key) is not value} == {}
     assert names.keys() == vars(sys.modules[__name__]).keys()
-    assert globally == [len(hooks._global_forward_hooks), len(hooks._global_forward_pre_hooks)]
+    assert globally == {n: len(h) for n, h in vars(hooks).items() if n in globally}
     assert torch.autograd.Function.__dict__["apply"] is apply
     assert (math.ceil, builtins.int, torch.overrides._get_current_function_mode()) == (ceil, int, None)
     assert all(not parameter.__dict__ for parameter in (*model.parameters(), *model.buffers(), mean, GRID))
