@@ -31,5 +31,17 @@ unit: $(STAMP)
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
+# Networks of other people, in an environment of their own; what is done is kept in out/zoo and not done again.
+ZOO := .venv-zoo
+
+$(ZOO)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/pip install --quiet "$(TORCH)"
+	$(ZOO)/bin/pip install --quiet "$(TORCH)" -e ".[zoo]"
+	touch $@
+
+zoo: $(ZOO)/.installed
+	$(ZOO)/bin/python -m benchmarks.zoo
+
 clean:
-	rm -rf $(VENV) out build dist *.egg-info
+	rm -rf $(VENV) $(ZOO) out build dist *.egg-info

@@ -1,0 +1,1 @@
+"""The test bed: other people's architectures, small, through all of fxptq."""

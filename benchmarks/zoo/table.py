@@ -1,0 +1,88 @@
+"""The records of the test bed as docs/architectures.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+HEAD = """\
+# Architectures
+
+What fxptq does with image-restoration networks it was not written for: those that
+[spandrel](https://github.com/chaiNNer-org/spandrel) 0.4.2 and spandrel_extra_arches 0.2.0 can build. Nothing in fxptq
+knows their names. This page is printed by
+
+    make zoo                                              # an environment of its own, then all networks
+    .venv-zoo/bin/python -m benchmarks.zoo --markdown     # this page, from the records in out/zoo
+
+Each network is a small configuration (few blocks and channels, random weights, what starts as zeros or ones nudged),
+made from spandrel's classes. It is captured at one size and compared with eager at three, the last a multiple of no
+window (padded from outside where the architecture demands multiples). Then it is quantized at W4A4 by DOBI, a gradient
+is taken with respect to the bounds, the checkpoint is saved, loaded and compared again, bit for bit, at each size. One
+process a network, one thread, 12 GB.
+
+- **graph**: calls in the captured graph. **sites**: convolutions / linear layers / attention products / others.
+- **MACs**: share of all multiply-accumulates (counted apart from the graph, by PyTorch's flop counter) that is
+  quantized.
+- **graphs**: how many the three sizes need, and how many comparisons of sizes guard the first.
+- **eager**: largest difference from the network itself over the sizes, relative to the largest value; 0 is bit for bit.
+  Networks that call fused attention are captured by its parts, which round differently.
+- **gradient**: the same of the gradient at the input; "-" where eager itself has none.
+- **bounds**: quantizers that a gradient reaches, of all.
+- **capture**: seconds, with the checks at another image and another size, on a machine busy with other work.
+"""
+
+COLUMNS = "network | graph | sites | MACs | graphs | eager | gradient | bounds | capture | verdict"
+
+
+def markdown(records: list[dict[str, Any]]) -> str:
+    """The page, with a final newline."""
+    passed = [record for record in records if "error" not in record]
+    lines = [HEAD, f"{len(passed)} of {len(records)} go all the way.", ""]
+    lines += [f"| {COLUMNS} |", "|" + "---|" * (COLUMNS.count("|") + 1)]
+    lines += [_row(record) for record in records]
+    failed = [record for record in records if "error" in record]
+    if failed:
+        lines += ["", "## What does not go all the way", ""]
+        lines += [f"- **{r['name']}**, at the step `{r.get('step', 'start')}`: {r['error']}" for r in failed]
+    lines += ["", "## What is left in float, and why", ""]
+    reasons: dict[str, Counter[str]] = {}
+    for record in records:
+        for reason, count in record.get("float", {}).items():
+            reasons.setdefault(reason, Counter())[record["name"]] += count
+    for reason, where in sorted(reasons.items()):
+        lines.append(f"- {reason}: " + ", ".join(f"{name} ({count})" for name, count in where.items()))
+    unreached = [record for record in records if record.get("unreached")]
+    if unreached:
+        lines += ["", "## Bounds that no gradient reaches", "", "They keep what DOBI gave them.", ""]
+        lines += [f"- {r['name']}: " + ", ".join(f"`{key}`" for key in _some(r["unreached"])) for r in unreached]
+    noted = [record for record in records if record.get("note")]
+    lines += ["", "## About the configurations", ""]
+    lines += [f"- {record['name']}: {record['note']}." for record in noted]
+    return "\n".join(lines) + "\n"
+
+
+def _some(keys: list[str], most: int = 6) -> list[str]:
+    return keys if len(keys) <= most else [*keys[:most], f"... {len(keys) - most} more"]
+
+
+def _row(record: dict[str, Any]) -> str:
+    verdict = "ok" if "error" not in record else f"{record.get('step', 'start')} failed"
+    if "nodes" not in record:
+        return f"| {record['name']} | | | | | | | | | {verdict} |"
+    sites = record["sites"]
+    convolutions = sum(count for kind, count in sites.items() if kind.startswith("conv"))
+    counts = f"{convolutions} / {sites.get('linear', 0)} / {sites.get('matmul', 0)} / {sites.get('other', 0)}"
+    share = 100 * record["macs_quantized"] / max(record["macs"], record["macs_sites"])
+    seconds = record["seconds"]
+    gradient = _relative(record["gradient_difference"]) if "gradient_difference" in record else "-"
+    bounds = f"{record['reached']} / {record['quantizers']}" if "reached" in record else ""
+    return (
+        f"| {record['name']} | {record['nodes']} | {counts} | {share:.1f} % | {record['graphs']}, "
+        f"{record['guards']} guards | {_relative(max(record['difference']))} | {gradient} | {bounds} | "
+        f"{seconds['compare'] - seconds['capture']:.1f} | {verdict} |"
+    )
+
+
+def _relative(value: float) -> str:
+    return "0" if value == 0 else f"{value:.0e}"
