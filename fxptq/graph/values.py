@@ -264,5 +264,7 @@ def global_in_trace(value: Any) -> Any:
     if value is math or value is np:
         return MATH_IN_TRACE if value is math else NUMPY_IN_TRACE
     name = getattr(value, "__name__", "")
-    known = _is_function(value) and isinstance(name, str) and name
-    return _recording(value) if known and value in (getattr(math, name, None), getattr(np, name, None)) else None
+    if not (_is_function(value) and isinstance(name, str) and name):
+        return None
+    known = value is getattr(math, name, None) or value is getattr(np, name, None)
+    return _recording(value) if known else None

@@ -542,6 +542,7 @@ def test_arithmetic_in_an_autograd_function_is_a_site(agrees: Agrees) -> None:
     assert [site.name for site in program.sites] == ["conv", "matmul_0"]
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_checkpointing_is_seen_through(agrees: Agrees) -> None:
     class Checkpointed(nn.Module):
         def __init__(self, *, reentrant: bool) -> None:
