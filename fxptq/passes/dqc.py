@@ -1,9 +1,9 @@
-"""DQC: the float network teaches the quantized one and only bounds learn, stage 2 of 2DQuant (arXiv 2406.06649).
+"""DQC: the float network teaches the quantized one and bounds learn, stage 2 of 2DQuant (arXiv 2406.06649).
 
 What the paper leaves open is explicit here: how the feature loss is scaled, the unit of the learning rate (each
 quantizer's initial width, so that one rate fits all), and which state is kept: that of least loss on crops of
 calibration images that were held out, never on a benchmark. The state at the start is a candidate, so the pass never
-makes matters worse there.
+makes matters worse there. Beyond the paper, weights may learn to change their codes too.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxptq.errors import CalibrationError, InputError
 from fxptq.passes.base import Context, Network, Pass, PassReport, register
 from fxptq.passes.crops import Crops, split
 from fxptq.passes.distill import DistillationLoss, FeatureScale
+from fxptq.passes.offsets import learned_offsets, movable_weights
 from fxptq.quant.quantizer import Quantizer
-
-State = dict[str, tuple[Tensor, Tensor]]
-"""`shift` and `log_scale` of each quantizer that is trained."""
 
 Taught = tuple[Tensor, tuple[Tensor, list[Tensor]]]
 """A batch of inputs, and the teacher's output and features for it."""
@@ -33,7 +31,7 @@ Taught = tuple[Tensor, tuple[Tensor, list[Tensor]]]
 
 @register("dqc")
 class Dqc(Pass):
-    """Trains the bounds of quantizers that are on against the float network's output and features."""
+    """Trains quantizers that are on against the float network's output and features."""
 
     @dataclass(frozen=True)
     class Settings:
@@ -50,6 +48,8 @@ class Dqc(Pass):
             feature_weight: lambda, the weight of the features' part of the loss.
             feature_scale: `relative` or `paper`, see fxptq.passes.distill.feature_loss.
             train_weight_bounds: whether bounds of weights learn too.
+            rounding_lr: learning rate of what is added to each weight before it is rounded, in units of the grid's step
+                (as in AdaRound, arXiv 2004.10568, weights choose among neighbouring codes); 0 leaves weights alone.
             holdout: fraction of the images to judge by.
             holdout_crops: number of fixed crops of those images.
             eval_every: steps between two judgements.
@@ -68,6 +68,7 @@ class Dqc(Pass):
         feature_weight: float = 5.0
         feature_scale: FeatureScale = "paper"
         train_weight_bounds: bool = True
+        rounding_lr: float = 0.0
         holdout: float = 0.1
         holdout_crops: int = 16
         eval_every: int = 100
@@ -78,7 +79,7 @@ class Dqc(Pass):
             for name in ("steps", "batch", "patch", "holdout_crops", "eval_every"):
                 if getattr(self, name) < 1:
                     raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-            for name in ("warmup", "patience", "feature_weight"):
+            for name in ("warmup", "patience", "feature_weight", "rounding_lr"):
                 if getattr(self, name) < 0:
                     raise InputError(f"{name} must not be negative, but is {getattr(self, name)}")
             if self.lr <= 0 or (self.time_limit_s is not None and self.time_limit_s <= 0):
@@ -101,8 +102,9 @@ class Dqc(Pass):
             raise InputError("dqc trains bounds that are set: run a pass such as `dobi` before it")
         if not ctx.images:
             raise InputError("dqc needs calibration images")
-        with _only_learning(ctx.student, learners):
-            return _Run(self.settings, ctx, learners).run()
+        rounded = movable_weights(ctx.student) if self.settings.rounding_lr else {}
+        with _only_learning(ctx.student, learners), learned_offsets(ctx.student, rounded) as offsets:
+            return _Run(self.settings, ctx, learners, list(offsets.values())).run()
 
     def _learners(self, student: Network) -> dict[str, Quantizer]:
         return {
@@ -117,7 +119,9 @@ class Dqc(Pass):
 class _Run:
     """One training: what it works with, and the best state so far."""
 
-    def __init__(self, settings: Dqc.Settings, ctx: Context, learners: dict[str, Quantizer]) -> None:
+    def __init__(
+        self, settings: Dqc.Settings, ctx: Context, learners: dict[str, Quantizer], offsets: list[nn.Parameter]
+    ) -> None:
         self.settings, self.ctx, self.learners = settings, ctx, learners
         self.loss = DistillationLoss(settings.feature_weight, settings.feature_scale)
         generator = torch.Generator().manual_seed(ctx.seed)
@@ -125,9 +129,15 @@ class _Run:
         self.crops = Crops(training, settings.patch, generator)
         batches = torch.split(Crops(held, self.crops.size, generator).plain(settings.holdout_crops), settings.batch)
         self.held = [self._teach(batch) for batch in batches]
-        parameters = [p for quantizer in learners.values() for p in (quantizer.shift, quantizer.log_scale)]
+        bounds = [p for quantizer in learners.values() for p in (quantizer.shift, quantizer.log_scale)]
+        self.parameters = [*bounds, *offsets]
+        groups = [
+            {"params": params, "lr": peak, "peak": peak}
+            for params, peak in ((bounds, settings.lr), (offsets, settings.rounding_lr))
+            if params
+        ]
         # Gradients of a mean over an image can be as small as Adam's usual eps.
-        self.optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=settings.betas, eps=1e-12)
+        self.optimizer = torch.optim.Adam(groups, betas=settings.betas, eps=1e-12)
 
     def run(self) -> PassReport:
         settings, start = self.settings, time.perf_counter()
@@ -151,8 +161,9 @@ class _Run:
                         break
         finally:
             self._restore(kept)
+        figures = {key: _figures(quantizer) for key, quantizer in self.learners.items()}
         return PassReport(
-            quantizers={key: _figures(quantizer, *kept[key]) for key, quantizer in self.learners.items()},
+            quantizers=figures,
             series={"loss": tuple(losses), "held_out_loss": tuple(judged)},
             notes=(f"loss on held-out crops {first:.5g} -> {best:.5g}, at step {kept_at} of {len(losses)}",),
         )
@@ -171,7 +182,7 @@ class _Run:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(step, done)
+            group["lr"] = group["peak"] * self._rate(step, done)
         self.optimizer.step()
         for key, quantizer in self.learners.items():
             if not _sound(quantizer):
@@ -179,7 +190,8 @@ class _Run:
         return value
 
     def _rate(self, step: int, done: float) -> float:
-        rate = self.settings.lr * min(1.0, step / (self.settings.warmup + 1))
+        """The learning rate as a part of its peak."""
+        rate = min(1.0, step / (self.settings.warmup + 1))
         return rate * 0.5 * (1 + math.cos(math.pi * done)) if self.settings.schedule == "cosine" else rate
 
     @torch.no_grad()
@@ -196,16 +208,13 @@ class _Run:
             raise CalibrationError(f"dqc: the loss on held-out crops is {value}")
         return value
 
-    def _state(self) -> State:
-        return {key: (q.shift.detach().clone(), q.log_scale.detach().clone()) for key, q in self.learners.items()}
+    def _state(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()
-    def _restore(self, state: State) -> None:
-        for key, quantizer in self.learners.items():
-            shift, log_scale = state[key]
-            quantizer.shift.copy_(shift)
-            quantizer.log_scale.copy_(log_scale)
-            quantizer.fold()
+    def _restore(self, state: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, state, strict=True):
+            parameter.copy_(value)
 
 
 def _sound(quantizer: Quantizer) -> bool:
@@ -214,18 +223,19 @@ def _sound(quantizer: Quantizer) -> bool:
     return bool((lower.isfinite() & width.isfinite() & ((width > 0) == (quantizer.width0 > 0))).all())
 
 
-def _figures(quantizer: Quantizer, shift: Tensor, log_scale: Tensor) -> dict[str, float]:
+@torch.no_grad()
+def _figures(quantizer: Quantizer) -> dict[str, float]:
     return {
-        "lower": float(quantizer.lower.detach().min()),
-        "upper": float(quantizer.upper.detach().max()),
-        "moved": float(shift.abs().max()),
-        "scaled": float(log_scale.exp().mean()),
+        "lower": float(quantizer.lower.min()),
+        "upper": float(quantizer.upper.max()),
+        "moved": float(quantizer.shift.abs().max()),
+        "scaled": float(quantizer.log_scale.exp().mean()),
     }
 
 
 @contextmanager
 def _only_learning(student: Network, learners: dict[str, Quantizer]) -> Iterator[None]:
-    """Gradients reach the learners' bounds alone; afterwards each quantizer takes gradients as before."""
+    """Gradients reach the learners' bounds alone; afterwards what they learned is folded in."""
     parameters = [(key, p) for key, quantizer in student.quantizers.items() for p in quantizer.parameters()]
     before = [p.requires_grad for _, p in parameters]
     try:
@@ -236,3 +246,5 @@ def _only_learning(student: Network, learners: dict[str, Quantizer]) -> Iterator
         for (_, parameter), required in zip(parameters, before, strict=True):
             parameter.requires_grad_(required)
             parameter.grad = None
+        for quantizer in learners.values():
+            quantizer.fold()

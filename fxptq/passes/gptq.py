@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from fxptq.errors import InputError
 from fxptq.passes.base import Context, Pass, PassReport, register
+from fxptq.passes.offsets import movable_weights
 from fxptq.quant.distribution import signal_to_noise
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.rounding import gptq, output_error, to_nearest
@@ -52,18 +52,12 @@ class Gptq(Pass):
             InputError: if the bounds of no such weight are set.
         """
         student, figures = ctx.student, dict[str, dict[str, float]]()
-        weights = {key: student.weight_of(key) for key in student.quantizers}
-        readers = Counter(weight.data_ptr() for weight in weights.values() if weight is not None)
-        with ctx.progress.task("gptq", len(ctx.moments)) as advance:
-            for key, moments in ctx.moments.items():
+        weights = {key: weight for key, weight in movable_weights(student).items() if key in ctx.moments}
+        with ctx.progress.task("gptq", len(weights)) as advance:
+            for key, weight in weights.items():
+                rounded, figures[key] = self._round(weight, student.quantizers[key], ctx.moments[key])
+                student.set_weight(key, rounded)
                 advance()
-                weight, quantizer = weights[key], student.quantizers[key]
-                # A weight that is read at two widths has no one grid.
-                if weight is None or readers[weight.data_ptr()] > 1:
-                    continue
-                if quantizer.mode == "on" and bool((quantizer.width > 0).all()):
-                    rounded, figures[key] = self._round(weight, quantizer, moments)
-                    student.set_weight(key, rounded)
         if not figures:
             raise InputError("gptq rounds weights to bounds that are set: run a pass such as `dobi` before it")
         return PassReport(quantizers=figures)
@@ -71,8 +65,9 @@ class Gptq(Pass):
     def _round(self, weight: Tensor, quantizer: Quantizer, moments: Tensor) -> tuple[Tensor, dict[str, float]]:
         """The weight on its grid, and figures; every group of a grouped convolution has moments of its own."""
         rows = len(weight) // quantizer.groups
-        bounds = [b.repeat_interleave(rows)[:, None] for b in (quantizer.lower, quantizer.width)]
-        parts = [t.chunk(len(moments)) for t in (weight.flatten(1), *bounds)]
+        lower, width = (b.repeat_interleave(rows)[:, None] for b in (quantizer.lower, quantizer.width))
+        flat = width == 0  # such rows are not quantized; any grid will do, for their weights are kept
+        parts = [t.chunk(len(moments)) for t in (weight.flatten(1), lower, width.masked_fill(flat, 1.0))]
         rounded, power, error, nearest = [], 0.0, 0.0, 0.0
         for w, lower, width, m in zip(*parts, moments, strict=True):
             rounded.append(gptq(w, m, lower, width, quantizer.bits, self.settings.damping))
@@ -80,4 +75,4 @@ class Gptq(Pass):
             error += float(output_error(w, rounded[-1], m).sum())
             nearest += float(output_error(w, to_nearest(w, lower, width, quantizer.bits), m).sum())
         figures = {"snr_db": signal_to_noise(power, error), "nearest_snr_db": signal_to_noise(power, nearest)}
-        return torch.cat(rounded).view_as(weight), figures
+        return torch.where(flat, weight.flatten(1), torch.cat(rounded)).view_as(weight), figures

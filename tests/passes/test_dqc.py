@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxptq.errors import CalibrationError, InputError
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
+from fxptq.passes.offsets import learned_offsets, movable_weights
 
 QUICK = {"steps": 40, "batch": 4, "patch": 16, "eval_every": 10, "holdout": 0.3, "holdout_crops": 4}
 NewContext = Callable[..., Context]
@@ -180,3 +181,49 @@ def test_it_needs_bounds_and_images(context: Context) -> None:
     context.images = []
     with pytest.raises(InputError, match="needs calibration images"):
         run_passes([("dqc", QUICK)], context)
+
+
+def test_weights_that_may_change_codes_bring_it_closer_still(new_context: NewContext) -> None:
+    plain, moved = new_context(bits=2), new_context(bits=2)
+    before = moved.student.weight_of("conv.weight")
+    assert before is not None
+    before = before.clone()
+    a = calibrate(plain, steps=80)
+    b = calibrate(moved, steps=80, rounding_lr=0.02)
+    assert min(b.series["held_out_loss"]) < min(a.series["held_out_loss"])
+    after = moved.student.weight_of("conv.weight")
+    assert after is not None
+    assert not torch.equal(before, after)
+    quantizer = moved.student.quantizers["conv.weight"]
+    assert bool((quantizer.encode(before) != quantizer.encode(after)).any())
+    assert not any(q._forward_pre_hooks for q in moved.student.quantizers.values())
+
+
+def test_the_state_that_is_kept_includes_the_weights(new_context: NewContext) -> None:
+    ctx = new_context()
+    report = calibrate(ctx, rounding_lr=0.02)
+    again = run_passes([("dqc", {**QUICK, "steps": 1, "lr": 1e-9, "eval_every": 1})], ctx)[-1]
+    assert again.series["held_out_loss"][0] == pytest.approx(min(report.series["held_out_loss"]), rel=1e-5)
+
+
+def test_weights_that_two_quantizers_read_are_left_alone(new_context: NewContext) -> None:
+    ctx = new_context()
+    run_passes([("dobi", {})], ctx)
+    assert set(movable_weights(ctx.student)) == {"conv.weight", "mix.weight"}
+    ctx.student.mix = ctx.student.conv  # type: ignore[attr-defined]
+    assert not movable_weights(ctx.student)
+
+
+def test_offsets_are_added_to_the_weight_in_steps_of_its_grid(new_context: NewContext) -> None:
+    ctx = new_context()
+    run_passes([("dobi", {})], ctx)
+    student, key = ctx.student, "conv.weight"
+    weight = student.weight_of(key)
+    assert weight is not None
+    before, step = weight.clone(), student.quantizers[key].step.detach().view(8, 1, 1, 1)
+    with learned_offsets(student, {key: weight}) as offsets:
+        with torch.no_grad():
+            offsets[key].fill_(0.75)
+        within = student.quantizers[key](before)
+    torch.testing.assert_close(student.weight_of(key), before + 0.75 * step)
+    assert torch.equal(student.quantizers[key](student.weight_of(key)), within)

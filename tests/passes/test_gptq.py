@@ -69,6 +69,18 @@ def test_gptq_brings_the_output_closer_and_leaves_weights_on_their_grid(context:
         assert figures["snr_db"] >= figures["nearest_snr_db"]
 
 
+def test_gptq_keeps_rows_that_are_not_quantized(context: Context) -> None:
+    run_passes([("dobi", {})], context)
+    quantizer, weight = context.student.quantizers["conv.weight"], context.student.weight_of("conv.weight")
+    assert weight is not None
+    width, before = quantizer.width.detach().clone(), weight.clone()
+    width[3] = 0.0
+    quantizer.set_grid(quantizer.lower, width)
+    run_passes([("gptq", {})], context)
+    assert torch.equal(weight[3], before[3])
+    assert not torch.equal(weight[2], before[2])
+
+
 def test_gptq_needs_bounds(context: Context) -> None:
     with pytest.raises(InputError, match="run a pass such as `dobi` before it"):
         run_passes([("gptq", {})], context)

@@ -66,6 +66,19 @@ def test_codes_stay_in_range_whatever_the_rounding(values: list[float], lower: f
     assert torch.isin(fake_quantize(x, low, wide, bits), grid).all()
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    values=st.lists(st.floats(-(2.0**10), 2.0**10, width=32), min_size=1, max_size=30),
+    lower=st.floats(-(2.0**7), 2.0**7, width=32),
+    width=st.floats(2**-7, 2**10, width=32),
+    bits=st.integers(2, 8),
+)
+def test_values_on_the_grid_are_left_as_they_are(values: list[float], lower: float, width: float, bits: int) -> None:
+    low, wide = torch.tensor([lower]), torch.tensor([width])
+    once = fake_quantize(torch.tensor(values), low, wide, bits)
+    assert torch.equal(fake_quantize(once, low, wide, bits), once)
+
+
 def test_ties_go_to_even() -> None:
     x = torch.tensor([0.5, 1.5, 2.5, -7.0, 9.0])
     assert encode(x, torch.tensor([0.0]), torch.tensor([3.0]), 2).tolist() == [0, 2, 2, 0, 3]
