@@ -84,24 +84,22 @@ class Attention {
  private:
   static constexpr float kNever = -1e30f;  // the weight of keys that only fill up a group of four: its code is 0
 
-  // Sixteen codes, from `column` on, of each of four rows side by side; what lies beyond a row is unspecified, and the last
-  // row stands for those beyond it.
-  static Bytes four_rows(const Heads& h, const uint8_t* from, int64_t row, int64_t column) {
-    Bytes16 r[4];
-#pragma GCC unroll 4
-    for (int64_t n = 0; n < 4; ++n) {
-      const uint8_t* at = from + std::min(row + n, h.rows - 1) * h.row + column;
-      if (at + 16 <= h.end) {
-        r[n] = load<Bytes16>(at);
-      } else {
-        r[n] = Bytes16{};
-        std::memcpy(&r[n], at, std::min<int64_t>(16, h.width - column));
-      }
-    }
-    return join(r[0], r[1], r[2], r[3]);
+  // Sixteen codes of a row, from `column` on; what lies beyond the row is unspecified.
+  static FXPTQ_INLINE Bytes16 some_codes(const Heads& h, const uint8_t* row, int64_t column) {
+    if (row + column + 16 <= h.end) return load<Bytes16>(row + column);
+    Bytes16 few = {};
+    std::memcpy(&few, row + column, std::min<int64_t>(16, h.width - column));
+    return few;
   }
 
-  static Bytes signed_codes(Bytes codes, Centre centre) {
+  // The same of four rows side by side; the last row stands for those beyond it.
+  static FXPTQ_INLINE Bytes four_rows(const Heads& h, const uint8_t* from, int64_t row, int64_t column) {
+    const uint8_t *r0 = from + row * h.row, *last = from + (h.rows - 1) * h.row;
+    const uint8_t *r1 = std::min(r0 + h.row, last), *r2 = std::min(r0 + 2 * h.row, last), *r3 = std::min(r0 + 3 * h.row, last);
+    return join(some_codes(h, r0, column), some_codes(h, r1, column), some_codes(h, r2, column), some_codes(h, r3, column));
+  }
+
+  static FXPTQ_INLINE Bytes signed_codes(Bytes codes, Centre centre) {
     return codes + (codes & splat_byte(centre.multiple == 2 ? 255 : 0)) - splat_byte(centre.shift);
   }
 

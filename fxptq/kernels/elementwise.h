@@ -1,8 +1,6 @@
 // Operators that make codes from values without a product: quantize, and LayerNorm with the quantizer behind it.
 #pragma once
 
-#include <cmath>
-
 #include "epilogue.h"
 
 namespace fxptq {
@@ -17,30 +15,43 @@ inline void quantize(const float* x, uint8_t* codes, int64_t count, float lower,
   }
 }
 
-// One row: codes = round(clip((x - mean) / sqrt(var + eps) * scale + offset, 0, levels)). Two passes over the row, so that
-// the variance of a large mean is right. `scale` and `offset` are padded to whole groups.
-inline void layer_norm_codes(const float* x, uint8_t* codes, int width, const float* scale, const float* offset, float eps,
-                             float levels) {
-  Floats total = {}, squares = {};
-  for (int i = 0; i < width; i += kGroup) {
-    for (int v = 0; v < 4; ++v) total = total + load_part(x + i, v, width - i);
-  }
-  const float mean = sum(total) / (float)width;
-  for (int i = 0; i < width; i += kLanes) {
-    const int n = width - i < kLanes ? width - i : kLanes;
-    const Floats d = keep_first(load_first(x + i, n) - mean, n);
-    squares = squares + d * d;
-  }
-  const float inverse = 1.0f / std::sqrt(sum(squares) / (float)width + eps);
-  for (int i = 0; i < width; i += kGroup) {
-    const int n = width - i < kGroup ? width - i : kGroup;
-    Floats y[4];
-    for (int v = 0; v < 4; ++v) {
-      const int at = i + v * kLanes;
-      y[v] = (load_part(x + i, v, n) - mean) * inverse * load<Floats>(scale + at) + load<Floats>(offset + at);
-      y[v] = minimum(y[v], splat(levels));
+// Up to sixteen rows: codes = round(clip((x - mean) / sqrt(var + eps) * scale + offset, 0, levels)). Two passes over a row,
+// so that the variance of a large mean is right; the sums of sixteen rows are taken across lanes together. `scale` and
+// `offset` are padded to whole groups.
+inline void layer_norm_codes(const float* x, uint8_t* codes, int rows, int width, const float* scale, const float* offset,
+                             float eps, float levels) {
+  alignas(64) float means[kLanes], inverses[kLanes];
+  Floats totals[kLanes] = {};
+  for (int r = 0; r < rows; ++r) {
+    for (int i = 0; i < width; i += kGroup) {
+      Floats d[4];
+      for (int v = 0; v < 4; ++v) d[v] = load_part(x + r * width + i, v, width - i);
+      totals[r] = totals[r] + ((d[0] + d[1]) + (d[2] + d[3]));
     }
-    store_codes(codes + i, y, n);
+  }
+  store(means, sum_rows(totals) / (float)width);
+  for (int r = 0; r < rows; ++r) {
+    totals[r] = Floats{};
+    for (int i = 0; i < width; i += kGroup) {
+      Floats d[4];
+      for (int v = 0; v < 4; ++v) d[v] = load_part(x + r * width + i, v, width - i) - means[r];
+      for (int v = 0; v < 4; ++v) {
+        const int n = width - i - v * kLanes;
+        if (n < kLanes) d[v] = keep_first(d[v], n > 0 ? n : 0);
+      }
+      totals[r] = totals[r] + ((d[0] * d[0] + d[1] * d[1]) + (d[2] * d[2] + d[3] * d[3]));
+    }
+  }
+  store(inverses, 1.0f / square_root(sum_rows(totals) / (float)width + eps));
+  for (int i = 0; i < width; i += kGroup) {
+    Floats s[4], o[4];
+    for (int v = 0; v < 4; ++v) s[v] = load<Floats>(scale + i + v * kLanes), o[v] = load<Floats>(offset + i + v * kLanes);
+    for (int r = 0; r < rows; ++r) {
+      Floats y[4];
+      for (int v = 0; v < 4; ++v) y[v] = (load_part(x + r * width + i, v, width - i) - means[r]) * inverses[r];
+      for (int v = 0; v < 4; ++v) y[v] = minimum(y[v] * s[v] + o[v], splat(levels));
+      store_codes(codes + r * width + i, y, width - i < kGroup ? width - i : kGroup);
+    }
   }
 }
 

@@ -72,9 +72,11 @@ Tensor layer_norm_codes(const Tensor& x, const Tensor& scale, const Tensor& offs
   Tensor codes = at::empty(rows.sizes(), rows.options().dtype(at::kByte));
   const float *from = rows.const_data_ptr<float>(), *s = scale.const_data_ptr<float>(), *o = offset.const_data_ptr<float>();
   uint8_t* to = codes.mutable_data_ptr<uint8_t>();
-  at::parallel_for(0, rows.numel() / width, 1 + (1 << 14) / width, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      fxptq::layer_norm_codes(from + r * width, to + r * width, (int)width, s, o, (float)eps, (float)levels);
+  const int64_t count = width ? rows.numel() / width : 0;
+  at::parallel_for(0, (count + kLanes - 1) / kLanes, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin * kLanes; r < std::min(end * kLanes, count); r += kLanes) {
+      const int here = (int)std::min<int64_t>(kLanes, count - r);
+      fxptq::layer_norm_codes(from + r * width, to + r * width, here, (int)width, s, o, (float)eps, (float)levels);
     }
   });
   return codes;

@@ -5,6 +5,7 @@
 // product of bytes above all, is written per instruction set. `fxptq_isa()` names what was built.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -152,6 +153,41 @@ FXPTQ_INLINE Ints nearest(Floats v) {
   // Adding 1.5 * 2^23 leaves the integer in the low bits of the significand, rounded as the sum is.
   const Floats magic = splat(12582912.0f);
   return (Ints)(v + magic) - (Ints)magic;
+#endif
+}
+
+// Lane i: the sum of v[i].
+FXPTQ_INLINE Floats sum_rows(const Floats (&v)[kLanes]) {
+#if FXPTQ_AVX512
+  // Rows are interleaved pair by pair while their lanes are added, first within 128 bits, then across.
+  __m512 pairs[8], fours[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = (__m512)v[2 * i], b = (__m512)v[2 * i + 1];
+    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+    fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const auto halves = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  return (Floats)halves(halves(fours[0], fours[1]), halves(fours[2], fours[3]));
+#else
+  Floats sums;
+  for (int i = 0; i < kLanes; ++i) sums[i] = sum(v[i]);
+  return sums;
+#endif
+}
+
+FXPTQ_INLINE Floats square_root(Floats v) {
+#if FXPTQ_AVX512
+  return (Floats)_mm512_sqrt_ps((__m512)v);
+#else
+  for (int i = 0; i < kLanes; ++i) v[i] = std::sqrt(v[i]);
+  return v;
 #endif
 }
 
@@ -374,6 +410,62 @@ FXPTQ_INLINE void exp2(Floats (&x)[N]) {
   }
 }
 
+#if FXPTQ_AVX512
+// t * Phi(-t) as 32 cubics on equal pieces of [0, 5.5], each through the four Chebyshev nodes of its piece; coefficients are in
+// the distance from the middle of the piece, in pieces.
+struct GeluPieces {
+  static constexpr float kPieces = 32.0f / 5.5f;  // a unit
+  alignas(64) float c[4][32];
+  GeluPieces() {
+    double nodes[4];
+    for (int i = 0; i < 4; ++i) nodes[i] = std::cos(std::acos(-1.0) * (2 * i + 1) / 8) / 2;
+    for (int piece = 0; piece < 32; ++piece) {
+      double divided[4];  // Newton's divided differences, turned into powers below
+      for (int i = 0; i < 4; ++i) {
+        const double t = (piece + 0.5 + nodes[i]) / kPieces;
+        divided[i] = t * std::erfc(t / std::sqrt(2.0)) / 2;
+      }
+      for (int order = 1; order < 4; ++order) {
+        for (int i = 3; i >= order; --i) divided[i] = (divided[i] - divided[i - 1]) / (nodes[i] - nodes[i - order]);
+      }
+      double power[4] = {divided[3], 0, 0, 0};
+      for (int i = 2; i >= 0; --i) {
+        for (int k = 3; k > 0; --k) power[k] = power[k - 1] - nodes[i] * power[k];
+        power[0] = divided[i] - nodes[i] * power[0];
+      }
+      for (int k = 0; k < 4; ++k) c[k][piece] = (float)power[k];
+    }
+  }
+};
+inline const GeluPieces kGeluPieces;
+
+// x * Phi(x) = max(x, 0) - |x| Phi(-|x|), absolute error below 1e-6.
+template <int N>
+FXPTQ_INLINE void gelu(Floats (&x)[N]) {
+  const Floats whole = splat(12582912.0f);  // 1.5 * 2^23: the low bits of a sum with it are the nearest integer
+  Floats c[4][2], u[N], p[N];
+  Ints piece[N];
+  for (int k = 0; k < 4; ++k) {
+    for (int half = 0; half < 2; ++half) c[k][half] = load<Floats>(kGeluPieces.c[k] + half * kLanes);
+  }
+  const auto coefficient = [&](int k, Ints at) {
+    return (Floats)_mm512_permutex2var_ps((__m512)c[k][0], (__m512i)at, (__m512)c[k][1]);
+  };
+  for (int i = 0; i < N; ++i) {
+    u[i] = minimum((Floats)((Ints)x[i] & 0x7fffffff), splat(5.498f)) * GeluPieces::kPieces - 0.5f;
+  }
+  for (int i = 0; i < N; ++i) {
+    const Floats nearest = u[i] + whole;
+    piece[i] = (Ints)nearest;
+    u[i] = u[i] - (nearest - whole);
+  }
+  for (int i = 0; i < N; ++i) p[i] = coefficient(3, piece[i]);
+  for (int k = 2; k >= 0; --k) {
+    for (int i = 0; i < N; ++i) p[i] = p[i] * u[i] + coefficient(k, piece[i]);
+  }
+  for (int i = 0; i < N; ++i) x[i] = maximum(x[i], splat(0.0f)) - p[i];
+}
+#else
 // x * Phi(x), absolute error below 1e-6: Phi(u) - 1/2 as u times a polynomial of degree 13 in u^2, |u| <= 5.5 (least maximum
 // error by weighted least squares; the polynomial is in 2 u^2 / 5.5^2 - 1 so that its coefficients stay small).
 template <int N>
@@ -391,5 +483,6 @@ FXPTQ_INLINE void gelu(Floats (&x)[N]) {
   }
   for (int i = 0; i < N; ++i) x[i] = x[i] * (u[i] * p[i] + 0.5f);
 }
+#endif
 
 }  // namespace fxptq
