@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Optional, cast
@@ -214,7 +215,9 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:
-        _fail("interrupted", INTERRUPTED)
+        print("fxptq: interrupted", file=sys.stderr, flush=True)
+        # Not sys.exit: Python kills itself by the signal where the interrupt struck inside an exec'd string.
+        os._exit(INTERRUPTED)
     sys.exit(status or 0)
 
 
