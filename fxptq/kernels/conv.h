@@ -61,10 +61,10 @@ inline void bias_inside(const ConvShape& c, const float* bias, const float* taps
 class PixelFinish {
  public:
   // `taps` [kernel height * kernel width][padded columns] is what each tap that lies inside adds to the bias, null where
-  // zero is on the grid. The pointers of `whole` are those of the image.
-  PixelFinish(const ConvShape& shape, const uint8_t* padded, const Epilogue& epilogue, const float* bias, const float* taps,
-              const RowsOut& whole)
-      : c_(shape), padded_(padded), epilogue_(epilogue), finish_(finish_of(epilogue, whole.residual != nullptr)), bias_(bias),
+  // zero is on the grid. The accumulators are `factor` times the sums. The pointers of `whole` are those of the image.
+  PixelFinish(const ConvShape& shape, const uint8_t* padded, int factor, const Epilogue& epilogue, const float* bias,
+              const float* taps, const RowsOut& whole)
+      : c_(shape), padded_(padded), factor_(factor), epilogue_(epilogue), finish_(finish_of(epilogue, whole.residual != nullptr)), bias_(bias),
         taps_(taps), whole_(whole), inner_(whole.acc_stride), edge_(whole.acc_stride), sums_(shape.out_width) {
     full_begin_ = std::min<int64_t>((c_.pad_x + c_.stride_x - 1) / c_.stride_x, c_.out_width);
     full_end_ = (c_.width + c_.pad_x - c_.kernel_width) / c_.stride_x + 1;
@@ -104,7 +104,10 @@ class PixelFinish {
     if (epilogue_.row_scale) {
       const Rows line{padded_ + y_ * c_.stride_y * c_.row_bytes(), c_.stride_x * c_.channel_bytes, c_.kernel_height,
                       c_.row_bytes(), (int)(c_.kernel_width * c_.channel_bytes / 4)};
-      for (int64_t i = 0; i < count; ++i) sums_[i] = (float)row_sum(line, x + i);
+      for (int64_t i = 0; i < count; ++i) {
+        sums_[i] = has_sum_column(epilogue_.columns) ? (float)acc[i * whole_.acc_stride + epilogue_.columns]
+                                                     : (float)(factor_ * row_sum(line, x + i));
+      }
     }
     RowsOut some = whole_;
     const int64_t at = (y_ * c_.out_width + x) * whole_.stride;
@@ -117,6 +120,7 @@ class PixelFinish {
 
   const ConvShape c_;
   const uint8_t* padded_;
+  const int factor_;
   const Epilogue& epilogue_;
   const Finish finish_;
   const float *bias_, *taps_;

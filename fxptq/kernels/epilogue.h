@@ -16,6 +16,9 @@ inline ptrdiff_t padded_columns(const Panels& panels) {
   return ((ptrdiff_t)panels.blocks * kLanes + kGroup - 1) / kGroup * kGroup;
 }
 
+// Whether the packed weights have room for one more column: it then holds ones, and its sum is that of the row's codes.
+inline bool has_sum_column(int64_t columns) { return columns % kLanes != 0; }
+
 enum class Activation : int64_t { kNone = 0, kLeaky = 1, kGelu = 2 };
 
 struct Epilogue {

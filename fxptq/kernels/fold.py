@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fxptq.errors import InputError
-from fxptq.kernels.ops import centred, pad_columns
+from fxptq.kernels.ops import centred, pad_columns, with_sums
 from fxptq.quant.grid import levels
 from fxptq.quant.quantizer import Quantizer
 
@@ -86,6 +86,15 @@ class Layer:
             row_scale=None if self.row_scale is None else self.row_scale * factor,
             taps=None if self.taps is None else self.taps * factor,
         )
+
+    def packable(self) -> Tensor:
+        """The weight as it is to be packed: with its column of sums where the epilogue needs them."""
+        return self.weight if self.row_scale is None else with_sums(self.weight)
+
+    def for_sums_times(self, factor: int) -> Layer:
+        """The layer for a kernel whose sums are a multiple of the real ones."""
+        row_scale = None if self.row_scale is None else self.row_scale / factor
+        return replace(self, scale=self.scale / factor, row_scale=row_scale)
 
     def plus(self, offset: Tensor | float) -> Layer:
         """The layer with a number added to its output, or one for each column [N]."""

@@ -103,7 +103,7 @@ Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, const 
   const fxptq::Finish finish = fxptq::finish_of(epilogue, add != nullptr);
   const ptrdiff_t acc_stride = fxptq::padded_columns(panels);
   at::parallel_for(0, (rows + fxptq::kTileRows - 1) / fxptq::kTileRows, 16, [&](int64_t begin, int64_t end) {
-    std::vector<int32_t> acc(acc_stride * fxptq::kTileRows);
+    fxptq::Buffer<int32_t> acc(acc_stride * fxptq::kTileRows);
     std::vector<uint8_t> padded(depth % 4 ? (size_t)panels.words * 4 * fxptq::kTileRows : 0);
     float sums[fxptq::kTileRows];
     for (int64_t t = begin; t < end; ++t) {
@@ -116,8 +116,8 @@ Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, const 
         for (int r = 0; r < count; ++r) std::memcpy(padded.data() + r * a.stride, from + (first + r) * depth, depth);
       }
       fxptq::accumulate(a, 0, count, panels, acc.data(), acc_stride);
-      if (epilogue.row_scale) {
-        for (int r = 0; r < count; ++r) sums[r] = (float)fxptq::row_sum(a, r);
+      for (int r = 0; epilogue.row_scale && r < count; ++r) {
+        sums[r] = fxptq::has_sum_column(columns) ? (float)acc[r * acc_stride + columns] : (float)fxptq::row_sum(a, r);
       }
       const int64_t at = first * columns;
       finish(epilogue, {acc.data(), acc_stride, count, bias.const_data_ptr<float>(), sums, add ? add + at : nullptr,
@@ -167,7 +167,7 @@ Tensor conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, at::In
   TORCH_CHECK(panels.words * 4 == kernel[0] * kernel[1] * c.channel_bytes, "weight does not fit the input");
   const auto run = [&](const fxptq::RowsOut& rows, const uint8_t* padded) {
     at::parallel_for(0, c.out_height, 1, [&](int64_t begin, int64_t end) {
-      fxptq::PixelFinish finish(c, padded, epilogue, bias.const_data_ptr<float>(), data<float>(taps), rows);
+      fxptq::PixelFinish finish(c, padded, 1, epilogue, bias.const_data_ptr<float>(), data<float>(taps), rows);
       fxptq::conv_rows(c, padded, panels, finish, begin, end);
     });
   };
@@ -195,7 +195,7 @@ Tensor conv3x3(const Tensor& codes, const Tensor& weight, const Tensor& start, i
   c.copy_width = c.out_width + c.out_width % 2 + 2;
   const auto run = [&](const fxptq::RowsOut& rows, const uint8_t* padded) {
     at::parallel_for(0, (c.out_height + 1) / 2, 1, [&](int64_t begin, int64_t end) {
-      fxptq::PixelFinish finish(c, padded, epilogue, bias.const_data_ptr<float>(), data<float>(taps), rows);
+      fxptq::PixelFinish finish(c, padded, 4, epilogue, bias.const_data_ptr<float>(), data<float>(taps), rows);
       fxptq::Winograd one(c, panels.data(), (uint8_t)largest);
       one.run(padded, finish, 2 * begin, std::min(2 * end, c.out_height));
     });

@@ -42,7 +42,8 @@ class Epilogue(TypedDict):
 
     Attributes:
         scale: of each column.
-        row_scale: of the sum of the activation codes, where the weights have an offset; None where not.
+        row_scale: of the sum of the activation codes, where the weights have an offset; None where not. The weight must
+            then have been packed `with_sums`.
         activation: an `Activation`; `slope` is that of the leaky one, below zero.
         residual: float32 of the output's shape, or None.
         levels: largest code of each column, or None for float32 output.
@@ -103,6 +104,13 @@ def pack_weight(weight: Tensor) -> Tensor:
     padded = F.pad(weight, (0, -depth % 4, 0, -rows % LANES))
     blocks = padded.reshape(padded.shape[0] // LANES, LANES, padded.shape[1] // 4, 4)
     return blocks.permute(0, 2, 1, 3).contiguous()
+
+
+def with_sums(weight: Tensor) -> Tensor:
+    """Adds a row of ones where packing leaves room for it: kernels whose epilogue has a `row_scale` read its sums."""
+    if weight.shape[0] % LANES == 0:
+        return weight
+    return torch.cat([weight, weight.new_ones(1, *weight.shape[1:])])
 
 
 def unpack_weight(packed: Tensor, columns: int) -> Tensor:
@@ -208,13 +216,15 @@ def conv3x3(
     """A 3x3 convolution with stride 1 on codes 0 .. `largest`, by Winograd's F(2x2, 3x3) where there is a kernel.
 
     `weight` [16, ...] holds the packed transformed weights of each position and `start` [16, columns] what its sums
-    begin with (`winograd_weight`); the sums are four times those of `conv2d`, which `scale` takes into account.
+    begin with (`winograd_weight`); all sums are four times those of `conv2d`, which the scales take into account.
     """
     del start, largest  # the plain form goes back to the weights themselves
     u = torch.stack([unpack_weight(position, columns)[:, : codes.shape[1]] for position in weight]).double()
     back = u.new_tensor([[1, 0, 0, 0], [0, 1, -1, 0], [0, 0, 0, 1]])
     w = torch.einsum("yi,xj,ijnc->ncyx", back, back, u.reshape(4, 4, *u.shape[1:]))  # four times the weights
     place: dict[str, Any] = {"kernel_size": (3, 3), "stride": (1, 1), "padding": padding, "taps": taps}
+    if epilogue["row_scale"] is not None:
+        epilogue["row_scale"] = 4 * epilogue["row_scale"]
     return conv2d(codes, pack_conv_weight(w), columns=columns, bias=bias, **place, **epilogue)
 
 

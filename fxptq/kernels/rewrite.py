@@ -8,7 +8,7 @@ values are carried out on the codes. What is not matched is copied as it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -367,7 +367,7 @@ class _Rewriter:
         geometry = _geometry(site) if name_of(site) == "conv2d" else None
         if geometry is None:
             layer, epilogue = self._epilogue(stem, fold_linear(weight, quantizer, bias, grid).times(stem.factor))
-            name, place = "linear", {"weight": pack_weight(layer.weight)}
+            name, place = "linear", {"weight": pack_weight(layer.packable())}
         else:
             folded = fold_conv2d(weight, quantizer, bias, grid, geometry.padding)
             layer, epilogue = self._epilogue(stem, folded.times(stem.factor))
@@ -524,11 +524,11 @@ def _convolution(layer: Layer, geometry: Geometry, grid: Grid) -> tuple[str, Lay
     columns, channels, *size = layer.weight.shape
     # Fewer columns or channels leave most of a transformed patch empty.
     if size == [3, 3] and geometry.stride == (1, 1) and min(columns, channels) >= LANES:
-        transformed = winograd_weight(layer.weight, grid.levels)
+        transformed = winograd_weight(layer.packable(), grid.levels)
         if transformed is not None:
             place |= {"weight": transformed[0], "start": transformed[1], "largest": grid.levels}
-            return "conv3x3", replace(layer, scale=layer.scale / 4), place
-    place |= {"weight": pack_conv_weight(layer.weight), "kernel_size": size, "stride": list(geometry.stride)}
+            return "conv3x3", layer.for_sums_times(4), place
+    place |= {"weight": pack_conv_weight(layer.packable()), "kernel_size": size, "stride": list(geometry.stride)}
     return "conv2d", layer, place
 
 

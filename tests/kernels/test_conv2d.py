@@ -27,7 +27,7 @@ def run(
 ) -> torch.Tensor:
     place = {"columns": layer.columns, "kernel_size": kernel, "stride": stride, "padding": padding}
     place["taps"] = None if layer.taps is None else ops.pad_columns(layer.taps)
-    weight = ops.pack_conv_weight(layer.weight)
+    weight = ops.pack_conv_weight(layer.packable())
     return operators.conv2d(a, weight, **place, **epilogue(**changes) | layer.epilogue())
 
 
@@ -65,12 +65,13 @@ def test_sums_equal_int64_for_any_shape(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("symmetry", ["symmetric", "asymmetric", "one_sided"])
-@pytest.mark.parametrize("groups", [1, 3, 24], ids=["per-tensor", "three-ranges", "per-channel"])
+@pytest.mark.parametrize("columns", [24, 48], ids=["room-for-sums", "no-room-for-sums"])
+@pytest.mark.parametrize("groups", [1, 3, 0], ids=["per-tensor", "three-ranges", "per-channel"])
 @pytest.mark.parametrize("bits", [3, 8])
-def test_folded_layer_equals_float64(operators: Operators, symmetry: str, groups: int, bits: int) -> None:
+def test_folded_layer_equals_float64(operators: Operators, symmetry: str, columns: int, groups: int, bits: int) -> None:
     g = torch.Generator().manual_seed(5)
-    weight, bias = torch.randn(24, 10, 3, 3, generator=g), torch.randn(24, generator=g)
-    q = quantizer(bits, "asymmetric" if symmetry == "one_sided" else symmetry, groups, seed=3)
+    weight, bias = torch.randn(columns, 10, 3, 3, generator=g), torch.randn(columns, generator=g)
+    q = quantizer(bits, "asymmetric" if symmetry == "one_sided" else symmetry, groups or columns, seed=3)
     input_grid = grid(bits, symmetry, seed=4)
     a = codes((2, 10, 7, 8), bits, seed=6)
     layer = fold_conv2d(weight, q, bias, input_grid, (1, 1))

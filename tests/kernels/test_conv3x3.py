@@ -20,11 +20,7 @@ def sums_by(
     assert transformed is not None
     one = ops.pad_columns(torch.ones(w.shape[0]))
     place = {"columns": w.shape[0], "largest": largest, "padding": padding, "taps": None}
-    return operators.conv3x3(a, *transformed, **place, bias=torch.zeros_like(one), scale=one / 4, **without_scale())
-
-
-def without_scale() -> dict[str, object]:
-    return {name: value for name, value in epilogue().items() if name != "scale"}
+    return operators.conv3x3(a, *transformed, **place, bias=torch.zeros_like(one), scale=one / 4, **epilogue())
 
 
 @pytest.mark.parametrize("bits", range(2, 7))
@@ -51,18 +47,17 @@ def test_sums_equal_int64_for_any_shape(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("symmetry", ["symmetric", "asymmetric"])
-def test_border_is_the_real_zero(operators: Operators, symmetry: str) -> None:
+@pytest.mark.parametrize("columns", [24, 32], ids=["room-for-sums", "no-room-for-sums"])
+def test_border_is_the_real_zero(operators: Operators, symmetry: str, columns: int) -> None:
     g = torch.Generator().manual_seed(5)
-    weight, bias = torch.randn(24, 18, 3, 3, generator=g), torch.randn(24, generator=g)
-    q, input_grid = quantizer(3, symmetry, 24, seed=3), grid(4, seed=4)
+    weight, bias = torch.randn(columns, 18, 3, 3, generator=g), torch.randn(columns, generator=g)
+    q, input_grid = quantizer(3, symmetry, columns, seed=3), grid(4, seed=4)
     a = codes((1, 18, 7, 12), 4, seed=6)
-    layer = fold_conv2d(weight, q, bias, input_grid, (1, 1))
-    transformed = ops.winograd_weight(layer.weight, 15)
+    layer = fold_conv2d(weight, q, bias, input_grid, (1, 1)).for_sums_times(4)
+    transformed = ops.winograd_weight(layer.packable(), 15)
     assert transformed is not None
-    tensors = layer.epilogue()
-    scale = {"scale": tensors.pop("scale") / 4}
-    place = {"columns": 24, "largest": 15, "padding": (1, 1), "taps": ops.pad_columns(layer.taps)}
-    found = operators.conv3x3(a, *transformed, **place, **without_scale() | tensors | scale)
+    place = {"columns": columns, "largest": 15, "padding": (1, 1), "taps": ops.pad_columns(layer.taps)}
+    found = operators.conv3x3(a, *transformed, **place, **epilogue() | layer.epilogue())
     assert close(found, reference.conv2d(reference.values(a, input_grid), decoded(q, weight), bias, (1, 1), (1, 1)))
 
 

@@ -51,12 +51,13 @@ def test_sums_beyond_24_bits_are_rounded_once(operators: Operators) -> None:
 
 
 @pytest.mark.parametrize("symmetry", ["symmetric", "asymmetric"])
-@pytest.mark.parametrize("groups", [1, 3, 45], ids=["per-tensor", "three-ranges", "per-channel"])
+@pytest.mark.parametrize("columns", [45, 48], ids=["room-for-sums", "no-room-for-sums"])
+@pytest.mark.parametrize("groups", [1, 3, 0], ids=["per-tensor", "three-ranges", "per-channel"])
 @pytest.mark.parametrize("bits", [2, 4, 7, 8])
-def test_folded_layer_equals_float64(operators: Operators, symmetry: str, groups: int, bits: int) -> None:
+def test_folded_layer_equals_float64(operators: Operators, symmetry: str, columns: int, groups: int, bits: int) -> None:
     g = torch.Generator().manual_seed(5)
-    weight, bias = torch.randn(45, 50, generator=g), torch.randn(45, generator=g)
-    q, input_grid = quantizer(bits, symmetry, groups, seed=3), grid(bits, "asymmetric", seed=4)
+    weight, bias = torch.randn(columns, 50, generator=g), torch.randn(columns, generator=g)
+    q, input_grid = quantizer(bits, symmetry, groups or columns, seed=3), grid(bits, "asymmetric", seed=4)
     a = codes((2, 9, 50), bits, seed=6)
     layer = fold_linear(weight, q, bias, input_grid)
     assert (layer.row_scale is None) == (symmetry == "symmetric" and bits < 8)
@@ -65,7 +66,7 @@ def test_folded_layer_equals_float64(operators: Operators, symmetry: str, groups
 
 
 def run(operators: Operators, layer: Layer, a: torch.Tensor, **changes: object) -> torch.Tensor:
-    weight = ops.pack_weight(layer.weight)
+    weight = ops.pack_weight(layer.packable())
     return operators.linear(a, weight, columns=layer.columns, **epilogue(**changes) | layer.epilogue())
 
 
