@@ -38,8 +38,7 @@ class IntegerModel(nn.Module):
 
     Args:
         program: the network with its quantizers set. Later changes of it are not seen.
-        compile: whether to hand what is between the kernels to torch.compile. It is done on the CPU only, and where
-            there is a compiler.
+        compile: whether to hand what is between the kernels to torch.compile, where there is a compiler.
 
     Attributes:
         lowering: what became of the sites, in the first graph.
@@ -49,26 +48,28 @@ class IntegerModel(nn.Module):
         super().__init__()
         self.program = program
         self._compile = compile and backend().native
-        self._lowered: dict[int, tuple[Variant, Rewritten, Any]] = {}
-        first = self._of(program.variants[0])[1]
+        self._lowered: dict[int, tuple[Variant, Rewritten]] = {}
+        first = self.of(program.variants[0])
         self.lowering = Lowering(backend(), first.kernels, first.simulated)
 
     def forward(self, *inputs: Tensor) -> Any:
         """The network's output; inputs are the network's own."""
         with torch.no_grad():
-            variant, rewritten, compiled = self._of(self.program.variant(inputs))
+            variant = self.program.variant(inputs)
             if any(node.op == "placeholder" for node in written(variant.inserted)):
                 inputs = tuple(x.clone() for x in inputs)
-            return (compiled if inputs[0].device.type == "cpu" else rewritten.module)(*inputs)
+            return self.of(variant).module(*inputs)
 
-    def _of(self, variant: Variant) -> tuple[Variant, Rewritten, Any]:
+    def of(self, variant: Variant) -> Rewritten:
+        """The lowered graph of a variant of the program."""
         found = self._lowered.get(id(variant))
         if found is None:
             with torch.no_grad():
                 rewritten = rewrite(variant.inserted, self.program.holder)
-            run: Any = torch.compile(rewritten.module, dynamic=False) if self._compile else rewritten.module
-            found = self._lowered[id(variant)] = (variant, rewritten, run)
-        return found
+            if self._compile:
+                rewritten.module.compile(dynamic=False)
+            found = self._lowered[id(variant)] = (variant, rewritten)  # the variant is kept: its id stays its own
+        return found[1]
 
 
 def lower(program: Program, *, compile: bool = True) -> IntegerModel:  # noqa: A002  # the name torch uses for it
