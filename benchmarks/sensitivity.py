@@ -4,13 +4,12 @@
     python benchmarks/sensitivity.py craft_x4.safetensors --bits 4 --calib DIR
 
 The network is a recipe, or a weights file that spandrel recognises. Prints the worst operands as a Markdown table: the
-PSNR of the output against the float network's, and the signal-to-noise ratio of the operand itself.
+mean squared error of the output in units of its range, and the signal-to-noise ratio of the operand itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ def main() -> None:
     parser.add_argument("--calib", default="synthetic")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--granularity", choices=["tensor", "channel"], default="tensor")
+    parser.add_argument("--kind", help="only sites of this kind, such as conv2d")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--worst", type=int, default=20)
     options = parser.parse_args()
@@ -54,7 +54,7 @@ def main() -> None:
         for site in program.sites:
             for operand in site.operands:
                 quantizer = program.quantizers.get(operand.quantizer)
-                if quantizer is None:
+                if quantizer is None or options.kind not in (None, site.kind):
                     continue
                 quantizer.mode = "on"
                 error = float(((program(images[0]) - truth) ** 2).mean())
@@ -62,10 +62,10 @@ def main() -> None:
                 rows.append((error, site, operand, report.quantizers[operand.quantizer]["snr_db"]))
                 advance()
     print(f"{source.name}, every operand alone at {options.bits} bits; calibrated on {described}\n")
-    print("| site | operand | kind | edge | PSNR of the output | SNR of the operand |\n|---|---|---|---|---|---|")
+    print("| site | operand | kind | edge | error of the output | SNR of the operand |\n|---|---|---|---|---|---|")
     for error, site, operand, snr in sorted(rows, key=lambda row: -row[0])[: options.worst]:
-        psnr = 10 * math.log10(task.range**2 / error) if error else math.inf
-        print(f"| {site.name} | {operand.slot} | {site.kind} | {site.edge} | {psnr:.1f} dB | {snr:.1f} dB |")
+        relative = error / task.range**2
+        print(f"| {site.name} | {operand.slot} | {site.kind} | {site.edge} | {relative:.1e} | {snr:.1f} dB |")
 
 
 if __name__ == "__main__":
