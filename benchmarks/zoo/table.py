@@ -19,11 +19,12 @@ Each network is a small configuration (few blocks and channels, random weights, 
 made from spandrel's classes. It is captured at one size and compared with eager at three, the last a multiple of no
 window (padded from outside where the architecture demands multiples). Then it is quantized at W4A4 by DOBI, a gradient
 is taken with respect to the bounds, the checkpoint is saved, loaded and compared again, bit for bit, at each size. One
-process a network, one thread, 12 GB.
+process a network, one thread, 12 GB. Of both packages' architectures only MAT (inpainting at 512 x 512) is not tried.
 
 - **graph**: calls in the captured graph. **sites**: convolutions / linear layers / attention products / others.
 - **MACs**: share of all multiply-accumulates (counted apart from the graph, by PyTorch's flop counter) that is
-  quantized.
+  quantized. What a network recomputes in each forward without need of the image (the kernels of SPAN, the position
+  biases of Swin2SR) is computed once in the graph, and counts as not quantized here.
 - **graphs**: how many the three sizes need, and how many comparisons of sizes guard the first.
 - **eager**: largest difference from the network itself over the sizes, relative to the largest value; 0 is bit for bit.
   Networks that call fused attention are captured by its parts, which round differently.
