@@ -127,28 +127,40 @@ Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, const 
   return out;
 }
 
-// Copies each image with its border and calls run(image's place in the output, its copy).
+// Copies each image with its border and calls run(image's place in the output, its copy, the copy's sums or null).
 template <class Run>
 Tensor convolved(const fxptq::ConvShape& c, const Tensor& codes, int64_t columns, ptrdiff_t acc_columns, bool coded,
-                 const optional<Tensor>& residual, Run run) {
+                 bool needs_sums, const optional<Tensor>& residual, Run run) {
   const auto format = at::MemoryFormat::ChannelsLast;
   const optional<Tensor> added = residual ? optional<Tensor>(residual->contiguous(format)) : residual;
   Tensor out = at::empty({codes.size(0), columns, c.out_height, c.out_width},
                          codes.options().dtype(coded ? at::kByte : at::kFloat), format);
   Tensor bordered = at::empty({c.copy_height * c.row_bytes()}, codes.options());
   uint8_t* padded = bordered.mutable_data_ptr<uint8_t>();
+  fxptq::Buffer<int32_t> sums(needs_sums ? c.copy_height * c.copy_width : 0);
   for (int64_t image = 0; image < codes.size(0); ++image) {
     const uint8_t* from = codes.const_data_ptr<uint8_t>() + image * codes.stride(0);
     at::parallel_for(0, c.copy_height, 8, [&](int64_t begin, int64_t end) {
       fxptq::copy_with_border(c, from, codes.stride(1), codes.stride(2), codes.stride(3), padded, begin, end);
+      if (!sums.empty()) fxptq::sum_pixels(c, padded, sums.data(), begin, end);
     });
     const int64_t at = image * c.out_height * c.out_width * columns;
     run(fxptq::RowsOut{nullptr, acc_columns, 0, nullptr, nullptr, added ? added->const_data_ptr<float>() + at : nullptr,
                        coded ? nullptr : out.mutable_data_ptr<float>() + at,
                        coded ? out.mutable_data_ptr<uint8_t>() + at : nullptr, columns},
-        padded);
+        padded, sums.empty() ? nullptr : sums.data());
   }
   return out;
+}
+
+fxptq::ConvShape shape_of(const Tensor& codes, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding) {
+  fxptq::ConvShape c{codes.size(1), codes.size(2), codes.size(3), 0, 0, (int)kernel[0], (int)kernel[1], (int)stride[0],
+                     (int)stride[1], (int)padding[0], (int)padding[1], (codes.size(1) + 3) / 4 * 4, 0, 0};
+  c.out_height = (c.height + 2 * padding[0] - kernel[0]) / stride[0] + 1;
+  c.out_width = (c.width + 2 * padding[1] - kernel[1]) / stride[1] + 1;
+  c.copy_height = (c.out_height - 1) * stride[0] + kernel[0];
+  c.copy_width = (c.out_width - 1) * stride[1] + kernel[1];
+  return c;
 }
 
 Tensor conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, at::IntArrayRef kernel, at::IntArrayRef stride,
@@ -158,20 +170,36 @@ Tensor conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, at::In
   const fxptq::Panels panels = panels_of(weight);
   const fxptq::Epilogue epilogue =
       epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
-  fxptq::ConvShape c{codes.size(1), codes.size(2), codes.size(3), 0, 0, (int)kernel[0], (int)kernel[1], (int)stride[0],
-                     (int)stride[1], (int)padding[0], (int)padding[1], (codes.size(1) + 3) / 4 * 4};
-  c.out_height = (c.height + 2 * padding[0] - kernel[0]) / stride[0] + 1;
-  c.out_width = (c.width + 2 * padding[1] - kernel[1]) / stride[1] + 1;
-  c.copy_height = (c.out_height - 1) * stride[0] + kernel[0];
-  c.copy_width = (c.out_width - 1) * stride[1] + kernel[1];
+  const fxptq::ConvShape c = shape_of(codes, kernel, stride, padding);
   TORCH_CHECK(panels.words * 4 == kernel[0] * kernel[1] * c.channel_bytes, "weight does not fit the input");
-  const auto run = [&](const fxptq::RowsOut& rows, const uint8_t* padded) {
+  const bool sums = row_scale && !fxptq::has_sum_column(columns);
+  const auto run = [&](const fxptq::RowsOut& rows, const uint8_t* padded, const int32_t* pixel_sums) {
     at::parallel_for(0, c.out_height, 1, [&](int64_t begin, int64_t end) {
-      fxptq::PixelFinish finish(c, padded, 1, epilogue, bias.const_data_ptr<float>(), data<float>(taps), rows);
+      fxptq::PixelFinish finish(c, pixel_sums, 1, epilogue, bias.const_data_ptr<float>(), data<float>(taps), rows);
       fxptq::conv_rows(c, padded, panels, finish, begin, end);
     });
   };
-  return convolved(c, codes, columns, fxptq::padded_columns(panels), levels.has_value(), residual, run);
+  return convolved(c, codes, columns, fxptq::padded_columns(panels), levels.has_value(), sums, residual, run);
+}
+
+Tensor narrow_conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, at::IntArrayRef kernel,
+                     at::IntArrayRef padding, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
+                     const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
+                     const optional<Tensor>& levels, double out_scale, double out_offset) {
+  const fxptq::Panels panels = panels_of(weight);
+  const fxptq::Epilogue epilogue =
+      epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
+  const int64_t one[] = {1, 1};
+  const fxptq::ConvShape c = shape_of(codes, kernel, one, padding);
+  TORCH_CHECK(panels.words * 4 == c.channel_bytes && panels.blocks * kLanes >= kernel[0] * kernel[1] * columns,
+              "weight does not fit the input");
+  const auto run = [&](const fxptq::RowsOut& rows, const uint8_t* padded, const int32_t* pixel_sums) {
+    at::parallel_for(0, c.out_height, 8, [&](int64_t begin, int64_t end) {
+      fxptq::PixelFinish finish(c, pixel_sums, 1, epilogue, bias.const_data_ptr<float>(), data<float>(taps), rows);
+      fxptq::narrow_conv_rows(c, padded, panels, (int)columns, finish, begin, end);
+    });
+  };
+  return convolved(c, codes, columns, kGroup, levels.has_value(), row_scale.has_value(), residual, run);
 }
 
 Tensor conv3x3(const Tensor& codes, const Tensor& weight, const Tensor& start, int64_t columns, int64_t largest,
@@ -186,21 +214,21 @@ Tensor conv3x3(const Tensor& codes, const Tensor& weight, const Tensor& start, i
   }
   const fxptq::Epilogue epilogue =
       epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
-  fxptq::ConvShape c{codes.size(1), codes.size(2), codes.size(3), 0, 0, 3, 3, 1, 1, (int)padding[0], (int)padding[1],
-                     (codes.size(1) + 63) / 64 * 64};
-  c.out_height = c.height + 2 * padding[0] - 2;
-  c.out_width = c.width + 2 * padding[1] - 2;
+  const int64_t one[] = {1, 1}, three[] = {3, 3};
+  fxptq::ConvShape c = shape_of(codes, three, one, padding);
+  c.channel_bytes = (c.channels + 63) / 64 * 64;
   TORCH_CHECK(panels[0].words == words_of(c.channels), "weight does not fit the input");
   c.copy_height = c.out_height + c.out_height % 2 + 2;  // whole patches
   c.copy_width = c.out_width + c.out_width % 2 + 2;
-  const auto run = [&](const fxptq::RowsOut& rows, const uint8_t* padded) {
+  const bool sums = row_scale && !fxptq::has_sum_column(columns);
+  const auto run = [&](const fxptq::RowsOut& rows, const uint8_t* padded, const int32_t* pixel_sums) {
     at::parallel_for(0, (c.out_height + 1) / 2, 1, [&](int64_t begin, int64_t end) {
-      fxptq::PixelFinish finish(c, padded, 4, epilogue, bias.const_data_ptr<float>(), data<float>(taps), rows);
+      fxptq::PixelFinish finish(c, pixel_sums, 4, epilogue, bias.const_data_ptr<float>(), data<float>(taps), rows);
       fxptq::Winograd one(c, panels.data(), (uint8_t)largest);
       one.run(padded, finish, 2 * begin, std::min(2 * end, c.out_height));
     });
   };
-  return convolved(c, codes, columns, fxptq::padded_columns(panels[0]), levels.has_value(), residual, run);
+  return convolved(c, codes, columns, fxptq::padded_columns(panels[0]), levels.has_value(), sums, residual, run);
 }
 
 // The right factor of one batch as packed columns of centred codes, and the sum of each column. Codes are `k` and `n`
@@ -319,6 +347,7 @@ TORCH_LIBRARY_IMPL(fxptq, CPU, m) {
   m.impl("linear", &linear);
   m.impl("attention", &attention);
   m.impl("conv2d", &conv2d);
+  m.impl("narrow_conv2d", &narrow_conv2d);
   m.impl("conv3x3", &conv3x3);
   m.impl("matmul", &matmul);
 }

@@ -72,6 +72,10 @@ _SCHEMAS = {
         "(Tensor codes, Tensor weight, *, int columns, int[] kernel_size, int[] stride, int[] padding, Tensor bias, "
         f"Tensor? taps, {_EPILOGUE}) -> Tensor"
     ),
+    "narrow_conv2d": (
+        "(Tensor codes, Tensor weight, *, int columns, int[] kernel_size, int[] padding, Tensor bias, Tensor? taps, "
+        f"{_EPILOGUE}) -> Tensor"
+    ),
     "conv3x3": (
         "(Tensor codes, Tensor weight, Tensor start, *, int columns, int largest, int[] padding, Tensor bias, "
         f"Tensor? taps, {_EPILOGUE}) -> Tensor"
@@ -121,6 +125,11 @@ def unpack_weight(packed: Tensor, columns: int) -> Tensor:
 def pack_conv_weight(weight: Tensor) -> Tensor:
     """Packs [N, C, height, width] for `conv2d`: channels fastest, each tap padded to groups of four."""
     return pack_weight(F.pad(weight.permute(0, 2, 3, 1), (0, -weight.shape[1] % 4)).flatten(1))
+
+
+def pack_narrow_conv_weight(weight: Tensor) -> Tensor:
+    """Packs [N, C, height, width] for `narrow_conv2d`: the columns of all taps side by side."""
+    return pack_weight(weight.permute(2, 3, 0, 1).flatten(0, 2))
 
 
 def pad_columns(values: Tensor) -> Tensor:
@@ -199,6 +208,25 @@ def conv2d(
         epilogue["residual"] = epilogue["residual"].permute(0, 2, 3, 1)
     y = _finish(convolved(codes.to(exact), w.to(exact)), row_sum, shift, epilogue)
     return y.contiguous().permute(0, 3, 1, 2)
+
+
+def narrow_conv2d(
+    codes: Tensor,
+    weight: Tensor,
+    *,
+    columns: int,
+    kernel_size: Sequence[int],
+    padding: Sequence[int],
+    bias: Tensor,
+    taps: Tensor | None,
+    **epilogue: Unpack[Epilogue],
+) -> Tensor:
+    """As `conv2d` with stride 1, for few columns: `weight` is packed from [taps * columns, C]."""
+    channels = codes.shape[1]
+    w = unpack_weight(weight, kernel_size[0] * kernel_size[1] * columns)[:, :channels]
+    packed = pack_conv_weight(w.reshape(*kernel_size, columns, channels).permute(2, 3, 0, 1))
+    place: dict[str, Any] = {"kernel_size": kernel_size, "stride": (1, 1), "padding": padding, "taps": taps}
+    return conv2d(codes, packed, columns=columns, bias=bias, **place, **epilogue)
 
 
 def conv3x3(
@@ -337,6 +365,7 @@ PLAIN: dict[str, Callable[..., Tensor]] = {
     "layer_norm_codes": layer_norm_codes,
     "linear": linear,
     "conv2d": conv2d,
+    "narrow_conv2d": narrow_conv2d,
     "conv3x3": conv3x3,
     "matmul": matmul,
     "attention": attention,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -25,12 +26,16 @@ from fxptq.kernels.ops import (
     Activation,
     key_major,
     pack_conv_weight,
+    pack_narrow_conv_weight,
     pack_weight,
     pad_columns,
     winograd_weight,
 )
 from fxptq.kernels.patterns import AttentionPattern, Stem, Term
 from fxptq.quant.quantizer import Quantizer
+
+_NARROW = 48
+"""Columns times taps up to which multiplying every pixel by every tap once beats leaving lanes empty."""
 
 _KINDS = ("linear", "conv2d", "conv_transpose2d", "matmul")
 
@@ -509,10 +514,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _count(node: fx.Node) -> int:
-    total = 1
-    for size in node.meta.get("shape", ()):
-        total *= size
-    return total
+    return prod(node.meta.get("shape", ()))
 
 
 def _convolution(layer: Layer, geometry: Geometry, grid: Grid) -> tuple[str, Layer, dict[str, Any]]:
@@ -528,6 +530,9 @@ def _convolution(layer: Layer, geometry: Geometry, grid: Grid) -> tuple[str, Lay
         if transformed is not None:
             place |= {"weight": transformed[0], "start": transformed[1], "largest": grid.levels}
             return "conv3x3", layer.for_sums_times(4), place
+    if geometry.stride == (1, 1) and columns * prod(size) <= _NARROW < LANES * prod(size):
+        place |= {"weight": pack_narrow_conv_weight(layer.weight), "kernel_size": size}
+        return "narrow_conv2d", layer, place
     place |= {"weight": pack_conv_weight(layer.packable()), "kernel_size": size, "stride": list(geometry.stride)}
     return "conv2d", layer, place
 

@@ -127,3 +127,27 @@ def test_codes_without_activation_keep_the_exact_border(operators: Operators) ->
     expected = reference.conv2d(reference.values(a, input_grid), decoded(q, weight), None, (1, 1), (1, 1))
     found = run(operators, layer, a, (3, 3), levels=ops.pad_columns(torch.full((8,), 63.0)))
     assert_codes(found, (expected - target.lower) / target.step, 63)
+
+
+@settings(deadline=None, max_examples=80)
+@given(data=st.data())
+def test_few_columns_by_taps_equal_the_convolution(data: st.DataObject) -> None:
+    draw = data.draw
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
+    size = [draw(st.integers(max(1, kernel[i] - 2 * padding[i]), 12)) for i in range(2)]
+    channels, columns = draw(st.integers(1, 9)), draw(st.integers(1, 6))
+    a = codes((2, channels, *size), 8, draw(st.sampled_from(KINDS)), draw(st.integers(0, 99)))
+    q, input_grid = quantizer(5, draw(st.sampled_from(["symmetric", "asymmetric"])), seed=3), grid(8, seed=4)
+    weight, bias = (
+        torch.randn(columns, channels, *kernel, generator=torch.Generator().manual_seed(1)),
+        torch.ones(columns),
+    )
+    layer = fold_conv2d(weight, q, bias, input_grid, padding)
+    place = {"columns": columns, "kernel_size": kernel, "padding": padding}
+    place["taps"] = None if layer.taps is None else ops.pad_columns(layer.taps)
+    packed = ops.pack_narrow_conv_weight(layer.weight)
+    expected = reference.conv2d(reference.values(a, input_grid), decoded(q, weight), bias, (1, 1), padding)
+    for native in (True, False) if backend().native else (False,):
+        found = Operators(native).narrow_conv2d(a, packed, **place, **epilogue() | layer.epilogue())
+        assert close(found, expected)
