@@ -1,7 +1,7 @@
 """DQC: the float network teaches the quantized one and bounds learn, stage 2 of 2DQuant (arXiv 2406.06649).
 
 What the paper leaves open is explicit here: how the feature loss is scaled, the unit of the learning rate (each
-quantizer's initial width, so that one rate fits all), and which state is kept: that of least loss on crops of
+quantizer's initial step, so that one rate fits all), and which state is kept: that of least loss on crops of
 calibration images that were held out, never on a benchmark. The state at the start is a candidate, so the pass never
 makes matters worse there. Beyond the paper, weights may learn to change their codes too.
 """
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from fxptq.passes.base import Context, Network, Pass, PassReport, register
 from fxptq.passes.crops import Crops, split
 from fxptq.passes.distill import DistillationLoss, FeatureScale
 from fxptq.passes.offsets import learned_offsets, movable_weights
+from fxptq.quant.grid import levels
 from fxptq.quant.quantizer import Quantizer
 
 Taught = tuple[Tensor, tuple[Tensor, list[Tensor]]]
@@ -41,7 +42,8 @@ class Dqc(Pass):
             steps: of the optimizer (Adam).
             batch: crops a step.
             patch: side of a crop in pixels of the input.
-            lr: learning rate in units of each quantizer's initial width.
+            lr: learning rate of bounds in units of each quantizer's initial step: what does no harm at 2 bits would
+                throw a bound at 8 bits off by many steps if it were in units of the width.
             betas: of Adam.
             schedule: `cosine` lowers the rate to zero over the run, `constant` keeps it.
             warmup: steps over which the rate rises from zero.
@@ -61,7 +63,7 @@ class Dqc(Pass):
         steps: int = 3000
         batch: int = 8
         patch: int = 64
-        lr: float = 1e-2
+        lr: float = 0.03
         betas: tuple[float, float] = (0.9, 0.999)
         schedule: Literal["cosine", "constant"] = "cosine"
         warmup: int = 0
@@ -129,13 +131,11 @@ class _Run:
         self.crops = Crops(training, settings.patch, generator)
         batches = torch.split(Crops(held, self.crops.size, generator).plain(settings.holdout_crops), settings.batch)
         self.held = [self._teach(batch) for batch in batches]
-        bounds = [p for quantizer in learners.values() for p in (quantizer.shift, quantizer.log_scale)]
-        self.parameters = [*bounds, *offsets]
-        groups = [
-            {"params": params, "lr": peak, "peak": peak}
-            for params, peak in ((bounds, settings.lr), (offsets, settings.rounding_lr))
-            if params
-        ]
+        self.parameters = [p for q in learners.values() for p in (q.shift, q.log_scale)] + offsets
+        # `shift` and `log_scale` are in units of the width.
+        groups = [_group([q.shift, q.log_scale], settings.lr / levels(q.bits)) for q in learners.values()]
+        if offsets:
+            groups.append(_group(offsets, settings.rounding_lr))
         # Gradients of a mean over an image can be as small as Adam's usual eps.
         self.optimizer = torch.optim.Adam(groups, betas=settings.betas, eps=1e-12)
 
@@ -215,6 +215,10 @@ class _Run:
     def _restore(self, state: list[Tensor]) -> None:
         for parameter, value in zip(self.parameters, state, strict=True):
             parameter.copy_(value)
+
+
+def _group(parameters: list[nn.Parameter], peak: float) -> dict[str, Any]:
+    return {"params": parameters, "lr": peak, "peak": peak}
 
 
 def _sound(quantizer: Quantizer) -> bool:
