@@ -91,6 +91,16 @@ class Layer:
         """The weight as it is to be packed: with its column of sums where the epilogue needs them."""
         return self.weight if self.row_scale is None else with_sums(self.weight)
 
+    def reordered(self, order: Tensor) -> Layer:
+        """The layer with its outputs in another order: output i is what `order[i]` was."""
+        return Layer(
+            weight=self.weight[order],
+            scale=self.scale[order],
+            bias=self.bias[order],
+            row_scale=None if self.row_scale is None else self.row_scale[order],
+            taps=None if self.taps is None else self.taps[:, order],
+        )
+
     def for_sums_times(self, factor: int) -> Layer:
         """The layer for a kernel whose sums are a multiple of the real ones."""
         row_scale = None if self.row_scale is None else self.row_scale / factor

@@ -148,6 +148,27 @@ def key_major(logits: Tensor, factor: float) -> Tensor:
     return F.pad(turned, (0, -logits.shape[-2] % LANES)).contiguous()
 
 
+def places_first(channels: int, factor: int) -> Tensor:
+    """The order of channels in which those of one place of a pixel shuffle stand together: for `spread`."""
+    return torch.arange(channels).reshape(-1, factor * factor).t().reshape(-1)
+
+
+def spread(x: Tensor, factor: int) -> Tensor:
+    """The pixel shuffle of channels ordered by `places_first`: moves whole runs of channels, channels last.
+
+    Args:
+        x: [B, C * factor**2, H, W], channels last.
+        factor: of the pixel shuffle.
+
+    Returns:
+        [B, C, H * factor, W * factor], channels last.
+    """
+    batch, channels, height, width = x.shape
+    size = (batch, height * factor, width * factor, channels // factor**2)
+    blocks = x.permute(0, 2, 3, 1).reshape(batch, height, width, factor, factor, size[3])
+    return blocks.permute(0, 1, 3, 2, 4, 5).reshape(size).permute(0, 3, 1, 2)
+
+
 def holding(depth: int) -> torch.dtype:
     """The float type that holds any sum of `depth` products of an unsigned and a signed 8-bit code exactly."""
     return torch.float32 if depth * 255 * 128 < 1 << 24 else torch.float64

@@ -8,7 +8,7 @@ to it, a softmax and the product behind it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -94,7 +94,8 @@ class Stem:
         end: the last node of the stem; its value is the stem's.
         factor: multiplies the layer's output.
         activation: applied next; `slope` is that of a leaky one.
-        residual: added last; None where nothing is.
+        residual: added next; None where nothing is.
+        shuffle: the factor of a pixel shuffle at the end, only without a residual; 1 where there is none.
     """
 
     layer: fx.Node
@@ -103,6 +104,7 @@ class Stem:
     activation: Activation = Activation.NONE
     slope: float = 0.0
     residual: fx.Node | None = None
+    shuffle: int = 1
 
 
 def stem_of(layer: fx.Node, excluded: frozenset[fx.Node] = frozenset()) -> Stem:
@@ -120,7 +122,16 @@ def stem_of(layer: fx.Node, excluded: frozenset[fx.Node] = frozenset()) -> Stem:
         else:
             break
         end = user
-    return Stem(layer, end, factor, activation, slope)
+    return _shuffled(Stem(layer, end, factor, activation, slope), excluded)
+
+
+def _shuffled(stem: Stem, excluded: frozenset[fx.Node]) -> Stem:
+    """The stem with the pixel shuffle behind it, if one is all that reads it."""
+    user = only_reader(stem.end)
+    if user is None or user in excluded or name_of(user) != "pixel_shuffle":
+        return stem
+    factor = argument(user, 1, "upscale_factor")
+    return replace(stem, end=user, shuffle=factor) if isinstance(factor, int) else stem
 
 
 def _activation(node: fx.Node) -> tuple[Activation, float] | None:

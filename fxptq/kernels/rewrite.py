@@ -29,6 +29,8 @@ from fxptq.kernels.ops import (
     pack_narrow_conv_weight,
     pack_weight,
     pad_columns,
+    places_first,
+    spread,
     winograd_weight,
 )
 from fxptq.kernels.patterns import AttentionPattern, Stem, Term
@@ -235,7 +237,7 @@ class _Rewriter:
     def _columns(self, end: fx.Node, targets: dict[fx.Node, Target]) -> dict[Target, list[int]] | None:
         """The channels of a bare layer by the target they go to, if each goes to one."""
         stem = self.stems.get(end)
-        if stem is None or stem.activation is not Activation.NONE or stem.residual is not None:
+        if stem is None or stem.activation is not Activation.NONE or stem.residual is not None or stem.shuffle > 1:
             return None
         axis = len(end.meta["shape"]) - 1 if name_of(stem.layer) == "linear" else 1
         found: dict[Target, set[int]] = {}
@@ -375,6 +377,8 @@ class _Rewriter:
             name, place = "linear", {"weight": pack_weight(layer.packable())}
         else:
             folded = fold_conv2d(weight, quantizer, bias, grid, geometry.padding)
+            if stem.shuffle > 1:
+                folded = folded.reordered(places_first(folded.columns, stem.shuffle))
             layer, epilogue = self._epilogue(stem, folded.times(stem.factor))
             name, layer, place = _convolution(layer, geometry, grid)
         arguments = place | layer.epilogue() | epilogue
@@ -382,7 +386,10 @@ class _Rewriter:
             key: self._tensor(key, value) if isinstance(value, Tensor) else value for key, value in arguments.items()
         }
         self.kernels[self._name(site)] = name
-        self._keep(stem.end, self._call(name, codes, columns=layer.columns, **held))
+        made = self._call(name, codes, columns=layer.columns, **held)
+        if stem.shuffle > 1:
+            made = self.new.call_function(spread, (made, stem.shuffle))
+        self._keep(stem.end, made)
 
     def _operands(self, site: fx.Node) -> tuple[fx.Node, Tensor, Quantizer, Tensor | None]:
         first, second = site.args[:2]

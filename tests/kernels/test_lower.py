@@ -14,7 +14,13 @@ from tests.kernels.networks import NETWORKS, quantized
 KERNELS = {
     "plain": {"head": "conv2d", "first": "conv3x3", "second": "conv3x3", "tail": "conv2d"},
     "odd": {"stem": "conv2d", "depthwise": "integers in floats", "down": "conv2d", "up": "integers in floats"},
-    "windows": {"qkv": "linear", "matmul_0": "attention", "matmul_1": "attention", "fc1": "linear", "last": "narrow_conv2d"},
+    "windows": {
+        "qkv": "linear",
+        "matmul_0": "attention",
+        "matmul_1": "attention",
+        "fc1": "linear",
+        "last": "narrow_conv2d",
+    },
     "channels": {"matmul_0": "matmul", "matmul_1": "matmul", "qkv": "conv2d"},
     "in-place": {"a": "conv2d", "b": "conv2d", "c": "narrow_conv2d"},
     "fused": {"q": "linear", "kv": "linear", "out": "linear"},
