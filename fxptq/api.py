@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from fxptq.io.metadata import FloatSite, Metadata, PassRecord
 from fxptq.io.state import program_of, put_weights_on_grid, round_floats, site_records, to_checkpoint
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.passes.progress import Progress, Silent
-from fxptq.recipe import QuantizeSettings, Recipe
+from fxptq.recipe import PassEntry, QuantizeSettings, Recipe
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -177,22 +177,8 @@ def quantize(
         if after_pass is not None:
             after_pass(step.name, student)
     put_weights_on_grid(student)
-    meta = Metadata(
-        created_by=f"fxptq {version('fxptq')}",
-        recipe=settings.name if _rebuilds(settings, model) else None,
-        task=settings.model_dump(mode="json", include={"name", "title", "scale", "input", "degradation"}),
-        bits_w=bits.w,
-        bits_a=bits.a,
-        sites=site_records(student),
-        float_sites=[FloatSite(name=site.name, reason=site.reason) for site in student.sites if site.reason],
-        example_shape=list(example.shape),
-        example_dtype=str(example.dtype).removeprefix("torch."),
-        seed=seed,
-        calibration=described,
-        passes=[PassRecord(name=step.name, settings=dict(step.settings)) for step in chosen.passes],
-        float_dtype=str(dtype).removeprefix("torch."),
-        versions={"python": platform.python_version(), "torch": torch.__version__},
-        source_sha256=weights_digest(model),
+    meta = metadata_of(
+        student, model, example, bits, settings, chosen.passes, dtype=dtype, seed=seed, calibration=described
     )
     return QuantizedModel(student, meta, reports)
 
@@ -214,6 +200,50 @@ def plan_of(settings: QuantizeSettings, bits: Bits, sites: Mapping[str, Bits | L
         edges=edges[settings.edges],
         connective=high if settings.connective == "high" else None,
         overrides=(*(sites or {}).items(), *((pattern, high) for pattern in settings.high_sites)),
+    )
+
+
+def metadata_of(
+    student: Program,
+    model: nn.Module,
+    example: Tensor,
+    bits: Bits,
+    recipe: Recipe,
+    passes: Sequence[PassEntry],
+    *,
+    dtype: torch.dtype,
+    seed: int,
+    calibration: str,
+) -> Metadata:
+    """How a quantized network was made, as its checkpoint says.
+
+    Args:
+        student: the network with its quantizers set.
+        model: the network it was made from.
+        example: what it was captured with.
+        bits: the widths asked for.
+        recipe: what goes in and comes out, and which network a bundled one rebuilds.
+        passes: those that were run, in order.
+        dtype: what floats are stored as.
+        seed: of everything random.
+        calibration: one line on the images.
+    """
+    return Metadata(
+        created_by=f"fxptq {version('fxptq')}",
+        recipe=recipe.name if _rebuilds(recipe, model) else None,
+        task=recipe.model_dump(mode="json", include={"name", "title", "scale", "input", "degradation"}),
+        bits_w=bits.w,
+        bits_a=bits.a,
+        sites=site_records(student),
+        float_sites=[FloatSite(name=site.name, reason=site.reason) for site in student.sites if site.reason],
+        example_shape=list(example.shape),
+        example_dtype=str(example.dtype).removeprefix("torch."),
+        seed=seed,
+        calibration=calibration,
+        passes=[PassRecord(name=step.name, settings=dict(step.settings)) for step in passes],
+        float_dtype=str(dtype).removeprefix("torch."),
+        versions={"python": platform.python_version(), "torch": torch.__version__},
+        source_sha256=weights_digest(model),
     )
 
 
