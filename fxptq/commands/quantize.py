@@ -75,10 +75,7 @@ class Outcome:
             "recipe": self.source.name,
             "bits": {"w": self.model.meta.bits_w, "a": self.model.meta.bits_a},
             "eval": {
-                name: {
-                    stage: {"psnr_y": found[index].mean.psnr_y, "ssim_y": found[index].mean.ssim_y}
-                    for stage, found in self.scores.items()
-                }
+                name: {stage: found[index].mean.figures for stage, found in self.scores.items()}
                 for index, name in enumerate(sets)
             },
             "bytes": {"fp32": self.fp32_bytes, "checkpoint": self.sizes.total},

@@ -83,11 +83,4 @@ def _advance(advance: Advance, done: int, total: int) -> None:  # noqa: ARG001  
 
 def as_json(score: SetScore) -> dict[str, Any]:
     """A set's scores: the mean, and each picture's."""
-    return {
-        "psnr_y": score.mean.psnr_y,
-        "ssim_y": score.mean.ssim_y,
-        "psnr": score.mean.psnr,
-        "images": {
-            name: {"psnr_y": one.psnr_y, "ssim_y": one.ssim_y, "psnr": one.psnr} for name, one in score.images.items()
-        },
-    }
+    return {**score.mean.figures, "images": {name: one.figures for name, one in score.images.items()}}

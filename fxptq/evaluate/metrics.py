@@ -2,7 +2,7 @@
 
 Promises: float64 throughout, no dependence on how the images were made; every function says which range it expects. The
 `_y` forms are the protocol of super-resolution (luma of BT.601, border cropped); the plain forms serve denoising
-(all channels) and grey images.
+(all channels) and grey images; PSNR-B is for repaired JPEGs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ Image = npt.NDArray[np.uint8] | npt.NDArray[np.float32] | npt.NDArray[np.float64
 
 WINDOW = 11  # side of SSIM's Gaussian window; images must be at least this large after cropping
 SIGMA = 1.5
+BLOCK = 8  # side of JPEG's blocks
 
 
 def luma(image: Image) -> npt.NDArray[np.float64]:
@@ -104,6 +105,40 @@ def ssim_y(restored: Image, truth: Image, crop: int) -> float:
     """SSIM of the luma with peak 255; arguments as for `psnr_y`."""
     _same_shape(restored, truth)
     return ssim(luma(restored), luma(truth), crop)
+
+
+def psnr_b(restored: Image, truth: Image) -> float:
+    """PSNR of the luma with a penalty for visible 8x8 blocks, in dB.
+
+    To the mean squared error comes, where steps at the borders of blocks are larger than elsewhere, by how much they
+    are, times log2(8) / log2(min(H, W)) (Yim and Bovik, "Quality assessment of deblocked images", 2011, equations 4-9).
+
+    Args:
+        restored: RGB `[H, W, 3]` (or one channel) in 0..255, its blocks beginning at the upper left corner, at least
+            9x9.
+        truth: the same shape and range.
+
+    Returns:
+        At most `psnr_y` without a crop; infinity for equal images without blocks.
+
+    Raises:
+        InputError: shapes differ, or the images hold no border of blocks.
+    """
+    _same_shape(restored, truth)
+    first, second = _prepare(luma(restored), luma(truth), 0, smallest=BLOCK + 1)
+    at_borders, elsewhere = (np.concatenate(steps) for steps in zip(_steps(first), _steps(first.T), strict=True))
+    blockiness = float(at_borders.mean() - elsewhere.mean())
+    error = float(np.mean((first - second) ** 2))
+    if blockiness > 0:
+        error += blockiness * math.log2(BLOCK) / math.log2(min(first.shape))
+    return math.inf if error == 0 else 10.0 * math.log10(255.0**2 / error)
+
+
+def _steps(image: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Squared differences of neighbours in a row: across the borders of blocks, and all others."""
+    squares = np.diff(image, axis=1) ** 2
+    border = np.arange(1, image.shape[1]) % BLOCK == 0
+    return squares[:, border].ravel(), squares[:, ~border].ravel()
 
 
 def _blur(image: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -1,22 +1,40 @@
 """Scoring a network on a benchmark set, picture by picture, by the protocol of the field.
 
 Promises: the network sees exactly the set's inputs; its output is clamped and rounded to 8 bits before it is compared;
-`scale` pixels are cropped at each border for super-resolution, none for other tasks.
+`scale` pixels are cropped at each border for super-resolution, none for other tasks; each task names the figures its
+papers report.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fxptq.data.degrade import Degradation, Kind
 from fxptq.errors import FxptqError
-from fxptq.evaluate.metrics import psnr, psnr_y, ssim_y
+from fxptq.evaluate.metrics import psnr, psnr_b, psnr_y, ssim_y
 from fxptq.evaluate.sets import BenchmarkSet, Pair
 from fxptq.io.images import to_image, to_tensor
+
+FIGURES: Mapping[Kind, tuple[str, ...]] = {
+    "bicubic": ("psnr_y", "ssim_y"),
+    "noise": ("psnr",),
+    "jpeg": ("psnr_y", "ssim_y", "psnr_b"),
+    "none": ("psnr_y", "ssim_y"),
+}
+"""The figures that papers on each task report, by their names in `Score`, the one to compare by first."""
+
+TITLES: Mapping[str, str] = {
+    "psnr_y": "PSNR-Y (dB)",
+    "ssim_y": "SSIM-Y",
+    "psnr": "PSNR (dB)",
+    "psnr_b": "PSNR-B (dB)",
+}
+"""What tables call each figure."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +44,22 @@ class Score:
     Attributes:
         psnr_y, ssim_y: of the luma (BT.601), as super-resolution reports them, or of the only channel; dB and 0..1.
         psnr: of all channels together, as denoising reports it; dB.
+        psnr_b: of the luma, with a penalty for blocks; dB. Of repaired JPEGs alone.
     """
 
     psnr_y: float
     ssim_y: float
     psnr: float
+    psnr_b: float | None = None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What was measured, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def shown(self, name: str, digits: int = 2) -> str:
+        """A figure as tables show it: decibels to `digits` places, SSIM to four."""
+        return f"{self.figures[name]:.{4 if name == 'ssim_y' else digits}f}"
 
 
 @dataclass(frozen=True)
@@ -41,11 +70,13 @@ class SetScore:
         name: of the set.
         mean: over its pictures, each counting the same.
         images: by picture name.
+        reported: the figures of the set's task, see `FIGURES`.
     """
 
     name: str
     mean: Score
     images: Mapping[str, Score]
+    reported: tuple[str, ...] = FIGURES["bicubic"]
 
 
 def evaluate(
@@ -73,21 +104,23 @@ def evaluate(
         with torch.no_grad():  # not inference_mode: what a network captures on the way must stay usable for training
             output = run(to_tensor(pair.lr, value_range))
         try:
-            scores[pair.name] = score_pair(output, pair, benchmark.scale, value_range)
+            scores[pair.name] = score_pair(output, pair, benchmark.task, value_range)
         except FxptqError as error:
             raise type(error)(f"{benchmark.name}, {pair.name}: {error}") from None
         if progress is not None:
             progress(done, len(benchmark))
-    mean = Score(*np.mean([astuple(score) for score in scores.values()], axis=0).tolist())
-    return SetScore(benchmark.name, mean, scores)
+    columns = [score.figures for score in scores.values()]
+    mean = Score(**{name: float(np.mean([column[name] for column in columns])) for name in columns[0]})
+    return SetScore(benchmark.name, mean, scores, FIGURES[benchmark.task.kind])
 
 
-def score_pair(output: Tensor, pair: Pair, scale: int, value_range: float) -> Score:
+def score_pair(output: Tensor, pair: Pair, task: Degradation, value_range: float) -> Score:
     """Compare a network's output `[1, C, H, W]`, in 0..value_range, with the clean picture."""
     restored = to_image(output, value_range)
-    crop = scale if scale > 1 else 0
+    crop = task.scale if task.scale > 1 else 0
     return Score(
         psnr_y(restored, pair.hr, crop),
         ssim_y(restored, pair.hr, crop),
         psnr(restored, pair.hr, crop),
+        psnr_b(restored, pair.hr) if task.kind == "jpeg" else None,
     )

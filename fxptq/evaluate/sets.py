@@ -43,13 +43,18 @@ class BenchmarkSet:
 
     Attributes:
         name: as given on the command line and shown in reports.
-        scale: size of the clean picture over the size of the input.
+        task: what separates input and clean picture.
         makers: one function for each pair.
     """
 
     name: str
-    scale: int
+    task: Degradation
     makers: tuple[Callable[[], Pair], ...]
+
+    @property
+    def scale(self) -> int:
+        """Size of the clean picture over the size of the input."""
+        return self.task.scale
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -93,7 +98,7 @@ def open_set(name: str, folder: Path, degradation: Degradation, *, channels: int
     scale = degradation.scale
     if scale == 1:
         files = list_images(folder / "HR" if (folder / "HR").is_dir() else folder)
-        return BenchmarkSet(name, scale, tuple(_Degraded(file, degradation, channels, seed) for file in files))
+        return BenchmarkSet(name, degradation, tuple(_Degraded(file, degradation, channels, seed) for file in files))
     if not (folder / "HR").is_dir():
         raise InputError(
             f"{name}: {folder} has no folder HR; expected HR/NAME.png and LR_bicubic/X{scale}/NAMEx{scale}.png"
@@ -108,7 +113,7 @@ def open_set(name: str, folder: Path, degradation: Degradation, *, channels: int
         if lr is None:
             raise InputError(f"{name}: {hr.name} has no input; expected {small / f'{hr.stem}x{scale}.png'}")
         pairs.append(_Stored(lr, hr, scale, channels))
-    return BenchmarkSet(name, scale, tuple(pairs))
+    return BenchmarkSet(name, degradation, tuple(pairs))
 
 
 def samples(
@@ -127,7 +132,7 @@ def samples(
         seed: of the pictures.
     """
     makers = tuple(_Generated(i, degradation, channels, size, seed) for i in range(count))
-    return BenchmarkSet(SAMPLES, degradation.scale, makers)
+    return BenchmarkSet(SAMPLES, degradation, makers)
 
 
 @dataclass(frozen=True)

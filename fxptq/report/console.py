@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fxptq.commands.bench import Bench
 from fxptq.commands.quantize import Outcome
-from fxptq.evaluate.score import SetScore
+from fxptq.evaluate.score import TITLES, SetScore
 from fxptq.graph import Site
 from fxptq.io.weights import WeightsRow
 from fxptq.recipe import Recipe
@@ -31,15 +31,16 @@ def _table(title: str, *columns: str, right: int = 0) -> Table:
 def show_quantized(console: Console, outcome: Outcome, report: Path) -> None:
     """What `quantize` did: quality by stage, bytes, seconds, what stayed in float, where the files are."""
     meta = outcome.model.meta
+    reported = outcome.scores["fp"][0].reported
     quality = _table(
-        f"{outcome.source.name}, W{meta.bits_w}A{meta.bits_a}: PSNR (dB) / SSIM on Y",
+        f"{outcome.source.name}, W{meta.bits_w}A{meta.bits_a}: {' / '.join(TITLES[name] for name in reported)}",
         "set",
         *(STAGES[stage] for stage in outcome.scores),
         right=len(outcome.scores),
     )
     for index, first in enumerate(outcome.scores["fp"]):
         means = [found[index].mean for found in outcome.scores.values()]
-        quality.add_row(first.name, *(f"{mean.psnr_y:.2f} / {mean.ssim_y:.4f}" for mean in means))
+        quality.add_row(first.name, *(" / ".join(mean.shown(name) for name in reported) for mean in means))
     console.print(quality)
     parts = outcome.sizes
     size = _table("Bytes on disk", "part", "bytes", right=1)
@@ -70,13 +71,14 @@ def show_bits(console: Console, sites: Sequence[Site]) -> None:
 
 
 def show_scores(console: Console, scores: Sequence[SetScore]) -> None:
-    """Scores of each set, and of each of its pictures."""
+    """Scores of each set, and of each of its pictures; the figures of the task come first."""
     for score in scores:
-        table = _table(score.name, "picture", "PSNR-Y (dB)", "SSIM-Y", "PSNR (dB)", right=3)
+        figures = list(dict.fromkeys([*score.reported, *score.mean.figures]))
+        table = _table(score.name, "picture", *(TITLES[figure] for figure in figures), right=len(figures))
         for name, one in score.images.items():
-            table.add_row(name, f"{one.psnr_y:.2f}", f"{one.ssim_y:.4f}", f"{one.psnr:.2f}")
+            table.add_row(name, *(one.shown(figure) for figure in figures))
         table.add_section()
-        table.add_row("mean", f"{score.mean.psnr_y:.2f}", f"{score.mean.ssim_y:.4f}", f"{score.mean.psnr:.2f}")
+        table.add_row("mean", *(score.mean.shown(figure) for figure in figures))
         console.print(table)
 
 

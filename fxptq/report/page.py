@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from fxptq.commands.quantize import Outcome
+from fxptq.evaluate.score import TITLES
 from fxptq.io.files import write_text
 
 _STYLE = """
@@ -29,13 +30,13 @@ def write(outcome: Outcome, path: Path) -> Path:
 def _page(outcome: Outcome) -> str:
     meta = outcome.model.meta
     title = f"{outcome.source.recipe.title}, W{meta.bits_w}A{meta.bits_a}"
-    scores = outcome.scores
+    scores, reported = outcome.scores, outcome.scores["fp"][0].reported
     quality = [
-        [first.name, *(f"{found[index].mean.psnr_y:.3f} / {found[index].mean.ssim_y:.4f}" for found in scores.values())]
+        [first.name, *(" / ".join(found[index].mean.shown(name, 3) for name in reported) for found in scores.values())]
         for index, first in enumerate(scores["fp"])
     ]
     pictures = [
-        [first.name, picture, *(f"{found[index].images[picture].psnr_y:.3f}" for found in scores.values())]
+        [first.name, picture, *(found[index].images[picture].shown(reported[0], 3) for found in scores.values())]
         for index, first in enumerate(scores["fp"])
         for picture in first.images
     ]
@@ -51,13 +52,13 @@ def _page(outcome: Outcome) -> str:
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>',
             f"<style>{_STYLE}</style><h1>{escape(title)}</h1>",
             f"<p>Calibrated on {escape(meta.calibration)}. Seed {meta.seed}. {escape(meta.created_by)}.</p>",
-            "<h2>Quality, PSNR (dB) / SSIM on Y</h2>",
+            f"<h2>Quality, {' / '.join(TITLES[name] for name in reported)}</h2>",
             _table(["set", *scores], quality),
             "<h2>Bytes on disk</h2>",
             _table(["part", "bytes"], size),
             "<h2>Seconds</h2>",
             _table(["stage", "seconds"], [[stage, f"{taken:.1f}"] for stage, taken in outcome.seconds.items()]),
-            "<h2>Pictures, PSNR-Y (dB)</h2>",
+            f"<h2>Pictures, {TITLES[reported[0]]}</h2>",
             _table(["set", "picture", *scores], pictures),
             "<h2>Sites</h2>",
             _table(["name", "kind", "role", "bits w/a, or why in float", "MACs"], sites),

@@ -33,7 +33,7 @@ def test_json_has_the_shape_scripts_rely_on(tmp_path: Path) -> None:
     assert list(result["eval"]) == ["samples"]
     assert list(result["eval"]["samples"]) == ["fp", "dobi", "final"]
     for score in result["eval"]["samples"].values():
-        assert set(score) == {"psnr_y", "ssim_y"}
+        assert set(score) == {"psnr_y", "ssim_y", "psnr"}
         assert all(isinstance(value, float) for value in score.values())
     whole = sum(p.numel() for p in swinir().parameters())
     assert result["bytes"] == {"fp32": 4 * whole, "checkpoint": (tmp_path / "m.safetensors").stat().st_size}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fxptq.data.resize import imresize
 from fxptq.errors import InputError
-from fxptq.evaluate.metrics import luma, psnr, psnr_y, ssim, ssim_y
+from fxptq.evaluate.metrics import luma, psnr, psnr_b, psnr_y, ssim, ssim_y
 
 
 def _pair(shape: tuple[int, ...], seed: int, noise: float = 20.0) -> tuple[np.ndarray, np.ndarray]:
@@ -79,6 +79,44 @@ def test_luma_scores_equal_their_definitions() -> None:
     ya, yb = _direct_luma(a)[3:-3, 3:-3], _direct_luma(b)[3:-3, 3:-3]
     assert psnr_y(a, b, 3) == pytest.approx(_direct_psnr(ya, yb, 255), abs=1e-10)
     assert ssim_y(a, b, 3) == pytest.approx(_direct_ssim(ya, yb, 255), abs=1e-10)
+
+
+def _direct_psnr_b(a: np.ndarray, b: np.ndarray) -> float:
+    """Every pair of neighbours by itself."""
+    height, width = a.shape
+    across, inside = [], []
+    for i in range(height):
+        for j in range(width):
+            if j + 1 < width:
+                (across if j % 8 == 7 else inside).append((float(a[i, j]) - float(a[i, j + 1])) ** 2)
+            if i + 1 < height:
+                (across if i % 8 == 7 else inside).append((float(a[i, j]) - float(a[i + 1, j])) ** 2)
+    more = max(0.0, sum(across) / len(across) - sum(inside) / len(inside)) * math.log2(8) / math.log2(min(a.shape))
+    return 10 * math.log10(255**2 / (float(np.mean((a.astype(float) - b) ** 2)) + more))
+
+
+@pytest.mark.parametrize("steps", [0, 30], ids=["without blocks", "with blocks"])
+@pytest.mark.parametrize("shape", [(9, 9), (24, 33)], ids=str)
+def test_psnr_b_equals_its_definition(shape: tuple[int, int], steps: int) -> None:
+    rng = np.random.default_rng(4)
+    blocks = np.kron(rng.integers(-1, 2, (5, 5)), np.ones((8, 8)))[: shape[0], : shape[1]]
+    truth = rng.integers(118, 138, shape).astype(np.uint8)
+    restored = np.clip(truth + steps * blocks + rng.integers(-3, 4, shape), 0, 255).astype(np.uint8)
+    score = psnr_b(restored[..., None], truth[..., None])
+    assert score == pytest.approx(_direct_psnr_b(restored, truth), abs=1e-10)
+    assert score <= psnr_y(restored, truth, 0)
+    assert (score < psnr_y(restored, truth, 0)) or steps == 0
+
+
+def test_psnr_b_of_colour_is_of_the_luma() -> None:
+    a, b = _pair((17, 20, 3), 11)
+    assert psnr_b(a, b) == pytest.approx(_direct_psnr_b(_direct_luma(a), _direct_luma(b)), abs=1e-10)
+
+
+def test_psnr_b_needs_a_border_of_blocks() -> None:
+    a, b = _pair((8, 20), 1)
+    with pytest.raises(InputError, match="at least 9 pixels each way"):
+        psnr_b(a, b)
 
 
 def test_luma_has_studio_range() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from fxptq.data.degrade import Degradation
 from fxptq.data.resize import imresize
 from fxptq.errors import FxptqError, InputError
-from fxptq.evaluate.metrics import psnr, psnr_y, ssim_y
+from fxptq.evaluate.metrics import psnr, psnr_b, psnr_y, ssim_y
 from fxptq.evaluate.score import evaluate
 from fxptq.evaluate.sets import open_set, samples
 from fxptq.io.images import to_image, to_tensor, write_png
@@ -44,11 +43,37 @@ def test_scores_are_the_metrics_of_each_picture(degradation: Degradation, value_
     crop = 2 if scale == 2 else 0
     for pair in benchmark:
         restored = imresize(np.clip(np.round(pair.lr), 0, 255).astype(np.uint8), scale)
-        expected = [metric(restored, pair.hr, crop) for metric in (psnr_y, ssim_y, psnr)]
-        assert astuple(result.images[pair.name]) == pytest.approx(expected, abs=1e-12)
-    assert astuple(result.mean) == pytest.approx(np.mean([astuple(s) for s in result.images.values()], axis=0))
+        expected = {metric.__name__: metric(restored, pair.hr, crop) for metric in (psnr_y, ssim_y, psnr)}
+        assert result.images[pair.name].figures == pytest.approx(expected, abs=1e-12)
+    for name, value in result.mean.figures.items():
+        assert value == pytest.approx(np.mean([score.figures[name] for score in result.images.values()]))
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert result.name == "samples"
+
+
+@pytest.mark.parametrize(
+    ("degradation", "channels", "reported"),
+    [
+        (Degradation("bicubic", scale=2), 3, ("psnr_y", "ssim_y")),
+        (Degradation("noise", sigma=25), 3, ("psnr",)),
+        (Degradation("noise", sigma=25), 1, ("psnr",)),
+        (Degradation("jpeg", quality=10), 1, ("psnr_y", "ssim_y", "psnr_b")),
+        (Degradation("none"), 3, ("psnr_y", "ssim_y")),
+    ],
+    ids=str,
+)
+def test_each_task_reports_its_figures(degradation: Degradation, channels: int, reported: tuple[str, ...]) -> None:
+    result = evaluate(_bicubic(degradation.scale), samples(degradation, channels=channels, count=1, size=32))
+    assert result.reported == reported
+    assert set(reported) <= set(result.mean.figures)
+    assert ("psnr_b" in result.mean.figures) == (degradation.kind == "jpeg")
+
+
+def test_blocks_of_a_jpeg_are_counted() -> None:
+    benchmark = samples(Degradation("jpeg", quality=10), channels=1, count=1, size=48)
+    score, pair = evaluate(lambda x: x, benchmark).mean, next(iter(benchmark))
+    assert score.psnr_b == pytest.approx(psnr_b(pair.lr.astype(np.uint8), pair.hr), abs=1e-12)
+    assert score.psnr_b < score.psnr_y
 
 
 def test_the_network_sees_noise_unclipped() -> None:
