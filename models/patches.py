@@ -1,7 +1,7 @@
-"""Training pairs for super-resolution: whole images in memory, random augmented patches out of them.
+"""Training pairs: whole images in memory, random augmented patches out of them.
 
-Promises: the low-resolution side is MATLAB's bicubic, rounded to uint8, as in every benchmark; a pool and a generator
-in the same state give the same patches.
+Promises: the degraded side is made as a benchmark's is (MATLAB's bicubic, JPEG); noise is drawn afresh for each patch;
+a pool and a generator in the same state give the same patches.
 """
 
 from __future__ import annotations
@@ -15,43 +15,51 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fxptq.data.resize import imresize
+from fxptq.data.degrade import Degradation
 from fxptq.errors import InputError
 from fxptq.io.images import list_images, read_image
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One photograph: `low` [3, h, w] and `high` [3, h * scale, w * scale], both uint8."""
+    """One photograph: `low` [C, h, w] and `high` [C, h * scale, w * scale], both uint8."""
 
     low: Tensor
     high: Tensor
 
 
-def read_pair(path: Path, scale: int) -> Pair:
-    """Reads an image and makes its low-resolution side.
+def read_pair(path: Path, degradation: Degradation, channels: int = 3) -> Pair:
+    """Reads an image as RGB (3 channels) or grey (1) and makes its degraded side.
 
     Raises:
         InputError: the image cannot be read.
     """
-    return make_pair(read_image(path, 3), scale)
+    return make_pair(read_image(path, channels), degradation)
 
 
-def read_pairs(folder: Path, scale: int) -> list[Pair]:
+def read_pairs(folder: Path, degradation: Degradation, channels: int = 3) -> list[Pair]:
     """Reads every image of a folder, in the order of the names; see `read_pair`.
 
     Raises:
         InputError: the folder holds no images, or one that cannot be read.
     """
-    return [read_pair(path, scale) for path in list_images(folder)]
+    return [read_pair(path, degradation, channels) for path in list_images(folder)]
 
 
-def make_pair(image: npt.NDArray[np.uint8], scale: int) -> Pair:
-    """Crops [H, W, 3] uint8 to a multiple of the scale and degrades it."""
-    height, width = (size - size % scale for size in image.shape[:2])
+def make_pair(image: npt.NDArray[np.uint8], degradation: Degradation) -> Pair:
+    """Crops [H, W, C] uint8 to a multiple of the scale and degrades it; noise is left to who draws from the pair."""
+    height, width = (size - size % degradation.scale for size in image.shape[:2])
     high = np.array(image[:height, :width])
-    low = imresize(high, 1 / scale)
+    made = high if degradation.kind == "noise" else degradation.apply(high, np.random.default_rng(0))
+    low = made.astype(np.uint8)  # whole levels all of them
     return Pair(torch.from_numpy(low).permute(2, 0, 1), torch.from_numpy(high).permute(2, 0, 1))
+
+
+def add_noise(low: Tensor, degradation: Degradation, generator: torch.Generator) -> Tensor:
+    """`low`, float in 0..1, with the noise of the degradation; as it is where that has none."""
+    if degradation.kind != "noise":
+        return low
+    return low + degradation.sigma / 255 * torch.randn(low.shape, generator=generator)
 
 
 class PatchSampler:
@@ -59,7 +67,7 @@ class PatchSampler:
 
     Args:
         pairs: the images.
-        scale: of high over low.
+        degradation: what the pairs were made with; its noise is added here.
         seed: of everything drawn.
         largest: side of the largest low-resolution patch that will be asked for.
 
@@ -67,14 +75,14 @@ class PatchSampler:
         InputError: an image is smaller than that.
     """
 
-    def __init__(self, pairs: Sequence[Pair], scale: int, seed: int, largest: int = 1) -> None:
+    def __init__(self, pairs: Sequence[Pair], degradation: Degradation, seed: int, largest: int = 1) -> None:
         smallest = min(min(pair.low.shape[1:]) for pair in pairs)
         if smallest < largest:
             raise InputError(
-                f"an image is {smallest} pixels wide at low resolution, smaller than the patch of {largest}"
+                f"an image is {smallest} pixels wide as the network's input, smaller than the patch of {largest}"
             )
         self.pairs = list(pairs)
-        self.scale = scale
+        self.degradation = degradation
         self.generator = torch.Generator().manual_seed(seed)
         self._areas = torch.tensor([pair.low.shape[1] * pair.low.shape[2] for pair in self.pairs], dtype=torch.float64)
 
@@ -86,18 +94,20 @@ class PatchSampler:
             patch: side of the low-resolution patch, pixels.
 
         Returns:
-            Low [batch, 3, patch, patch] and high [batch, 3, patch * scale, patch * scale], float32 in 0..1.
+            Low [batch, C, patch, patch] and high [batch, C, patch * scale, patch * scale], float32 in 0..1; low goes
+            beyond where there is noise.
         """
         chosen = torch.multinomial(self._areas, batch, replacement=True, generator=self.generator)
         lows, highs = zip(*(self._cut(self.pairs[index], patch) for index in chosen.tolist()), strict=True)
-        return torch.stack(lows).float() / 255, torch.stack(highs).float() / 255
+        low, high = torch.stack(lows).float() / 255, torch.stack(highs).float() / 255
+        return add_noise(low, self.degradation, self.generator), high
 
     def _cut(self, pair: Pair, patch: int) -> tuple[Tensor, Tensor]:
         top = self._below(pair.low.shape[1] - patch + 1)
         left = self._below(pair.low.shape[2] - patch + 1)
         turns, mirrored = self._below(4), self._below(2)
         cuts = []
-        for image, factor in ((pair.low, 1), (pair.high, self.scale)):
+        for image, factor in ((pair.low, 1), (pair.high, self.degradation.scale)):
             side = patch * factor
             cut = image[:, top * factor : top * factor + side, left * factor : left * factor + side]
             cut = torch.rot90(cut, turns, (1, 2))

@@ -1,8 +1,8 @@
 """Trains a bundled network from scratch: `python -m fxptq.models.train --recipe swinir_x4 --data DIR --out DIR`.
 
-For the super-resolution recipes. DIR holds photographs; the low-resolution side is made from them. A few of
-them are kept back to watch the progress by. The network starts as a good interpolator, so that an hour on a small
-machine is worth having. Running the same command again goes on where the last run stopped.
+DIR holds photographs; the recipe's degradation makes the network's inputs from them. A few of them are kept back to
+watch the progress by. A network for super-resolution starts as a good interpolator, so that an hour on a small machine
+is worth having. Running the same command again goes on where the last run stopped.
 """
 
 from __future__ import annotations
@@ -26,43 +26,45 @@ def train(recipe: Recipe, data: Path, out: Path, settings: TrainSettings, *, hel
     """Trains the recipe's network on a folder of photographs.
 
     Args:
-        recipe: of a super-resolution network.
+        recipe: of the network, with its degradation.
         data: folder of images.
         out: folder of the run (see `Trainer`).
         settings: how to train.
         held_out: how many images are kept back, evenly spread over the folder.
 
     Raises:
-        InputError: the recipe is of another task, or the folder holds too few images.
+        InputError: the recipe names no degradation, or the folder holds too few images.
     """
-    if recipe.degradation.kind != "bicubic":
-        raise InputError(f"recipe {recipe.name} is for {recipe.task}; training knows super-resolution only")
-    pairs = read_pairs(data, recipe.scale)
+    task = recipe.task
+    if task.kind == "none":
+        raise InputError(f"recipe {recipe.name} has no [degradation]; training makes the network's inputs by it")
+    pairs = read_pairs(data, task, recipe.input.channels)
     if len(pairs) <= held_out:
         raise InputError(f"{data} holds {len(pairs)} images; with --held-out {held_out} none is left to train on")
     kept = set(range(0, len(pairs), len(pairs) // held_out)[:held_out]) if held_out else set()
     used = [pair for index, pair in enumerate(pairs) if index not in kept]
     torch.manual_seed(settings.seed)
     model = recipe.build_model()
-    start_as_interpolator(model, fit_phase_kernels(used, recipe.scale))
+    if task.kind == "bicubic":
+        start_as_interpolator(model, fit_phase_kernels(used, recipe.scale))
     watched = [pairs[index] for index in sorted(kept)]
     trainer = Trainer(
-        model, used, watched, scale=recipe.scale, value_range=recipe.input.range, settings=settings, out=out
+        model, used, watched, degradation=task, value_range=recipe.input.range, settings=settings, out=out
     )
     trainer.run()
 
 
 def command(
     *,
-    recipe: Annotated[str, typer.Option(help="A super-resolution recipe, by name or path.")],
+    recipe: Annotated[str, typer.Option(help="A recipe, by name or path.")],
     data: Annotated[Path, typer.Option(help="Folder of photographs.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     steps: Annotated[int, typer.Option(help="Updates in all.")] = DEFAULTS.steps,
     minutes: Annotated[float, typer.Option(help="End after so much time, if sooner; 0: no limit.")] = DEFAULTS.minutes,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
     warmup: Annotated[int, typer.Option(help="Updates up to the peak.")] = DEFAULTS.warmup,
-    patches: Annotated[str, typer.Option(help="Sides of the low-resolution patch, in turn.")] = "24,32,48",
-    pixels: Annotated[int, typer.Option(help="Low-resolution pixels of a batch.")] = DEFAULTS.pixels,
+    patches: Annotated[str, typer.Option(help="Sides of the network's input, in turn.")] = "24,32,48",
+    pixels: Annotated[int, typer.Option(help="Input pixels of a batch.")] = DEFAULTS.pixels,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient; 0: no limit.")] = DEFAULTS.clip,
     decay: Annotated[float, typer.Option(help="Of the average of the weights.")] = DEFAULTS.decay,
     seed: Annotated[int, typer.Option(help="Of first weights and patches.")] = DEFAULTS.seed,

@@ -20,8 +20,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fxptq.data.degrade import Degradation
 from fxptq.errors import InputError
-from fxptq.models.patches import Pair, PatchSampler
+from fxptq.models.patches import Pair, PatchSampler, add_noise
 from fxptq.models.weights_format import is_derived
 
 CHECKPOINT = "checkpoint.pt"
@@ -85,7 +86,7 @@ class Trainer:
         model: as it shall begin; trained in place.
         pairs: images to train on.
         held_out: images to watch the progress by; never trained on.
-        scale: of the network.
+        degradation: what the pairs were made with.
         value_range: the network's own range, 1 or 255.
         settings: see `TrainSettings`.
         out: the folder; a checkpoint in it is gone on from.
@@ -100,7 +101,7 @@ class Trainer:
         pairs: Sequence[Pair],
         held_out: Sequence[Pair],
         *,
-        scale: int,
+        degradation: Degradation,
         value_range: float,
         settings: TrainSettings,
         out: Path,
@@ -111,8 +112,15 @@ class Trainer:
         self.model = model.to(self.device, memory_format=torch.channels_last).train()
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.forward: Any = torch.compile(self.model) if settings.compile else self.model
-        self.sampler = PatchSampler(pairs, scale, settings.seed, max(settings.patches))
-        self.held_out = [(_centre(pair.low, 64), _centre(pair.high, 64 * scale)) for pair in held_out]
+        self.sampler = PatchSampler(pairs, degradation, settings.seed, max(settings.patches))
+        noise = torch.Generator().manual_seed(settings.seed)
+        self.held_out = [
+            (
+                add_noise(_centre(pair.low, 64) / 255, degradation, noise),
+                _centre(pair.high, 64 * degradation.scale) / 255,
+            )
+            for pair in held_out
+        ]
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=settings.lr, betas=(0.9, 0.99))
         self.step, self.seconds = 0, 0.0
@@ -157,11 +165,11 @@ class Trainer:
 
     @torch.inference_mode()
     def held_out_psnr(self) -> float:
-        """Mean PSNR in dB (RGB, 0..1, no crop) of the averaged weights on the held-out crops."""
+        """Mean PSNR in dB (all channels, 0..1, no crop) of the averaged weights on the held-out crops."""
         scores = []
         for low, high in self.held_out:
-            restored = self.average(low[None].to(self.device).float() / 255 * self.value_range) / self.value_range
-            error = (restored[0].clamp(0, 1) - high.to(self.device).float() / 255).square().mean()
+            restored = self.average(low[None].to(self.device) * self.value_range) / self.value_range
+            error = (restored[0].clamp(0, 1) - high.to(self.device)).square().mean()
             scores.append(-10 * math.log10(error.item()))
         return sum(scores) / max(1, len(scores))
 
@@ -209,6 +217,6 @@ class Trainer:
 
 
 def _centre(image: Tensor, side: int) -> Tensor:
-    """The middle [3, side, side] of an image, or as much of it as there is."""
+    """The middle [C, side, side] of an image, or as much of it as there is."""
     top, left = max(0, (image.shape[1] - side) // 2), max(0, (image.shape[2] - side) // 2)
     return image[:, top : top + side, left : left + side]

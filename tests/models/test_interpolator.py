@@ -55,7 +55,10 @@ def test_residual_branch_can_still_learn(make: Callable[[int], nn.Module]) -> No
 
 def test_fit_solves_the_least_squares_problem() -> None:
     generator = np.random.default_rng(0)
-    pairs = [make_pair(generator.integers(0, 256, (28, 36, 3), dtype=np.uint8), 4) for _ in range(2)]
+    pairs = [
+        make_pair(generator.integers(0, 256, (28, 36, 3), dtype=np.uint8), Degradation("bicubic", scale=4))
+        for _ in range(2)
+    ]
     kernels = fit_phase_kernels(pairs, 4).double().numpy()
     for row, column in ((0, 0), (2, 3)):
         rows, targets = [], []
@@ -79,6 +82,8 @@ def test_other_network_is_refused() -> None:
 def test_start_is_better_than_bicubic_on_set5(shared: Path) -> None:
     files = sorted((shared / "data" / "train").iterdir())[:12]
     model = swinir(4)
-    start_as_interpolator(model, fit_phase_kernels([read_pair(file, 4) for file in files], 4))
+    start_as_interpolator(
+        model, fit_phase_kernels([read_pair(file, Degradation("bicubic", scale=4)) for file in files], 4)
+    )
     set5 = open_set("Set5", shared / "data" / "benchmarks" / "Set5", Degradation("bicubic", 4))
     assert evaluate(model.eval(), set5).mean.psnr_y >= 28.8  # bicubic: 28.43

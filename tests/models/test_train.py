@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from fxptq.data.degrade import Degradation
 from fxptq.data.resize import imresize
 from fxptq.errors import InputError
 from fxptq.models import export, train
@@ -21,6 +22,7 @@ from fxptq.models.train_loop import AVERAGE, CHECKPOINT, LOG, Trainer, TrainSett
 from fxptq.models.weights_format import load_state, read_state
 from fxptq.recipe import Recipe
 
+X2, X4 = (Degradation("bicubic", scale=scale) for scale in (2, 4))
 SETTINGS = TrainSettings(steps=6, warmup=2, patches=(8, 12), pixels=144, bf16=False, lr=1e-3)
 TINY = """
 name = "tiny"
@@ -54,13 +56,13 @@ def folder(tmp_path: Path) -> Path:
 def trainer(out: Path, settings: TrainSettings = SETTINGS, features: int = 8) -> Trainer:
     torch.manual_seed(0)
     model = EDSR(n_resblocks=1, n_feats=features, scale=2)
-    pairs = [make_pair(image, 2) for image in photographs(3)]
-    return Trainer(model, pairs[1:], pairs[:1], scale=2, value_range=255, settings=settings, out=out)
+    pairs = [make_pair(image, X2) for image in photographs(3)]
+    return Trainer(model, pairs[1:], pairs[:1], degradation=X2, value_range=255, settings=settings, out=out)
 
 
 def test_low_side_is_matlab_bicubic_of_the_cropped_high_side() -> None:
     image = photographs(1)[0][:39]
-    pair = make_pair(image, 4)
+    pair = make_pair(image, X4)
     assert pair.high.shape == (3, 36, 52)
     np.testing.assert_array_equal(pair.low.permute(1, 2, 0).numpy(), imresize(image[:36], 1 / 4))
 
@@ -68,7 +70,7 @@ def test_low_side_is_matlab_bicubic_of_the_cropped_high_side() -> None:
 def test_patches_lie_over_each_other_whatever_the_turn() -> None:
     generator = torch.Generator().manual_seed(0)
     high = torch.randint(256, (3, 40, 60), dtype=torch.uint8, generator=generator)
-    low, high = PatchSampler([Pair(low=high[:, ::4, ::4], high=high)], 4, seed=0).draw(64, 6)
+    low, high = PatchSampler([Pair(low=high[:, ::4, ::4], high=high)], X4, seed=0).draw(64, 6)
     assert low.shape == (64, 3, 6, 6)
     assert high.shape == (64, 3, 24, 24)
     # The low pixel is a corner of its 4 x 4 block of high ones; which of the four depends on the turn.
@@ -78,15 +80,15 @@ def test_patches_lie_over_each_other_whatever_the_turn() -> None:
 
 
 def test_same_seed_same_patches() -> None:
-    pairs = [make_pair(image, 4) for image in photographs(3)]
-    first, second, other = (PatchSampler(pairs, 4, seed).draw(4, 8)[1] for seed in (1, 1, 2))
+    pairs = [make_pair(image, X4) for image in photographs(3)]
+    first, second, other = (PatchSampler(pairs, X4, seed).draw(4, 8)[1] for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such folder"):
-        read_pairs(tmp_path / "none", 4)
+        read_pairs(tmp_path / "none", X4)
 
 
 def test_progress_is_the_further_of_updates_and_clock() -> None:
@@ -158,7 +160,7 @@ def test_train_then_export(tmp_path: Path, folder: Path) -> None:
     trained = CliRunner().invoke(train.app, as_options(recipe=recipe, **options))
     assert trained.exit_code == 0, trained.output
     for image in folder.iterdir():
-        pair = make_pair(np.array(Image.open(image)), 2)
+        pair = make_pair(np.array(Image.open(image)), X2)
         for name, pixels in ((f"HR/{image.name}", pair.high), (f"LR_bicubic/X2/{image.stem}x2.png", pair.low)):
             (benchmark / name).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(benchmark / name)
@@ -178,8 +180,8 @@ def test_train_then_export(tmp_path: Path, folder: Path) -> None:
     ("options", "message"),
     [
         (
-            {"recipe": "swinir_jpeg40"},
-            "recipe swinir_jpeg40 is for jpeg quality 40; training knows super-resolution only",
+            {"recipe": "default"},
+            "recipe default has no [degradation]; training makes the network's inputs by it",
         ),
         ({"recipe": "edsr_x4", "held-out": 3}, "holds 3 images; with --held-out 3 none is left to train on"),
         ({"recipe": "edsr_x4", "patches": "a,b"}, "--patches 'a,b': expected whole numbers"),
