@@ -1,30 +1,23 @@
 """PSNR of a network after each pass: minmax, percentile, DOBI, DOBI over both bounds, and DQC.
 
-    python benchmarks/accuracy.py swinir_x4 --eval Set5=../shared/data/benchmarks/Set5 --bits 4 3 2
-    python benchmarks/accuracy.py craft_x4.safetensors --eval Set5=DIR --calib DIR --plan paper
+    python -m benchmarks.accuracy swinir_x4 --sets Set5 --bits 4 3 2
+    python -m benchmarks.accuracy craft_x4.safetensors --sets Set5 --calib DIR --plan paper --images 8
 
-    python benchmarks/accuracy.py craft_x4.safetensors --eval Set5=DIR --calib DIR --plan paper
-a set; figures are PSNR in dB and SSIM, on Y.
+The network is a recipe, or a weights file that spandrel recognises. Prints a Markdown table: a row is a method, a
+column a set; figures are PSNR in dB and SSIM, on Y, of the network on integer kernels.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
-
-from fxptq.api import plan_of
-from fxptq.commands.network import Source, example_of, open_network
-from fxptq.commands.scores import open_sets, score_sets
-from fxptq.data.sources import calibration_images
+from benchmarks.study import Study, common_options, inputs_of, open_study_network, parsed, scores
+from fxptq.commands.scores import Run, open_sets
 from fxptq.evaluate.sets import BenchmarkSet
-from fxptq.graph import Bits, Program
-from fxptq.io.state import round_floats
-from fxptq.passes.base import Context, run_passes
-from fxptq.passes.progress import RichProgress, Silent
+from fxptq.passes.base import run_passes
+from fxptq.passes.progress import RichProgress
 
 BOUNDS = {
     "MinMax": ("minmax", {}),
@@ -36,65 +29,40 @@ BOUNDS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", help="a recipe's name, or a weights file that spandrel recognises")
-    parser.add_argument("--eval", action="append", required=True, metavar="NAME=DIR")
+    parser = common_options(__doc__)
+    parser.set_defaults(images=16)
     parser.add_argument("--calib", default="synthetic")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
     parser.add_argument("--plan", default="standard", help="the preset whose choice of sites and widths is used")
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--dqc", default="", metavar="KEY=VALUE,...", help="settings of DQC beyond the preset's")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dqc", default="", metavar="KEY=NUMBER,...", help="settings of DQC beyond the preset's")
     options = parser.parse_args()
-    path = Path(options.network)
-    source = open_network(None, weights=path) if path.is_file() else open_network(options.network)
-    sets = open_sets(options.eval, source.recipe)
+    source = open_study_network(options.network)
+    sets = open_sets([f"{name}={options.benchmarks / name}" for name in options.sets], source.recipe)
+    inputs = inputs_of(source.recipe, options.calib, options.images, options.seed)
+    study = Study(source, inputs, source.recipe.preset(options.plan), options.seed, RichProgress())
     print(f"{source.name}, calibrated on {options.calib}, plan of the preset {options.plan}\n")
     print("| bits | method | " + " | ".join(benchmark.name for benchmark in sets) + " |")
     print("|---|---|" + "---|" * len(sets))
-    row("32", "float", source.model, source, sets)
+    row("32", "float", source.model, study, sets)
     for bits in options.bits:
-        run(source, sets, bits, options)
+        run(study, sets, bits, options)
 
 
-def run(source: Source, sets: list[BenchmarkSet], bits: int, options: argparse.Namespace) -> None:
-    recipe, task = source.recipe, source.recipe.input
-    preset = recipe.preset(options.plan)
-    rounded = copy.deepcopy(source.model)
-    if preset.quantize.float_dtype == "fp16":
-        round_floats(rounded, torch.float16)
-    student = Program(rounded, example_of(recipe), plan_of(preset.quantize, Bits(bits, bits)))
-    teacher = Program(source.model, example_of(recipe), twin=student)
-    images, _ = calibration_images(
-        options.calib,
-        recipe.task,
-        channels=task.channels,
-        value_range=task.range,
-        multiple=task.multiple,
-        count=options.images,
-        size=options.size,
-        seed=options.seed,
-    )
-    context = Context(student, teacher, images, seed=options.seed, progress=RichProgress())
-    run_passes([("observe", {})], context)
+def run(study: Study, sets: Sequence[BenchmarkSet], bits: int, options: argparse.Namespace) -> None:
+    context = study.at(bits)
     for label, step in BOUNDS.items():
         run_passes([step], context)
-        row(f"W{bits}A{bits}", label, student, source, sets)
-    settings = dict(next((step.settings for step in preset.passes if step.name == "dqc"), {}))
-    settings |= {key: float(value) if "." in value or "e" in value else int(value) for key, value in pairs(options.dqc)}
+        row(f"W{bits}A{bits}", label, study.integer(context), study, sets)
+    settings = dict(next((step.settings for step in study.preset.passes if step.name == "dqc"), {}))
     started = time.perf_counter()
-    run_passes([("dqc", settings)], context)
-    row(f"W{bits}A{bits}", f"+ DQC, {time.perf_counter() - started:.0f} s", student, source, sets)
+    run_passes([("dqc", settings | parsed(options.dqc))], context)
+    seconds = time.perf_counter() - started
+    row(f"W{bits}A{bits}", f"+ DQC, {seconds:.0f} s", study.integer(context), study, sets)
 
 
-def pairs(text: str) -> list[tuple[str, str]]:
-    return [(part.split("=")[0], part.split("=")[1]) for part in text.split(",") if part]
-
-
-def row(bits: str, label: str, model: Program, source: Source, sets: list[BenchmarkSet]) -> None:
-    scores = score_sets(model, sets, source.recipe, Silent(), label)
-    cells = " | ".join(f"{score.mean.psnr_y:.2f}/{score.mean.ssim_y:.4f}" for score in scores)
+def row(bits: str, label: str, model: Run, study: Study, sets: Sequence[BenchmarkSet]) -> None:
+    found = scores(model, sets, study.source).values()
+    cells = " | ".join(f"{score['psnr_y']:.2f}/{score['ssim_y']:.4f}" for score in found)
     print(f"| {bits} | {label} | {cells} |", flush=True)
 
 

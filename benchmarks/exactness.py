@@ -1,0 +1,83 @@
+"""Integer kernels against the simulation: what a network scores on either, at 8, 4, 3 and 2 bits.
+
+    python -m benchmarks.exactness swinir_x4
+    python -m benchmarks.exactness craft_x4.safetensors --sets Set5 Set14 B100 --first 25
+
+Networks are calibrated by the standard preset's bounds on generated pictures; checkpoints of benchmarks.calibration are
+used where they are. Prints a Markdown table of PSNR on Y in dB; a cell reads simulated / integer (difference). Finished
+figures are kept in out/exactness.json and not measured again.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from benchmarks.calibration import checkpoint
+from benchmarks.study import ROOT, Kept, Study, common_options, inputs_of, open_study_network, scores
+from fxptq.api import QuantizedModel, load
+from fxptq.commands.scores import open_sets
+from fxptq.data.sources import SYNTHETIC
+from fxptq.evaluate.sets import BenchmarkSet
+from fxptq.passes.base import run_passes
+from fxptq.passes.progress import RichProgress
+
+
+def main() -> None:
+    parser = common_options(__doc__)
+    parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 3, 2])
+    parser.add_argument("--first", type=int, help="score only that many pictures of a set that has more")
+    options = parser.parse_args()
+    source = open_study_network(options.network)
+    sets = open_sets([f"{name}={options.benchmarks / name}" for name in options.sets], source.recipe)
+    if options.first:
+        sets = [cut(benchmark, options.first) for benchmark in sets]
+    inputs = inputs_of(source.recipe, SYNTHETIC, options.images, options.seed)
+    study = Study(source, inputs, source.recipe.preset("standard"), options.seed, RichProgress())
+    kept = Kept(ROOT / "out/exactness.json")
+    rows: dict[int, list[str]] = {bits: [] for bits in options.bits}
+    for benchmark in sets:
+        for bits, cells in rows.items():
+            cells.append(measured(study, bits, benchmark, kept))
+            print(f"W{bits}A{bits} {benchmark.name} {cells[-1]}", file=sys.stderr, flush=True)
+    print(f"{source.name}; simulated / integer (difference), PSNR in dB\n")
+    print("| bits | " + " | ".join(benchmark.name for benchmark in sets) + " |")
+    print("|---|" + "---|" * len(sets))
+    for bits, cells in rows.items():
+        print(f"| W{bits}A{bits} | " + " | ".join(cells) + " |")
+
+
+def cut(benchmark: BenchmarkSet, count: int) -> BenchmarkSet:
+    """The first pictures of a set, said in its name; a smaller set as it is."""
+    if len(benchmark) <= count:
+        return benchmark
+    return replace(benchmark, name=f"{benchmark.name}, first {count}", makers=benchmark.makers[:count])
+
+
+def measured(study: Study, bits: int, benchmark: BenchmarkSet, kept: Kept) -> str:
+    """Both scores on a set, as a cell of the table, measured now unless they are kept."""
+    key = {**study.key, "bits": bits, "passes": [dict(entry) for entry in study.steps[0][1]], "set": benchmark.name}
+    figures = kept.get(key)
+    if figures is None:
+        quantized = calibrated(study, bits)
+        runs = {"simulated": quantized, "integer": quantized.to_integer(compile=False)}
+        found = {name: scores(run, [benchmark], study.source)[benchmark.name] for name, run in runs.items()}
+        figures = kept.put(key, found)
+    simulated, integer = (figures[name]["psnr_y"] for name in ("simulated", "integer"))
+    return f"{simulated:.3f} / {integer:.3f} ({integer - simulated:+.3f})"
+
+
+def calibrated(study: Study, bits: int) -> QuantizedModel:
+    """The network with bounds, from its checkpoint, which is made if there is none."""
+    (step, passes), *_ = study.steps
+    file = checkpoint(study, bits, step)
+    if not file.is_file():
+        context = study.at(bits)
+        run_passes([(entry.name, entry.settings) for entry in passes], context)
+        with study.finished(context, bits, passes) as quantized:
+            quantized.save(file)
+    return load(file, study.source.model)
+
+
+if __name__ == "__main__":
+    main()

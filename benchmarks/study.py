@@ -1,0 +1,219 @@
+"""A network under study: captured once, observed once, then calibrated at any number of bits, stored and scored.
+
+What several measurements share. Promises: a network quantized here is the one `fxptq quantize` makes with the same
+images and settings; finished figures are kept under all that they depend on but the code, so that a run that was cut
+off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.zoo.one import declare_missing_operators
+from fxptq.api import QuantizedModel, metadata_of, plan_of, weights_digest
+from fxptq.commands.network import Source, example_of, open_network
+from fxptq.commands.scores import Run, score_sets
+from fxptq.data.sources import calibration_images
+from fxptq.evaluate.sets import BenchmarkSet
+from fxptq.graph import Bits, Program
+from fxptq.io.files import write_json
+from fxptq.io.state import coded_weights, put_weights_on_grid, round_floats
+from fxptq.kernels.lower import lower
+from fxptq.passes.base import Context, run_passes
+from fxptq.passes.progress import Progress, Silent
+from fxptq.quant.distribution import Distribution
+from fxptq.recipe import PassEntry, Preset, Recipe
+
+Scores = Mapping[str, Mapping[str, float]]
+"""By set, PSNR in dB and SSIM on Y."""
+
+ROOT = Path(__file__).resolve().parents[1]
+SETS = ("Set5", "Set14", "B100")
+
+
+def open_study_network(name: str) -> Source:
+    """The network of a recipe, or of a weights file that spandrel recognises."""
+    if not Path(name).is_file():
+        return open_network(name)
+    declare_missing_operators()
+    return open_network(None, weights=Path(name))
+
+
+def common_options(description: str | None) -> argparse.ArgumentParser:
+    """The options that every study has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", help="a recipe's name, or a weights file that spandrel recognises")
+    parser.add_argument("--benchmarks", type=Path, default=ROOT / "../shared/data/benchmarks", metavar="DIR")
+    parser.add_argument("--sets", nargs="*", default=list(SETS), help="folders of DIR")
+    parser.add_argument("--images", type=int, default=100, help="calibration inputs, one from a picture")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def inputs_of(recipe: Recipe, origin: str | Path, count: int, seed: int) -> tuple[list[Tensor], str]:
+    """Calibration inputs of the recipe's size, and one line that says what they are."""
+    task = recipe.input
+    return calibration_images(
+        origin,
+        recipe.task,
+        channels=task.channels,
+        value_range=task.range,
+        multiple=task.multiple,
+        count=count,
+        size=min(task.size),
+        seed=seed,
+    )
+
+
+class Study:
+    """A network with calibration inputs.
+
+    Args:
+        source: the network.
+        inputs: calibration inputs, and the line that says what they are.
+        preset: the choice of sites and widths.
+        seed: of everything random.
+        progress: shows how far the work is.
+    """
+
+    def __init__(
+        self, source: Source, inputs: tuple[list[Tensor], str], preset: Preset, seed: int, progress: Progress
+    ) -> None:
+        self.source, self.preset, self.seed, self.progress = source, preset, seed, progress
+        self.images, self.described = inputs
+        self.example = example_of(source.recipe)
+        self.dtype = {"fp16": torch.float16, "fp32": torch.float32}[preset.quantize.float_dtype]
+        self._statistics: dict[str, Distribution] = {}
+
+    @cached_property
+    def teacher(self) -> Program:
+        """The float network."""
+        return Program(self.source.model, self.example)
+
+    @cached_property
+    def _rounded(self) -> nn.Module:
+        rounded = copy.deepcopy(self.source.model)
+        round_floats(rounded, self.dtype)
+        return rounded
+
+    @property
+    def steps(self) -> tuple[tuple[str, tuple[PassEntry, ...]], ...]:
+        """The preset's passes in two steps: `bounds`, and `DQC`, which distils."""
+        passes = self.preset.passes
+        first = next((i for i, entry in enumerate(passes) if entry.name == "dqc"), len(passes))
+        return tuple((name, part) for name, part in (("bounds", passes[:first]), ("DQC", passes[first:])) if part)
+
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """What every figure of this study depends on."""
+        return {
+            "network": self.source.name,
+            "weights": weights_digest(self.source.model)[:12],
+            "inputs": _digest(self.images),
+            "seed": self.seed,
+            "quantize": self.preset.quantize.model_dump(mode="json"),
+        }
+
+    def at(self, bits: int) -> Context:
+        """A student of that many bits whose bounds are still to be set, with what its operands were seen to be."""
+        plan = plan_of(self.preset.quantize, Bits(bits, bits))
+        student = Program(self._rounded, self.example, plan, twin=self.teacher)
+        context = Context(student, self.teacher, self.images, seed=self.seed, progress=self.progress)
+        # What an operand is in float does not depend on bits; which operands share a quantizer may.
+        activations = {key for key in student.quantizers if student.weight_of(key) is None}
+        if activations <= self._statistics.keys():
+            context.statistics, context.collected = dict(self._statistics), {"histogram"}
+        else:
+            run_passes([("observe", {})], context)
+            self._statistics |= context.statistics
+        return context
+
+    def integer(self, context: Context) -> nn.Module:
+        """The student as it is now on integer kernels, not compiled: benchmark pictures come in many sizes."""
+        assert isinstance(context.student, Program)
+        return lower(context.student, compile=False)
+
+    @contextmanager
+    def finished(self, context: Context, bits: int, passes: Sequence[PassEntry]) -> Iterator[QuantizedModel]:
+        """The student as `quantize` would give it; its float weights are back afterwards, for passes to come."""
+        student = context.student
+        assert isinstance(student, Program)
+        weights = ((key, student.weight_of(key)) for key in coded_weights(student))
+        floats = {key: weight.clone() for key, weight in weights if weight is not None}
+        put_weights_on_grid(student)
+        meta = metadata_of(
+            student,
+            self.source.model,
+            self.example,
+            Bits(bits, bits),
+            self.source.recipe,
+            passes,
+            dtype=self.dtype,
+            seed=self.seed,
+            calibration=self.described,
+        )
+        try:
+            yield QuantizedModel(student, meta)
+        finally:
+            for key, weight in floats.items():
+                student.set_weight(key, weight)
+
+
+def scores(run: Run, sets: Sequence[BenchmarkSet], source: Source) -> dict[str, dict[str, float]]:
+    """PSNR in dB and SSIM on Y, by set."""
+    return {
+        score.name: {"psnr_y": score.mean.psnr_y, "ssim_y": score.mean.ssim_y}
+        for score in score_sets(run, sets, source.recipe, Silent(), source.name)
+    }
+
+
+def _digest(tensors: Sequence[Tensor]) -> str:
+    """The first 12 hexadecimal digits of a SHA-256 over values."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().contiguous().numpy().data)
+    return found.hexdigest()[:12]
+
+
+class Kept:
+    """Finished figures in a JSON file, by what they depend on.
+
+    Args:
+        path: of the file; it is written whole after each figure.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def get(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What was kept for these settings."""
+        return self._rows.get(_key(settings))
+
+    def put(self, settings: Mapping[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
+        """Keep figures; those of another run that shares the file stay."""
+        others = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self._rows = {**others, **self._rows, _key(settings): figures}
+        write_json(self.path, self._rows)
+        return figures
+
+
+def _key(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def parsed(text: str) -> dict[str, int | float]:
+    """Settings written as KEY=NUMBER,..."""
+    pairs = (part.split("=", 1) for part in text.split(",") if part)
+    return {key: float(value) if "." in value or "e" in value else int(value) for key, value in pairs}
