@@ -1,0 +1,1 @@
+"""The integer operators on NVIDIA GPUs, as Triton kernels; register.py imports and installs them."""

@@ -1,0 +1,113 @@
+"""The product of two activations, batch by batch.
+
+Left codes go in less 128, which fits every width; the column sums of the right factor, needed for its offset anyway,
+put that right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fxptq.kernels import ops
+from fxptq.kernels.cuda.tiles import TILES, centred, less_128, tuned
+
+_DEPTH = 1 << 16
+"""Products a sum of 32 bits surely holds: 2**16 * 255 * 128 < 2**31."""
+
+
+@triton.jit
+def matmul_kernel(
+    lhs,
+    rhs,
+    out,
+    rows,
+    depth,
+    columns,
+    lhs_batch,
+    lhs_row,
+    lhs_depth,
+    rhs_batch,
+    rhs_depth,
+    rhs_column,
+    scale,
+    row_scale,
+    column_scale,
+    constant,
+    magnitude,
+    N: tl.constexpr,
+    BITS: tl.constexpr,
+    ROW_SUMS: tl.constexpr,
+    BK: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """One tile of one batch; strides are in codes."""
+    tiles = tl.cdiv(columns, BN)
+    batch = tl.program_id(1).to(tl.int64)
+    m = (tl.program_id(0) // tiles) * BM + tl.arange(0, BM)
+    n = (tl.program_id(0) % tiles) * BN + tl.arange(0, BN)
+    line = lhs + batch * lhs_batch + m.to(tl.int64)[:, None] * lhs_row
+    column = rhs + batch * rhs_batch + n.to(tl.int64)[None, :] * rhs_column
+    sums = tl.zeros((BM, BN), tl.int32)
+    row_sums = tl.zeros((BM,), tl.int32)
+    column_sums = tl.zeros((BN,), tl.int32)
+    for base in range(0, depth, BK):
+        k = base + tl.arange(0, BK)
+        a = tl.load(
+            line + k.to(tl.int64)[None, :] * lhs_depth, mask=(m < rows)[:, None] & (k < depth)[None, :], other=0
+        )
+        here = (k < depth)[:, None] & (n < columns)[None, :]
+        b = centred(tl.load(column + k.to(tl.int64)[:, None] * rhs_depth, mask=here, other=0), here, BITS)
+        sums = tl.dot(less_128(a), b, sums, out_dtype=tl.int32)
+        column_sums += tl.sum(b.to(tl.int32), 0)
+        if ROW_SUMS:
+            row_sums += tl.sum(a.to(tl.uint8, bitcast=True).to(tl.int32), 1)
+    y = (sums + 128 * column_sums[None, :]).to(tl.float32) * scale
+    y += (column_sums.to(tl.float32) * column_scale + constant)[None, :]
+    if ROW_SUMS:
+        y += row_sums.to(tl.float32)[:, None] * row_scale
+    to = out + (batch * rows + m)[:, None] * columns + n[None, :]
+    tl.store(to, y, mask=(m < rows)[:, None] & (n < columns)[None, :])
+
+
+_matmul = tuned(TILES, ["N", "BITS", "magnitude"])(matmul_kernel)
+
+
+def matmul(lhs: Tensor, rhs: Tensor, *, bits: int, out: Sequence[float]) -> Tensor:
+    """`ops.matmul`; sums too deep for 32 bits are left to its plain form."""
+    rows, depth, columns = lhs.shape[-2], lhs.shape[-1], rhs.shape[-1]
+    if depth > _DEPTH:
+        return ops.matmul(lhs, rhs, bits=bits, out=out)
+    result = lhs.new_empty((*lhs.shape[:-1], columns), dtype=torch.float32)
+    if result.numel() == 0:
+        return result
+    a, b = (codes.flatten(0, -3).view(torch.int8) for codes in (lhs, rhs))
+
+    def grid(tile: dict[str, int]) -> tuple[int, int]:
+        return triton.cdiv(rows, tile["BM"]) * triton.cdiv(columns, tile["BN"]), len(a)
+
+    _matmul[grid](
+        a,
+        b,
+        result,
+        rows,
+        depth,
+        columns,
+        *a.stride(),
+        *b.stride(),
+        out[0],
+        out[1],
+        out[2],
+        out[3] * depth + out[4],
+        (rows * depth).bit_length(),
+        N=triton.next_power_of_2(columns),
+        BITS=bits,
+        ROW_SUMS=out[1] != 0.0,
+        BK=64,
+    )
+    return result
