@@ -14,16 +14,19 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fxptq.data.sources import calibration_images
+from fxptq.data.sources import Inputs, calibration_images
 from fxptq.errors import CheckpointError, InputError
 from fxptq.graph import Bits, Plan, Program, Site
 from fxptq.graph.copies import independent_copy
 from fxptq.io import checkpoint as checkpoints
-from fxptq.io.metadata import FloatSite, Metadata, PassRecord
+from fxptq.io.metadata import ExampleRecord, FloatSite, Metadata, PassRecord
 from fxptq.io.state import program_of, put_weights_on_grid, round_floats, site_records, to_checkpoint
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.passes.progress import Progress, Silent
-from fxptq.recipe import PassEntry, QuantizeSettings, Recipe
+from fxptq.recipe import PassEntry, QuantizeSettings, Recipe, parse_bits
+
+BEYOND_WHITE = 16
+"""An example this many times whiter than white is no noise: the network takes another range."""
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -123,9 +126,9 @@ def _task_of(meta: Metadata, source: str) -> Recipe:
 
 def quantize(
     model: nn.Module,
-    example: Tensor,
+    example: Inputs,
     bits: Bits,
-    calib: str | Path | Iterable[Tensor] = "synthetic",
+    calib: str | Path | Iterable[Inputs] = "synthetic",
     recipe: str | Path | Recipe | None = None,
     *,
     preset: str = "standard",
@@ -138,9 +141,11 @@ def quantize(
 
     Args:
         model: any network for image restoration; it is copied and left as it was.
-        example: one input it accepts, [1, C, H, W], of floating point (64 x 64 is plenty).
+        example: one input it accepts, [1, C, H, W], of floating point (64 x 64 is plenty); a tuple of tensors for a
+            network of several inputs, the picture first.
         bits: bit widths of weights and activations.
-        calib: a folder of pictures, "synthetic" for generated ones, or input tensors in the model's own range.
+        calib: a folder of pictures, "synthetic" for generated ones, or input tensors in the model's own range
+            (tuples of them, if the example is one).
         recipe: a recipe's name, file or object; None for the settings that suit most networks.
         preset: which of the recipe's presets: quick, standard or paper.
         sites: exceptions: bits, or "float", by glob pattern of site names; the first match wins.
@@ -162,13 +167,14 @@ def quantize(
         build_pass(step.name, step.settings)
     dtype = _DTYPES[chosen.quantize.float_dtype]
     progress = progress or Silent()
-    images, described = _images(calib, settings, example, chosen.images, seed)
+    inputs = example if isinstance(example, tuple) else (example,)
+    images, described = _images(calib, settings, inputs, chosen.images, seed)
     with progress.task("capture", 2) as advance:
         rounded = independent_copy(model).eval()
         round_floats(rounded, dtype)
-        student = Program(rounded, example, plan_of(chosen.quantize, bits, sites))
+        student = Program(rounded, inputs, plan_of(chosen.quantize, bits, sites))
         advance()
-        teacher = Program(model, example, twin=student)
+        teacher = Program(model, inputs, twin=student)
         advance()
     context = Context(student=student, teacher=teacher, images=images, seed=seed, progress=progress)
     reports: tuple[PassReport, ...] = ()
@@ -199,14 +205,18 @@ def plan_of(settings: QuantizeSettings, bits: Bits, sites: Mapping[str, Bits | L
         granularity=settings.weight_granularity,
         edges=edges[settings.edges],
         connective=high if settings.connective == "high" else None,
-        overrides=(*(sites or {}).items(), *((pattern, high) for pattern in settings.high_sites)),
+        overrides=(
+            *(sites or {}).items(),
+            *((pattern, parse_bits(text)) for pattern, text in settings.sites.items()),
+            *((pattern, high) for pattern in settings.high_sites),
+        ),
     )
 
 
 def metadata_of(
     student: Program,
     model: nn.Module,
-    example: Tensor,
+    example: Inputs,
     bits: Bits,
     recipe: Recipe,
     passes: Sequence[PassEntry],
@@ -228,6 +238,7 @@ def metadata_of(
         seed: of everything random.
         calibration: one line on the images.
     """
+    first, *more = example if isinstance(example, tuple) else (example,)
     return Metadata(
         created_by=f"fxptq {version('fxptq')}",
         recipe=recipe.name if _rebuilds(recipe, model) else None,
@@ -236,26 +247,33 @@ def metadata_of(
         bits_a=bits.a,
         sites=site_records(student),
         float_sites=[FloatSite(name=site.name, reason=site.reason) for site in student.sites if site.reason],
-        example_shape=list(example.shape),
-        example_dtype=str(example.dtype).removeprefix("torch."),
+        example_shape=list(first.shape),
+        example_dtype=_name(first.dtype),
+        more_examples=[ExampleRecord(shape=list(x.shape), dtype=_name(x.dtype)) for x in more],
         seed=seed,
         calibration=calibration,
         passes=[PassRecord(name=step.name, settings=dict(step.settings)) for step in passes],
-        float_dtype=str(dtype).removeprefix("torch."),
+        float_dtype=_name(dtype),
         versions={"python": platform.python_version(), "torch": torch.__version__},
         source_sha256=weights_digest(model),
     )
 
 
-def _check_example(example: Tensor) -> None:
-    if not isinstance(example, Tensor):
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_example(example: Inputs) -> None:
+    inputs = example if isinstance(example, tuple) else (example,)
+    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+        kinds = ", ".join(type(x).__name__ for x in inputs) or "nothing"
         raise InputError(
-            f"the example is a {type(example).__name__}; expected one tensor [1, C, H, W]: wrap a network of several "
-            "inputs in one that makes the others itself"
+            f"the example is {kinds}; expected a tensor [1, C, H, W], or a tuple of them if the network takes several"
         )
-    if example.dim() != 4 or 0 in example.shape or not example.is_floating_point():
+    first = inputs[0]
+    if first.dim() != 4 or 0 in first.shape or not first.is_floating_point():
         raise InputError(
-            f"the example has shape {tuple(example.shape)}, {example.dtype}; expected [1, C, H, W] of floating point"
+            f"the example has shape {tuple(first.shape)}, {first.dtype}; expected [1, C, H, W] of floating point"
         )
 
 
@@ -268,18 +286,40 @@ def _rebuilds(recipe: Recipe, model: nn.Module) -> bool:
 
 
 def _images(
-    calib: str | Path | Iterable[Tensor], recipe: Recipe, example: Tensor, count: int, seed: int
-) -> tuple[list[Tensor], str]:
-    return calibration_images(
+    calib: str | Path | Iterable[Inputs], recipe: Recipe, example: tuple[Tensor, ...], count: int, seed: int
+) -> tuple[list[Inputs], str]:
+    picture = example[0]
+    if isinstance(calib, str | Path):
+        _check_pictures_will_do(example, recipe.input.range)
+    images, described = calibration_images(
         calib,
         recipe.task,
-        channels=example.shape[1],
+        channels=picture.shape[1],
         value_range=recipe.input.range,
         multiple=recipe.input.multiple,
         count=count,
-        size=min(example.shape[-2:]),
+        size=min(picture.shape[-2:]),
         seed=seed,
     )
+    for index, image in enumerate(images):
+        given = len(image) if isinstance(image, tuple) else 1
+        if given != len(example):
+            raise InputError(f"calibration input {index} has {given} tensors, and the example has {len(example)}")
+    return images, described
+
+
+def _check_pictures_will_do(example: tuple[Tensor, ...], white: float) -> None:
+    if len(example) > 1:
+        raise InputError(
+            f"the example has {len(example)} inputs, and pictures make one: calibrate with tuples of tensors, as in "
+            "fxptq.quantize(model, (x, level), bits, calib=[(x, level), ...])"
+        )
+    highest = float(example[0].max())
+    if highest > BEYOND_WHITE * white:
+        raise InputError(
+            f"the example reaches {highest:.4g}, and pictures to calibrate with would be made in 0..{white:g}, the "
+            "recipe's range: give a recipe with `range = 255.0` under [input], or calibrate with tensors of your own"
+        )
 
 
 def weights_digest(model: nn.Module) -> str:

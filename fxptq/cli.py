@@ -41,7 +41,16 @@ JsonOut = Annotated[
 ]
 Model = Annotated[
     Optional[str],
-    typer.Option("--model", metavar="PACKAGE.MODULE:FACTORY", help="A network of your own, built without arguments."),
+    typer.Option(
+        "--model",
+        metavar="PACKAGE.MODULE:FACTORY",
+        help="A network of your own, built without arguments; or the recipe's .toml file that builds it; or a weights "
+        "file that spandrel recognises.",
+    ),
+]
+Sites = Annotated[
+    Optional[list[str]],
+    typer.Option("--site", metavar="GLOB=W3A4|float", help="Bits of sites by their names; may be repeated."),
 ]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint that `fxptq quantize` wrote.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -80,6 +89,7 @@ def quantize(
     file: Annotated[
         Optional[Path], typer.Option("--out", help="Where to write the checkpoint, as .safetensors.")
     ] = None,
+    site: Sites = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     json_out: JsonOut = None,
@@ -93,7 +103,9 @@ def quantize(
     target = file or Path(
         f"{Path(recipe or (weights and weights.stem) or (model or 'network').split(':')[-1]).stem}_w{w}a{a}.safetensors"
     )
-    options = command.Options(bits, recipe, model, weights, calib, tuple(data or ()), preset, target, device, seed)
+    options = command.Options(
+        bits, recipe, model, weights, calib, tuple(data or ()), preset, target, device, seed, tuple(site or ())
+    )
     outcome = command.run(options, _progress())
     report = page.write(outcome, target.with_suffix(".html"))
     console.show_quantized(out, outcome, report)
@@ -144,10 +156,13 @@ def upscale(
 
 @app.command()
 def inspect(
-    subject: Annotated[str, typer.Argument(metavar="RECIPE|CKPT", help="A recipe or a checkpoint.")],
+    subject: Annotated[
+        Optional[str], typer.Argument(metavar="[RECIPE|CKPT]", help="A recipe or a checkpoint; may be left out.")
+    ] = None,
     w: Annotated[int, typer.Option("--w", help="Bits of weights to plan with.")] = 4,
     a: Annotated[int, typer.Option("--a", help="Bits of activations to plan with.")] = 4,
     model: Model = None,
+    site: Sites = None,
     graphml: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Also write the graph as GraphML.")] = None,
     json_out: JsonOut = None,
 ) -> None:
@@ -156,7 +171,7 @@ def inspect(
     from fxptq.graph import Bits
     from fxptq.report import console
 
-    sites = command.run(subject, Bits(w, a), model, graphml)
+    sites = command.run(subject, Bits(w, a), model, graphml, tuple(site or ()))
     console.show_sites(out, sites)
     _write_json(json_out, command.as_json(sites))
 

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
+import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,11 +22,15 @@ from torch import nn
 
 from fxptq.data.degrade import Degradation
 from fxptq.errors import InputError
+from fxptq.graph.plan import FLOAT, Bits
 
 Positive = Annotated[int, Field(gt=0)]
 SiteKind = Literal["linear", "conv2d", "conv_transpose2d", "matmul"]
 DEFAULT = "default"
 """The recipe whose presets all others share."""
+
+SiteBits = Annotated[str, Field(pattern=r"^(float|W[2-8]A[2-8])$")]
+"""What a site gets: "W3A4", or "float"."""
 
 PresetName = Literal["quick", "standard", "paper"]
 
@@ -113,6 +121,7 @@ class QuantizeSettings(Frozen):
         float_dtype: of what stays in float in a checkpoint.
         high_bits: bits of the protected sites.
         high_sites: globs of site names that keep `high_bits`.
+        sites: what single sites get, by glob of their names, before all else; the first match wins.
     """
 
     kinds: Annotated[tuple[SiteKind, ...], Field(strict=False)] = ("linear", "conv2d", "conv_transpose2d", "matmul")
@@ -122,6 +131,7 @@ class QuantizeSettings(Frozen):
     float_dtype: Literal["fp16", "fp32"] = "fp16"
     high_bits: Annotated[int, Field(ge=2, le=8)] = 8
     high_sites: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    sites: dict[str, SiteBits] = {}
 
 
 class PassEntry(BaseModel):
@@ -259,7 +269,8 @@ class Recipe(Frozen):
         module_name, _, attribute = self.model.factory.partition(":")
         where = f"recipe {self.name}: model.factory {self.model.factory!r}"
         try:
-            factory = getattr(importlib.import_module(module_name), attribute)
+            with _working_directory_importable():
+                factory = getattr(importlib.import_module(module_name), attribute)
         except (ImportError, AttributeError) as error:
             raise InputError(f"{where} cannot be imported: {error}") from error
         try:
@@ -290,6 +301,29 @@ class Recipe(Frozen):
             raise InputError(f"no preset {name!r}; recipe {self.name} has {', '.join(self._presets())}")
         quantize = _changed(self.quantize, table.quantize, f"presets.{name}.quantize")
         return Preset(name=name, images=table.images, passes=table.passes, quantize=quantize)
+
+
+def parse_bits(text: str) -> Bits | Literal["float"]:
+    """Reads "W3A4", or "float".
+
+    Raises:
+        InputError: it is neither.
+    """
+    found = re.fullmatch(r"W(\d)A(\d)", text)
+    if not found and text != FLOAT:
+        raise InputError(f"{text!r}: expected bits as in W3A4, or float")
+    return Bits(int(found[1]), int(found[2])) if found else FLOAT
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    """For the network of a recipe in a file; last, so that nothing there hides what is installed."""
+    before = list(sys.path)
+    sys.path.append(str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _changed(settings: QuantizeSettings, changes: dict[str, Any], where: str) -> QuantizeSettings:

@@ -80,13 +80,14 @@ def load_state(model: nn.Module, mapping: Mapping[str, Any]) -> None:
 
     Args:
         model: changed in place; keeps its dtype and device.
-        mapping: a state dict, bare or below `params` / `params_ema`; derived entries may be absent.
+        mapping: a state dict, bare or below `params` / `params_ema`; derived entries may be absent, and all names may
+            begin with the `module.` of DataParallel.
 
     Raises:
         InputError: the entries differ; lists the first of them with their shapes. The model is then unchanged.
     """
-    given = unwrap(mapping)
     expected = model.state_dict()
+    given = _without_wrapper(unwrap(mapping), expected)
     differences = [
         f"{key}: {_shape(given, key)} instead of {_shape(expected, key)}"
         for key in [*expected, *(key for key in given if key not in expected)]
@@ -100,6 +101,13 @@ def load_state(model: nn.Module, mapping: Mapping[str, Any]) -> None:
         )
     # load_state_dict copies into the model's own tensors, whatever the dtype of the file.
     model.load_state_dict({**expected, **given}, strict=True)
+
+
+def _without_wrapper(given: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    wrapped = "module."
+    if all(name.startswith(wrapped) for name in given) and not any(name.startswith(wrapped) for name in expected):
+        return {name.removeprefix(wrapped): value for name, value in given.items()}
+    return given
 
 
 def _shape(state: Mapping[str, Tensor], key: str) -> str:

@@ -325,7 +325,18 @@ def test_pattern_that_matches_nothing_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"example": (inputs(1), inputs(1))}, "the example is a tuple; expected one tensor"),
+        ({"example": [inputs(1)]}, r"the example is list; expected a tensor \[1, C, H, W\], or a tuple of them"),
+        ({"example": ()}, "the example is nothing; expected a tensor"),
+        ({"example": (inputs(1), 3)}, "the example is Tensor, int; expected a tensor"),
+        ({"example": (inputs(1), inputs(1))}, "calibration input 0 has 1 tensors, and the example has 2"),
+        ({"example": (inputs(1), inputs(1)), "calib": "synthetic"}, "the example has 2 inputs, and pictures make one"),
+        ({"calib": [(inputs(1), inputs(1))]}, "calibration input 0 has 2 tensors, and the example has 1"),
+        ({"calib": [(inputs(1), 3)]}, "calibration input 0 has a int at position 1; expected tensors"),
+        ({"calib": [(inputs(1), inputs(1) / 0)]}, "calibration input 0 holds values that are not finite at position 1"),
+        (
+            {"example": 255 * inputs(1), "calib": "synthetic"},
+            r"the example reaches 25\d.*, and pictures .* in 0..1, the",
+        ),
         ({"example": torch.rand(3, 16, 16)}, r"the example has shape \(3, 16, 16\)"),
         ({"example": torch.zeros(1, 3, 16, 16, dtype=torch.uint8)}, "torch.uint8; expected .* floating point"),
         ({"seed": -1}, "the seed is -1; expected"),
@@ -357,6 +368,54 @@ def test_report_names_passes_and_quantizers() -> None:
     q = quantized(Small(), passes=DQC)
     assert [report.name for report in q.report][-2:] == ["minmax", "dqc"]
     assert set(q.report[-1].quantizers) == set(q.program.quantizers)
+
+
+# -- several inputs --------------------------------------------------------------------------------------------------
+
+
+class Guided(nn.Module):
+    """A picture, a map of half its size, a level, and a table's index."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.small = Small(seed)
+        self.level = nn.Linear(1, 3)
+        self.table = nn.Embedding(4, 3)
+        self.map = nn.Conv2d(1, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, guide: Tensor, level: Tensor, index: Tensor) -> Tensor:
+        scale = self.level(level) + self.table(index)
+        return self.small(x) * scale[:, :, None, None] + nn.functional.interpolate(self.map(guide), scale_factor=2)
+
+
+def several(seed: int, side: int = 16) -> tuple[Tensor, ...]:
+    guide = inputs(1, side // 2, seed + 100)[:, :1]
+    return inputs(1, side, seed), guide, torch.tensor([[0.1 * seed]]), torch.tensor([seed % 4])
+
+
+@pytest.mark.parametrize("passes", ['{ name = "minmax" }', LEARNING, '{ name = "minmax" }, { name = "gptq" }'])
+def test_network_of_several_inputs(passes: str, tmp_path: Path) -> None:
+    model, calib = Guided(), [several(seed) for seed in range(4)]
+    q = fxptq.quantize(model, several(7), Bits(4, 4), calib, settings(passes))
+    assert {site.name for site in q.sites} == {"small.head", "small.body", "small.tail", "level", "map"}
+    assert q.meta.calibration == "4 inputs given as tensors"
+    q.save(tmp_path / "m.safetensors")
+    loaded = fxptq.load(tmp_path / "m.safetensors", Guided(seed=9))
+    integer = loaded.to_integer(compile=False)
+    for x in (several(5), several(6, 24)):
+        with torch.no_grad():
+            assert torch.equal(loaded(*x), q(*x))
+            assert float((q(*x) - model(*x)).abs().mean()) < 0.05
+            torch.testing.assert_close(integer(*x), q(*x), rtol=0, atol=1e-3)
+
+
+def test_training_on_several_inputs_moves_bounds() -> None:
+    calib = [several(seed) for seed in range(4)]
+    before, after = (
+        fxptq.quantize(Guided(), several(7), Bits(3, 3), calib, settings(passes)).program.quantizers
+        for passes in ('{ name = "minmax" }', LEARNING)
+    )
+    assert any(not torch.equal(before[key].width, after[key].width) for key in before)
 
 
 # -- as the README has it --------------------------------------------------------------------------------------------

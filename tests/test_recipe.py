@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from pydantic import ValidationError
 
 from fxptq.data.degrade import Degradation
 from fxptq.errors import InputError
+from fxptq.graph import Bits
 from fxptq.passes.base import build_pass
-from fxptq.recipe import Recipe
+from fxptq.recipe import Recipe, parse_bits
 
 NETWORKS = [
     "dncnn_s25",
@@ -117,6 +119,40 @@ def test_recipe_cannot_be_changed() -> None:
         recipe.quantize.high_bits = 4
 
 
+def test_bits_of_sites() -> None:
+    text = MINIMAL.replace('high_sites = ["head*"]', 'sites = { "head*" = "W3A8", "*" = "float" }')
+    assert list(Recipe.parse(text, "mine").quantize.sites.items()) == [("head*", "W3A8"), ("*", "float")]
+    assert Recipe.parse(text, "mine").preset("paper").quantize.sites == {"head*": "W3A8", "*": "float"}
+
+
+@pytest.mark.parametrize("text", ["W3A8", "float"])
+def test_bits_are_read(text: str) -> None:
+    assert parse_bits(text) == (Bits(3, 8) if text != "float" else "float")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("w3a8", "'w3a8': expected bits as in W3A4, or float"),
+        ("W1A8", "bits w=1 is out of range"),
+        ("", "expected bits"),
+    ],
+)
+def test_bits_that_are_none(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_bits(text)
+
+
+def test_network_beside_the_recipe_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beside_me.py").write_text("from torch import nn\ndef make(): return nn.Identity()\n")
+    (tmp_path / "json.py").write_text("raise RuntimeError('hides what is installed')\n")
+    before = list(sys.path)
+    recipe = Recipe.parse(MINIMAL.replace("torch.nn:Identity", "beside_me:make"), "mine")
+    assert isinstance(recipe.build_model(), torch.nn.Identity)
+    assert sys.path == before
+
+
 def test_missing_preset_is_named() -> None:
     with pytest.raises(InputError, match="no preset 'fast'; recipe tiny has quick, standard, paper"):
         Recipe.parse(MINIMAL, "mine").preset("fast")
@@ -150,6 +186,7 @@ def test_unknown_name(name: str, message: str) -> None:
         ("scale = 2", "scale = ", "mine is not a TOML file: .* line 4"),
         ("[quantize]", "[input]\nrange = 128.0\n[quantize]", "mine: input.range: expected 1 or 255, not 128"),
         ("[quantize]", "[input]\nsize = [64]\n[quantize]", r"mine: input.size.1: field required"),
+        ("[quantize]", '[quantize]\nsites = { "a" = "W9A4" }', "mine: quantize.sites.a: .* not 'W9A4'"),
         ("[quantize]", "[quantize]\nhigh_bits = 9", "mine: quantize.high_bits: .* 8, not 9"),
         ("[quantize]", '[quantize]\nkinds = ["rnn"]', "mine: quantize.kinds.0: .* not 'rnn'"),
         ('"tensor"', '"row"', "presets.paper.quantize.weight_granularity: .* not 'row'"),

@@ -8,14 +8,17 @@ from typing import Any
 
 from fxptq.api import plan_of
 from fxptq.commands.evaluate import open_checkpoint
-from fxptq.commands.network import example_of, from_factory
+from fxptq.commands.network import example_of, from_factory, parse_site
+from fxptq.errors import InputError
 from fxptq.graph import Bits, Program, Site, write_graphml
 from fxptq.io.files import check_writable
 from fxptq.recipe import Recipe
 
 
-def run(subject: str, bits: Bits, factory: str | None, graphml: Path | None) -> tuple[Site, ...]:
-    """The sites of a checkpoint, or of a recipe's network as it would be planned at `bits`.
+def run(
+    subject: str | None, bits: Bits, factory: str | None, graphml: Path | None, sites: Sequence[str] = ()
+) -> tuple[Site, ...]:
+    """The sites of a checkpoint, or of a network as a recipe would plan them at `bits`, with exceptions by name.
 
     Raises:
         InputError: there is no such recipe or file.
@@ -23,18 +26,25 @@ def run(subject: str, bits: Bits, factory: str | None, graphml: Path | None) -> 
     """
     if graphml is not None:
         check_writable(graphml)
-    program = _program(subject, bits, factory)
+    program = _program(subject or _default(factory), bits, factory, sites)
     if graphml is not None:
         write_graphml(program.variants[0].capture.graph, program.sites, graphml)
     return program.sites
 
 
-def _program(subject: str, bits: Bits, factory: str | None) -> Program:
+def _default(factory: str | None) -> str:
+    if factory is None:
+        raise InputError("name what to inspect: a recipe, a checkpoint, or --model package.module:factory")
+    return factory if factory.endswith(".toml") else "default"
+
+
+def _program(subject: str, bits: Bits, factory: str | None, sites: Sequence[str]) -> Program:
+    exceptions = dict(map(parse_site, sites))
     if subject.endswith(".safetensors") or (Path(subject).is_file() and not subject.endswith(".toml")):
         return open_checkpoint(Path(subject), factory).program
     recipe = Recipe.load(subject)
     model = from_factory(factory) if factory is not None else recipe.build_model()
-    return Program(model, example_of(recipe), plan_of(recipe.quantize, bits))
+    return Program(model, example_of(recipe), plan_of(recipe.quantize, bits, exceptions))
 
 
 def as_json(sites: Sequence[Site]) -> dict[str, Any]:

@@ -7,14 +7,19 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fxptq.errors import InputError
+from fxptq.graph import Bits
 from fxptq.io.weights import WeightsSource, locate
 from fxptq.models.weights_format import load_state, read_state
-from fxptq.recipe import Recipe
+from fxptq.recipe import Recipe, parse_bits
+
+WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt")
+"""What names of weights files end in."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,24 @@ def weights_source(recipe: Recipe) -> WeightsSource:
     return WeightsSource(recipe.name, weights.bundled, weights.url, weights.sha256, weights.file)
 
 
+def parse_site(option: str) -> tuple[str, Bits | Literal["float"]]:
+    """Split `GLOB=W3A4` or `GLOB=float`.
+
+    Raises:
+        InputError: it is neither.
+    """
+    pattern, _, bits = option.rpartition("=")
+    if not pattern:
+        raise InputError(f"{option!r}: expected GLOB=W3A4 or GLOB=float, such as 'body.*=W3A4'")
+    return pattern, parse_bits(bits)
+
+
 def open_network(recipe: str | None, factory: str | None = None, weights: Path | None = None) -> Source:
     """Builds a network and loads its trained weights.
 
     Args:
         recipe: name or path of a recipe; with `factory`, the settings to use.
-        factory: "package.module:callable" that builds a network of the user's own, trained unless `weights` is given.
+        factory: what builds a network of the user's own, trained unless `weights` is given; see `from_factory`.
         weights: a weights file instead of the recipe's.
 
     Raises:
@@ -86,14 +103,20 @@ def open_network(recipe: str | None, factory: str | None = None, weights: Path |
 
 
 def from_factory(factory: str) -> nn.Module:
-    """The network that "package.module:callable" builds; the working directory is importable.
+    """The network that "package.module:callable" builds, or a recipe's file, or whose weights spandrel recognises.
+
+    The working directory is importable.
 
     Raises:
         InputError: it cannot be imported or called, or gives no nn.Module.
     """
+    if factory.endswith(".toml"):
+        return Recipe.load(factory).build_model()
+    if factory.endswith(WEIGHTS):
+        return _from_community_file(Path(factory)).model
     module_name, _, attribute = factory.partition(":")
     if not module_name or not attribute:
-        raise InputError(f"--model {factory!r}: expected package.module:factory")
+        raise InputError(f"--model {factory!r}: expected package.module:factory, a recipe's .toml file, or weights")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:

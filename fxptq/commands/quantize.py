@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fxptq.api import QuantizedModel, quantize
-from fxptq.commands.network import Source, device_of, example_of, open_network
+from fxptq.commands.network import Source, device_of, example_of, open_network, parse_site
 from fxptq.commands.scores import on_device, open_sets, score_sets
 from fxptq.data.sources import SYNTHETIC
 from fxptq.errors import InputError
@@ -42,6 +42,7 @@ class Options:
     out: Path = Path("fxptq.safetensors")
     device: str = "cpu"
     seed: int = 0
+    sites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def run(options: Options, progress: Progress) -> Outcome:
     if options.out.suffix != ".safetensors":
         raise InputError(f"--out {options.out}: checkpoints are written as .safetensors")
     check_writable(options.out)
+    exceptions = dict(map(parse_site, options.sites))
     seconds: dict[str, float] = {}
     source = open_network(options.recipe, options.factory, options.weights)
     device = device_of(options.device)
@@ -130,6 +132,7 @@ def run(options: Options, progress: Progress) -> Outcome:
         options.calib,
         source.recipe,
         preset=options.preset,
+        sites=exceptions,
         seed=options.seed,
         progress=progress,
         after_pass=after_pass,

@@ -19,12 +19,15 @@ from fxptq.data.synthetic import synthetic_image
 from fxptq.errors import InputError
 from fxptq.io.images import list_images, read_image, to_tensor
 
+Inputs = Tensor | tuple[Tensor, ...]
+"""What a network is called with: a picture, or the several inputs of a network that takes more."""
+
 SYNTHETIC = "synthetic"
 SMALLEST_PICTURE = 16  # pixels; anything smaller is an icon and says nothing about photographs
 
 
 def calibration_images(
-    source: str | Path | Iterable[Tensor],
+    source: str | Path | Iterable[Inputs],
     degradation: Degradation,
     *,
     channels: int = 3,
@@ -33,12 +36,13 @@ def calibration_images(
     count: int = 32,
     size: int = 64,
     seed: int = 0,
-) -> tuple[list[Tensor], str]:
+) -> tuple[list[Inputs], str]:
     """Collect calibration inputs.
 
     Args:
         source: a folder of pictures; "synthetic" for generated ones (`./synthetic` is a folder of that name); or one or
-            more tensors that are network inputs already, all of which are taken as they are.
+            more tensors that are network inputs already, all of which are taken as they are; a tuple each for a network
+            of several inputs.
         degradation: how clean pictures become inputs; not applied to tensors.
         channels: of the inputs: 1 or 3, or any number for tensors.
         value_range: what the network takes white to be; not applied to tensors.
@@ -70,7 +74,9 @@ def calibration_images(
             folder = Path(source)
             pictures = _crops(list_images(folder), channels, count, clean_side, seed)
             what = f"crops of the pictures in {folder.resolve().name}"
-        inputs = [to_tensor(degradation.apply(p, _rng(seed, i, 1)), value_range) for i, p in enumerate(pictures)]
+        inputs: list[Inputs] = [
+            to_tensor(degradation.apply(p, _rng(seed, i, 1)), value_range) for i, p in enumerate(pictures)
+        ]
         return inputs, f"{count} {what}, {side}x{side}, {degradation}, seed {seed}"
     return _checked([source] if isinstance(source, Tensor) else source, channels)
 
@@ -101,11 +107,14 @@ def _crop(file: Path, channels: int, side: int, rng: np.random.Generator) -> npt
     return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
 
 
-def _checked(tensors: Iterable[Tensor], channels: int) -> tuple[list[Tensor], str]:
-    """The caller's tensors, each batch split into single inputs."""
-    inputs: list[Tensor] = []
-    for index, tensor in enumerate(tensors):
+def _checked(given: Iterable[Inputs], channels: int) -> tuple[list[Inputs], str]:
+    """The caller's tensors, each batch split into single inputs; several inputs at a time stay as they are."""
+    inputs: list[Inputs] = []
+    for index, tensor in enumerate(given):
         name = f"calibration input {index}"
+        if isinstance(tensor, tuple):
+            inputs.append(_tuple(tensor, name))
+            continue
         if not isinstance(tensor, Tensor):
             raise InputError(f"{name} is of type {type(tensor).__name__}; expected a tensor [N, {channels}, H, W]")
         if tensor.ndim != 4 or tensor.shape[1] != channels or 0 in tensor.shape:
@@ -119,3 +128,12 @@ def _checked(tensors: Iterable[Tensor], channels: int) -> tuple[list[Tensor], st
     if not inputs:
         raise InputError("no calibration inputs were given; give tensors, a folder of pictures, or 'synthetic'")
     return inputs, f"{len(inputs)} inputs given as tensors"
+
+
+def _tuple(tensors: tuple[Tensor, ...], name: str) -> tuple[Tensor, ...]:
+    for position, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{name} has a {type(tensor).__name__} at position {position}; expected tensors")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{name} holds values that are not finite at position {position}")
+    return tuple(tensor.detach().to("cpu") for tensor in tensors)

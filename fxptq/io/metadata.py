@@ -53,6 +53,13 @@ class SiteRecord(Record):
     reason: str = ""
 
 
+class ExampleRecord(Record):
+    """A further input of the example: its shape and its type (`float32`, `int64`)."""
+
+    shape: list[Annotated[int, Field(ge=1)]]
+    dtype: Annotated[str, Field(pattern=r"^(float16|bfloat16|float32|float64|int32|int64|bool)$")]
+
+
 class Metadata(Record):
     """How a checkpoint was made, and what is needed to rebuild the network around it.
 
@@ -64,6 +71,7 @@ class Metadata(Record):
         sites: The site table.
         float_sites: What stayed in float, with the reason.
         example_shape: Shape of the example the network was captured with; `example_dtype` its dtype (`float32`).
+        more_examples: The example's further inputs, of a network that takes several.
         seed: Seed of everything random.
         calibration: Source of the calibration images.
         passes: The passes that were run, in order.
@@ -82,6 +90,7 @@ class Metadata(Record):
     float_sites: list[FloatSite] = []
     example_shape: list[Annotated[int, Field(ge=1)]]
     example_dtype: Annotated[str, Field(pattern=r"^(float16|bfloat16|float32|float64)$")] = "float32"
+    more_examples: list[ExampleRecord] = []
     seed: int
     calibration: str
     passes: list[PassRecord] = []

@@ -218,7 +218,8 @@ def program_of(model: nn.Module, checkpoint: Checkpoint, source: str) -> Program
             if name.startswith(_MODEL):
                 own[name.removeprefix(_MODEL)].copy_(weight)
     shape, dtype = checkpoint.meta.example_shape, getattr(torch, checkpoint.meta.example_dtype)
-    example = torch.linspace(0, 1, math.prod(shape)).reshape(shape).to(dtype)
+    inputs = [(shape, dtype), *((more.shape, getattr(torch, more.dtype)) for more in checkpoint.meta.more_examples)]
+    example = tuple(torch.linspace(0, 1, math.prod(sides)).reshape(sides).to(kind) for sides, kind in inputs)
     program = Program(model, example, StoredPlan(tuple(checkpoint.meta.sites), source))
     for key, quantizer in program.quantizers.items():
         quantizer.set_grid(*_bounds(checkpoint, key, source))

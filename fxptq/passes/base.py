@@ -21,6 +21,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
 from fxptq.passes.progress import Progress, Silent
 from fxptq.quant.distribution import Distribution
@@ -83,11 +84,11 @@ class Network(Protocol):
         """Where its arithmetic is."""
         ...
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Tensor:
         """The network's output, quantized where quantizers are on."""
         ...
 
-    def tapped(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def tapped(self, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The output, and the features at the end of each residual stage."""
         ...
 
@@ -111,7 +112,8 @@ class Context:
     Attributes:
         student: the network whose quantizers are set.
         teacher: the same network in float.
-        images: calibration inputs, [1, C, H, W] each, in the network's own range.
+        images: calibration inputs, [1, C, H, W] each, in the network's own range; a tuple each for a network of several
+            inputs.
         statistics: by quantizer key, the distribution of the tensor it sees in float; filled by `observe`.
         moments: by key of a weight's quantizer, the sum of x x^T over the inputs x its rows multiply,
             [groups, inputs, inputs] with the groups of a grouped convolution; filled by `moments`.
@@ -122,7 +124,7 @@ class Context:
 
     student: Network
     teacher: Network
-    images: Sequence[Tensor]
+    images: Sequence[Inputs]
     statistics: dict[str, Distribution] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)
     collected: set[str] = field(default_factory=set)
@@ -134,6 +136,10 @@ class Context:
         """Where the networks are."""
         quantizer = next(iter(self.student.quantizers.values()), None)
         return torch.device("cpu") if quantizer is None else quantizer.lower0.device
+
+    def placed(self, image: Inputs) -> tuple[Tensor, ...]:
+        """A calibration input as the networks are called with it: a tuple, where they are."""
+        return tuple(x.to(self.device) for x in (image if isinstance(image, tuple) else (image,)))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Square crops of calibration images: random ones with flips and rotations to train on, fixed ones to judge by."""
+"""Batches out of calibration inputs: random ones to train on, fixed ones to judge by.
+
+Of pictures they are square crops, flipped and turned at random. Inputs of a network that takes several are used whole:
+what a crop of one means for another only the network knows.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
 
 
-def split(images: Sequence[Tensor], fraction: float, generator: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
+def split(images: Sequence[Inputs], fraction: float, generator: torch.Generator) -> tuple[list[Inputs], list[Inputs]]:
     """Part the images at random into those to train on and those to judge by.
 
     Args:
@@ -65,3 +70,48 @@ class Crops:
 
     def _draw(self, choices: int) -> int:
         return int(torch.randint(choices, (), generator=self._generator))
+
+
+class Batches:
+    """Batches to train on, and those to judge by.
+
+    Args:
+        images: pictures [1, C, H, W], or tuples of a network's several inputs.
+        size: side of a crop of pictures in pixels.
+        batch: how many crops; of several inputs always one of each.
+        fraction: of the images to judge by, see `split`.
+        crops: how many crops to judge by.
+        generator: source of randomness.
+
+    Attributes:
+        held: the batches to judge by.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Inputs],
+        *,
+        size: int,
+        batch: int,
+        fraction: float,
+        crops: int,
+        generator: torch.Generator,
+    ) -> None:
+        training, judging = split(images, fraction, generator)
+        self._whole = [image for image in training if isinstance(image, tuple)]
+        self._batch, self._generator = batch, generator
+        self.held: list[Inputs] = list(judging)
+        if not self._whole:
+            self._crops = Crops(_pictures(training), size, generator)
+            fixed = Crops(_pictures(judging), self._crops.size, generator).plain(crops)
+            self.held = list(torch.split(fixed, batch))
+
+    def draw(self) -> Inputs:
+        """One to train on."""
+        if self._whole:
+            return self._whole[int(torch.randint(len(self._whole), (), generator=self._generator))]
+        return self._crops.augmented(self._batch)
+
+
+def _pictures(images: Sequence[Inputs]) -> list[Tensor]:
+    return [image for image in images if isinstance(image, Tensor)]

@@ -18,15 +18,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from fxptq.data.sources import Inputs
 from fxptq.errors import CalibrationError, InputError
 from fxptq.passes.base import Context, Network, Pass, PassReport, register
-from fxptq.passes.crops import Crops, split
+from fxptq.passes.crops import Batches
 from fxptq.passes.distill import DistillationLoss, FeatureScale
 from fxptq.passes.offsets import learned_offsets, movable_weights
 from fxptq.quant.grid import levels
 from fxptq.quant.quantizer import Quantizer
 
-Taught = tuple[Tensor, tuple[Tensor, list[Tensor]]]
+Taught = tuple[tuple[Tensor, ...], tuple[Tensor, list[Tensor]]]
 """A batch of inputs, and the teacher's output and features for it."""
 
 
@@ -127,10 +128,15 @@ class _Run:
         self.settings, self.ctx, self.learners = settings, ctx, learners
         self.loss = DistillationLoss(settings.feature_weight, settings.feature_scale)
         generator = torch.Generator().manual_seed(ctx.seed)
-        training, held = split(ctx.images, settings.holdout, generator)
-        self.crops = Crops(training, settings.patch, generator)
-        batches = torch.split(Crops(held, self.crops.size, generator).plain(settings.holdout_crops), settings.batch)
-        self.held = [self._teach(batch) for batch in batches]
+        self.batches = Batches(
+            ctx.images,
+            size=settings.patch,
+            batch=settings.batch,
+            fraction=settings.holdout,
+            crops=settings.holdout_crops,
+            generator=generator,
+        )
+        self.held = [self._teach(batch) for batch in self.batches.held]
         self.parameters = [p for q in learners.values() for p in (q.shift, q.log_scale)] + offsets
         # `shift` and `log_scale` are in units of the width.
         groups = [_group([q.shift, q.log_scale], settings.lr / levels(q.bits)) for q in learners.values()]
@@ -174,8 +180,8 @@ class _Run:
         return max(steps / self.settings.steps, seconds / limit if limit else 0.0)
 
     def _step(self, step: int, done: float) -> float:
-        inputs, lesson = self._teach(self.crops.augmented(self.settings.batch))
-        loss = self.loss(self.ctx.student.tapped(inputs), lesson)
+        inputs, lesson = self._teach(self.batches.draw())
+        loss = self.loss(self.ctx.student.tapped(*inputs), lesson)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise CalibrationError(f"dqc: the loss is {value} at step {step}; try a lower `lr`")
@@ -195,15 +201,15 @@ class _Run:
         return rate * 0.5 * (1 + math.cos(math.pi * done)) if self.settings.schedule == "cosine" else rate
 
     @torch.no_grad()
-    def _teach(self, batch: Tensor) -> Taught:
-        inputs = batch.to(self.ctx.device)
-        return inputs, self.ctx.teacher.tapped(inputs)
+    def _teach(self, batch: Inputs) -> Taught:
+        inputs = self.ctx.placed(batch)
+        return inputs, self.ctx.teacher.tapped(*inputs)
 
     @torch.no_grad()
     def _judge(self) -> float:
         """Loss on the held-out crops."""
-        total = sum(float(self.loss(self.ctx.student.tapped(x), taught)) * len(x) for x, taught in self.held)
-        value = total / sum(len(x) for x, _ in self.held)
+        total = sum(float(self.loss(self.ctx.student.tapped(*x), taught)) * len(x[0]) for x, taught in self.held)
+        value = total / sum(len(x[0]) for x, _ in self.held)
         if not math.isfinite(value):
             raise CalibrationError(f"dqc: the loss on held-out crops is {value}")
         return value

@@ -53,7 +53,7 @@ class Moments(Pass):
             for site in ctx.student.sites:
                 hooks.enter_context(self._watch(ctx, site, sums))
             for image in ctx.images:
-                ctx.student(image.to(ctx.device))
+                ctx.student(*ctx.placed(image))
                 advance()
         ctx.moments.update(sums)
         return PassReport(notes=(f"{len(sums)} weights, {len(ctx.images)} images",))

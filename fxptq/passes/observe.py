@@ -58,7 +58,7 @@ class Observe(Pass):
                 quantizer.mode = "observe" if key in observers else "off"
             with torch.no_grad(), ctx.progress.task("observe", len(ctx.images)) as advance:
                 for image in ctx.images:
-                    student(image.to(ctx.device))
+                    student(*ctx.placed(image))
                     advance()
         finally:
             for key, quantizer in student.quantizers.items():

@@ -51,6 +51,18 @@ def test_checkpoint_has_the_bits_it_was_made_with(folder: Path) -> None:
     assert found["conv_first"] == 8
 
 
+def test_network_of_the_users_own(folder: Path) -> None:
+    ran = run("inspect", "--model", "mod:tiny", "--site", "*.qkv=W2A3")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.count(" 2/3 ") == 4
+
+
+def test_nothing_named() -> None:
+    ran = run("inspect")
+    assert ran.status == 2
+    assert ran.line == "name what to inspect: a recipe, a checkpoint, or --model package.module:factory"
+
+
 def test_bundled_recipe() -> None:
     ran = run("inspect", "edsr_x2")
     assert (ran.status, ran.err) == (0, "")

@@ -86,6 +86,34 @@ def test_network_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "holds a network of your own" in run("evaluate", "Net_w4a4.safetensors").line
 
 
+def test_bits_by_name(tmp_path: Path) -> None:
+    options = ["--site", "layers.0.*=W2A3", "--site", "upsample.0=float", "--site", "*.fc1=W5A6"]
+    ran = quantize(tmp_path, *options, "--json", tmp_path / "r.json")
+    assert (ran.status, ran.err) == (0, "")
+    left = json.loads((tmp_path / "r.json").read_text())["float_sites"]
+    assert left == [{"name": "upsample.0", "reason": "left out by the pattern 'upsample.0'"}]
+    bits = {site.name: site.bits for site in fxptq.load(tmp_path / "m.safetensors", swinir(1)).sites}
+    assert bits["layers.0.residual_group.blocks.0.mlp.fc1"] == (2, 3)
+    assert bits["layers.1.residual_group.blocks.0.mlp.fc1"] == (5, 6)
+    assert bits["layers.1.residual_group.blocks.0.mlp.fc2"] == (4, 4)
+
+
+def test_bits_by_name_in_the_recipe(tmp_path: Path) -> None:
+    text = RECIPE + '[quantize]\nsites = { "layers.1.*" = "W2A3", "upsample.0" = "float" }\n'
+    assert quantize(tmp_path, "--site", "layers.1.conv=W6A7", text=text).status == 0
+    bits = {site.name: site.bits for site in fxptq.load(tmp_path / "m.safetensors", swinir(1)).sites}
+    assert bits["layers.1.conv"] == (6, 7)
+    assert bits["layers.1.residual_group.blocks.0.mlp.fc1"] == (2, 3)
+    assert bits["upsample.0"] == (None, None)
+
+
+def test_recipe_in_a_file_is_a_model(tmp_path: Path) -> None:
+    assert quantize(tmp_path).status == 0
+    ran = run("evaluate", tmp_path / "m.safetensors", "--model", tmp_path / "tiny.toml")
+    assert (ran.status, ran.err) == (0, "")
+    assert run("inspect", "--model", tmp_path / "tiny.toml", "--w", 3).out.count(" 3/4 ") > 10
+
+
 # -- calibration pictures --------------------------------------------------------------------------------------------
 
 
@@ -136,6 +164,10 @@ def test_unfit_calibration_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["--eval", "=x"], "'=x': expected NAME=DIR"),
         (["--eval", "Set5=/nowhere"], "Set5: /nowhere has no folder HR; expected HR/NAME.png and LR_bicubic/X2/"),
         (["--eval", "A=/x", "--eval", "A=/y"], "there are two sets named 'A'; give each a name of its own"),
+        (["--site", "W3A4"], "'W3A4': expected GLOB=W3A4 or GLOB=float"),
+        (["--site", "*=3"], "'3': expected bits as in W3A4, or float"),
+        (["--site", "*=W1A4"], "bits w=1 is out of range"),
+        (["--site", "none=W3A4"], "the pattern 'none' matches no site; `fxptq inspect` lists their names"),
         (["--seed", -1], "the seed is -1; expected a number from 0"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",

@@ -35,6 +35,15 @@ def test_torch_files_bare_or_wrapped(tmp_path: Path, state: dict[str, Tensor], w
     assert all(torch.equal(model.state_dict()[key], state[key]) for key in state)
 
 
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare network", "network with a module"])
+def test_prefix_of_data_parallel(state: dict[str, Tensor], wrapped: bool) -> None:
+    model: nn.Module = nn.Sequential()
+    model.add_module("module", small())
+    model = model if wrapped else small()
+    load_state(model, {f"module.{key}": value for key, value in state.items()})
+    assert torch.equal(next(model.parameters()), state["0.weight"])
+
+
 def test_averaged_weights_come_first_and_a_key_decides(tmp_path: Path, state: dict[str, Tensor]) -> None:
     other = {key: t + 1 for key, t in state.items()}
     torch.save({"params": state, "params_ema": other, "iter": 7}, tmp_path / "w.pth")

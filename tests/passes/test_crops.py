@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fxptq.errors import InputError
-from fxptq.passes.crops import Crops, split
+from fxptq.passes.crops import Batches, Crops, split
 
 
 def numbered(height: int, width: int, start: int = 0) -> torch.Tensor:
@@ -65,6 +65,25 @@ def test_crops_repeat_with_the_seed() -> None:
     a, b, c = (Crops(images, 8, rng(seed)).augmented(6) for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def test_batches_of_pictures_are_crops() -> None:
+    images = [numbered(20, 30, 1000 * i) for i in range(4)]
+    batches = Batches(images, size=8, batch=3, fraction=0.5, crops=5, generator=rng())
+    assert [batch.shape for batch in batches.held] == [(3, 1, 8, 8), (2, 1, 8, 8)]
+    drawn = [batches.draw() for _ in range(20)]
+    assert {batch.shape for batch in drawn} == {(3, 1, 8, 8)}
+    taught, judged = ({int(x) // 1000 for batch in part for x in batch.flatten()} for part in (drawn, batches.held))
+    assert not taught & judged
+
+
+def test_batches_of_several_inputs_are_whole() -> None:
+    pairs = [(numbered(6, 9), torch.tensor([i])) for i in range(10)]
+    batches = Batches(pairs, size=4, batch=3, fraction=0.2, crops=5, generator=rng())
+    held, drawn = [int(b[1]) for b in batches.held], [batches.draw() for _ in range(200)]
+    assert len(held) == 2
+    assert {int(b[1]) for b in drawn} == set(range(10)) - set(held)
+    assert all(torch.equal(b[0], numbered(6, 9)) for b in drawn)
 
 
 def test_images_that_are_not_single_are_refused() -> None:
