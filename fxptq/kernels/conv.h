@@ -1,7 +1,8 @@
 // 2-D convolution of u8 codes as the integer product of gemm.h over a channels-last copy with its border.
 //
 // The border is filled with code 0, so that it adds nothing to the integers. What a real zero is off the grid is put right
-// in the bias: an activation is s A + l inside and 0 outside, hence l times the weights of the taps that lie inside.
+// in the bias: an activation is s A + l inside and 0 outside, hence l times the weights of the taps that lie inside. The
+// copy is made strip by strip, just before it is read, so that it stays in cache.
 #pragma once
 
 #include <algorithm>
@@ -16,41 +17,63 @@ struct ConvShape {
   int64_t out_height, out_width;
   int kernel_height, kernel_width, stride_y, stride_x, pad_y, pad_x;
   int64_t channel_bytes;  // of a pixel of the copy: the channels and what fills them up
-  int64_t copy_height, copy_width;  // of the copy with its border
+  int64_t copy_width;     // of the copy with its border
+  int patch;              // output rows that are made at a time: a strip holds whole ones
+  int shuffle;            // of the output, 1 for none: columns go by the places of a pixel shuffle, a group of them or more each
   int64_t row_bytes() const { return copy_width * channel_bytes; }
 };
 
-// Rows [begin, end) of one image's copy [copy height][copy width][channel bytes], zeros around. Strides are in bytes.
-inline void copy_with_border(const ConvShape& c, const uint8_t* from, int64_t channel, int64_t row, int64_t column,
-                             uint8_t* to, int64_t begin, int64_t end) {
-  const int64_t bytes = c.channel_bytes;
-  for (int64_t y = begin; y < end; ++y) {
-    uint8_t* line = to + y * c.row_bytes();
-    const int64_t source = y - c.pad_y;
-    std::memset(line, 0, c.row_bytes());
-    if (source < 0 || source >= c.height) continue;
-    const int64_t first = std::min<int64_t>(c.pad_x, c.copy_width);
-    const int64_t count = std::clamp<int64_t>(c.copy_width - first, 0, c.width);
-    const uint8_t* at = from + source * row;
-    line += first * bytes;
-    if (channel == 1 && column == c.channels && bytes == c.channels) {
-      std::memcpy(line, at, count * bytes);
-    } else if (channel == 1) {
-      for (int64_t x = 0; x < count; ++x) std::memcpy(line + x * bytes, at + x * column, c.channels);
-    } else {
-      for (int64_t x = 0; x < count; ++x) {
-        for (int64_t i = 0; i < c.channels; ++i) line[x * bytes + i] = at[x * column + i * channel];
-      }
+// The codes of one image, with its strides in bytes.
+struct Image {
+  const uint8_t* data;
+  int64_t channel, row, column;
+};
+
+// Row y of an image with its border, as [copy width][channel bytes], zeros around.
+inline void copy_row(const ConvShape& c, const Image& image, int64_t y, uint8_t* line) {
+  const int64_t bytes = c.channel_bytes, source = y - c.pad_y;
+  std::memset(line, 0, c.row_bytes());
+  if (source < 0 || source >= c.height) return;
+  const int64_t first = std::min<int64_t>(c.pad_x, c.copy_width);
+  const int64_t count = std::clamp<int64_t>(c.copy_width - first, 0, c.width);
+  const uint8_t* at = image.data + source * image.row;
+  line += first * bytes;
+  if (image.channel == 1 && image.column == c.channels && bytes == c.channels) {
+    std::memcpy(line, at, count * bytes);
+  } else if (image.channel == 1) {
+    for (int64_t x = 0; x < count; ++x) std::memcpy(line + x * bytes, at + x * image.column, c.channels);
+  } else {
+    for (int64_t x = 0; x < count; ++x) {
+      for (int64_t i = 0; i < c.channels; ++i) line[x * bytes + i] = at[x * image.column + i * image.channel];
     }
   }
 }
 
-// The sum of the codes of each pixel of the copy, rows [begin, end).
-inline void sum_pixels(const ConvShape& c, const uint8_t* padded, int32_t* sums, int64_t begin, int64_t end) {
-  for (int64_t i = begin * c.copy_width; i < end * c.copy_width; ++i) {
-    sums[i] = sum_bytes(padded + i * c.channel_bytes, c.channel_bytes);
+// The input of a few consecutive output rows: rows of the copy, and the sums of each pixel's codes where they are needed.
+class Strip {
+ public:
+  Strip(const ConvShape& shape, int64_t out_rows, bool sums)
+      : c_(shape), rows_((out_rows - 1) * c_.stride_y + c_.kernel_height + c_.patch - 1), bytes_(rows_ * c_.row_bytes()),
+        sums_(sums ? rows_ * c_.copy_width : 0) {}
+
+  // Now it is that of output rows [begin, ...).
+  void fill(const Image& image, int64_t begin) {
+    first_ = begin * c_.stride_y;
+    for (int64_t y = 0; y < rows_; ++y) copy_row(c_, image, first_ + y, bytes_.data() + y * c_.row_bytes());
+    for (size_t i = 0; i < sums_.size(); ++i) sums_[i] = sum_bytes(bytes_.data() + i * c_.channel_bytes, c_.channel_bytes);
   }
-}
+
+  // Row y of the copy of the whole image; its sums, null where there are none.
+  const uint8_t* row(int64_t y) const { return bytes_.data() + (y - first_) * c_.row_bytes(); }
+  const int32_t* sums(int64_t y) const { return sums_.empty() ? nullptr : sums_.data() + (y - first_) * c_.copy_width; }
+
+ private:
+  const ConvShape c_;
+  const int64_t rows_;
+  Buffer<uint8_t> bytes_;
+  Buffer<int32_t> sums_;
+  int64_t first_ = 0;
+};
 
 // The bias of output pixels whose taps [y0, y1) x [x0, x1) lie inside the image.
 inline void bias_inside(const ConvShape& c, const float* bias, const float* taps, int64_t padded, int y0, int y1, int x0,
@@ -68,15 +91,16 @@ inline void bias_inside(const ConvShape& c, const float* bias, const float* taps
 class PixelFinish {
  public:
   // `taps` [kernel height * kernel width][padded columns] is what each tap that lies inside adds to the bias, null where
-  // zero is on the grid. The accumulators are `factor` times the sums; `pixel_sums` are those of the copy, where the
-  // accumulators hold no column of sums. The pointers of `whole` are those of the image.
-  PixelFinish(const ConvShape& shape, const int32_t* pixel_sums, int factor, const Epilogue& epilogue, const float* bias,
+  // zero is on the grid. The accumulators are `factor` times the sums; `strip` has the sums of pixels where the accumulators
+  // hold no column of them. The pointers of `whole` are those of the image.
+  PixelFinish(const ConvShape& shape, const Strip& strip, int factor, const Epilogue& epilogue, const float* bias,
               const float* taps, const RowsOut& whole)
-      : c_(shape), pixel_sums_(pixel_sums), factor_(factor), epilogue_(epilogue), finish_(finish_of(epilogue, whole.residual != nullptr)), bias_(bias),
-        taps_(taps), whole_(whole), inner_(whole.acc_stride), edge_(whole.acc_stride), sums_(shape.out_width) {
+      : c_(shape), strip_(strip), factor_(factor), epilogue_(epilogue), finish_(finish_of(epilogue, whole.residual != nullptr)),
+        bias_(bias), taps_(taps), whole_(whole), inner_(whole.acc_stride), edge_(whole.acc_stride), sums_(shape.out_width) {
     full_begin_ = std::min<int64_t>((c_.pad_x + c_.stride_x - 1) / c_.stride_x, c_.out_width);
     full_end_ = (c_.width + c_.pad_x - c_.kernel_width) / c_.stride_x + 1;
     full_end_ = std::clamp<int64_t>(full_end_, full_begin_, c_.out_width);
+    if (c_.shuffle > 1) place_columns();
   }
 
   // From now on pixels of output row y are meant.
@@ -86,7 +110,17 @@ class PixelFinish {
     y0_ = (int)std::clamp<int64_t>(-top, 0, c_.kernel_height);
     y1_ = (int)std::clamp<int64_t>(c_.height - top, y0_, c_.kernel_height);
     if (taps_) bias_inside(c_, bias_, taps_, whole_.acc_stride, y0_, y1_, 0, c_.kernel_width, inner_.data());
-    if (pixel_sums_) sum_row();
+    if (strip_.sums(y * c_.stride_y)) sum_row();
+  }
+
+  // Fetches what the epilogue of these pixels will read and write, while there is other work to do.
+  void prefetch(int64_t y, int64_t x, int64_t count) const {
+    if (c_.shuffle > 1 || !whole_.values) return;
+    const int64_t at = (y * c_.out_width + x) * epilogue_.columns;
+    for (int64_t i = at; i < at + count * epilogue_.columns; i += kLanes) {
+      if (whole_.residual) __builtin_prefetch(whole_.residual + i);
+      __builtin_prefetch(whole_.values + i, 1);
+    }
   }
 
   // Pixels [x, x + count), whose accumulators lie one after the other.
@@ -110,16 +144,28 @@ class PixelFinish {
 
  private:
   void same_bias(int64_t x, int64_t count, const int32_t* acc, const float* bias) {
-    if (epilogue_.row_scale && !pixel_sums_) {
+    if (epilogue_.row_scale && !strip_.sums(y_ * c_.stride_y)) {
       for (int64_t i = 0; i < count; ++i) sums_[x + i] = (float)acc[i * whole_.acc_stride + epilogue_.columns];
     }
     RowsOut some = whole_;
-    const int64_t at = (y_ * c_.out_width + x) * whole_.stride;
+    // A shuffled pixel begins where the first of its places does.
+    const int64_t at = y_ * c_.out_width * epilogue_.columns + x * some.stride;
     some.acc = acc, some.rows = (int)count, some.bias = bias, some.row_sums = sums_.data() + x;
+    some.groups = groups_.empty() ? nullptr : groups_.data();
     if (some.residual) some.residual += at;
     if (some.values) some.values += at;
     if (some.codes) some.codes += at;
     finish_(epilogue_, some);
+  }
+
+  // Where each group of columns of a pixel goes: to its place in the block of pixels that a pixel shuffle makes.
+  void place_columns() {
+    const int64_t width = epilogue_.columns / (c_.shuffle * c_.shuffle), line = c_.out_width * c_.shuffle * width;
+    for (int64_t column = 0; column < epilogue_.columns; column += kGroup) {
+      const int64_t place = column / width;
+      groups_.push_back(place / c_.shuffle * line + place % c_.shuffle * width + column % width);
+    }
+    whole_.stride = c_.shuffle * width;
   }
 
   // The sums of the codes that each pixel of the output row reads.
@@ -129,76 +175,112 @@ class PixelFinish {
     const int64_t step = c_.stride_x, width = c_.out_width;
     for (int ky = 0; ky < c_.kernel_height; ++ky) {
       for (int kx = 0; kx < c_.kernel_width; ++kx) {
-        const int32_t* from = pixel_sums_ + (y_ * c_.stride_y + ky) * c_.copy_width + kx;
+        const int32_t* from = strip_.sums(y_ * c_.stride_y + ky) + kx;
         for (int64_t x = 0; x < width; ++x) sums[x] += (float)(factor_ * from[x * step]);
       }
     }
   }
 
   const ConvShape c_;
-  const int32_t* pixel_sums_;
+  const Strip& strip_;
   const int factor_;
   const Epilogue& epilogue_;
   const Finish finish_;
   const float *bias_, *taps_;
-  const RowsOut whole_;
+  RowsOut whole_;
+  std::vector<ptrdiff_t> groups_;
   Buffer<float> inner_, edge_, sums_;
   int64_t full_begin_, full_end_;  // pixels whose taps all lie inside the image from left to right
   int64_t y_ = 0;
   int y0_ = 0, y1_ = 0;
 };
 
-// Output rows [begin, end) of one image.
-inline void conv_rows(const ConvShape& c, const uint8_t* padded, const Panels& panels, PixelFinish& finish, int64_t begin,
-                      int64_t end) {
-  const int64_t columns = padded_columns(panels);
-  Buffer<int32_t> acc(columns * kTileRows);
-  Rows line{padded, c.stride_x * c.channel_bytes, c.kernel_height, c.row_bytes(),
-            (int)(c.kernel_width * c.channel_bytes / 4)};
-  for (int64_t y = begin; y < end; ++y) {
-    finish.row(y);
-    line.data = padded + y * c.stride_y * c.row_bytes();
-    for (int64_t x = 0; x < c.out_width; x += kTileRows) {
-      const int count = (int)std::min<int64_t>(kTileRows, c.out_width - x);
-      accumulate(line, x, count, panels, acc.data(), columns);
-      finish.run(x, count, acc.data());
-    }
-  }
-}
+// Any kernel and stride, pixel by pixel.
+class DirectConvolution {
+ public:
+  DirectConvolution(const ConvShape& shape, const Panels& panels)
+      : c_(shape), panels_(panels), columns_(padded_columns(panels)), acc_(columns_ * kTileRows) {}
 
-// The same for few output columns, which would leave most lanes of a block empty: the columns of all taps stand side by side
-// in `panels`, [taps * columns, channels], each pixel of the copy is multiplied once, and an output pixel gathers its taps.
-// Stride 1.
-inline void narrow_conv_rows(const ConvShape& c, const uint8_t* padded, const Panels& panels, int columns, PixelFinish& finish,
-                             int64_t begin, int64_t end) {
-  typedef int32_t Four __attribute__((vector_size(16)));
-  const int64_t products = (int64_t)panels.blocks * kLanes, row = c.copy_width * products;
-  Buffer<int32_t> lines(c.kernel_height * row + 4), acc(c.out_width * kGroup);
-  for (int64_t source = begin; source < end + c.kernel_height - 1; ++source) {
-    int32_t* line = lines.data() + source % c.kernel_height * row;
-    const Rows pixels{padded + source * c.row_bytes(), c.channel_bytes, 1, 0, panels.words};
-    for (int64_t x = 0; x < c.copy_width; x += kTileRows) {
-      accumulate(pixels, x, (int)std::min<int64_t>(kTileRows, c.copy_width - x), panels, line + x * products, products);
-    }
-    const int64_t y = source - c.kernel_height + 1;
-    if (y < begin) continue;
-    for (int64_t x = 0; x < c.out_width; ++x) {
-      for (int column = 0; column < columns; column += 4) {  // what is read past the columns is not used
-        Four total = {};
-        for (int ky = 0; ky < c.kernel_height; ++ky) {
-          const int32_t* tap = lines.data() + (y + ky) % c.kernel_height * row + x * products + ky * c.kernel_width * columns;
-          for (int kx = 0; kx < c.kernel_width; ++kx) {
-            Four part;
-            std::memcpy(&part, tap + kx * (products + columns) + column, sizeof part);
-            total = total + part;
-          }
-        }
-        std::memcpy(acc.data() + x * kGroup + column, &total, sizeof total);
+  // Output rows [begin, end), whose input the strip holds.
+  void run(const Strip& strip, PixelFinish& finish, int64_t begin, int64_t end) {
+    Rows line{nullptr, c_.stride_x * c_.channel_bytes, c_.kernel_height, c_.row_bytes(),
+              (int)(c_.kernel_width * c_.channel_bytes / 4)};
+    for (int64_t y = begin; y < end; ++y) {
+      finish.row(y);
+      line.data = strip.row(y * c_.stride_y);
+      for (int64_t x = 0; x < c_.out_width; x += kTileRows) {
+        const int count = (int)std::min<int64_t>(kTileRows, c_.out_width - x);
+        accumulate(line, x, count, panels_, acc_.data(), columns_);
+        finish.run(x, count, acc_.data());
       }
     }
-    finish.row(y);
-    finish.run(0, c.out_width, acc.data());
   }
-}
+
+ private:
+  const ConvShape c_;
+  const Panels panels_;
+  const int64_t columns_;
+  Buffer<int32_t> acc_;
+};
+
+// The same for few output columns, which would leave most lanes of a block empty: the columns of all taps stand side by side
+// in the panels, [taps * columns, channels], each pixel of the copy is multiplied once, and an output pixel gathers its taps.
+// Stride 1.
+class NarrowConvolution {
+ public:
+  NarrowConvolution(const ConvShape& shape, const Panels& panels, int columns)
+      : c_(shape), panels_(panels), columns_(columns), products_((int64_t)panels.blocks * kLanes),
+        lines_(c_.kernel_height * c_.copy_width * products_ + 4), acc_(c_.out_width * kGroup),
+        taps_(c_.kernel_height * c_.kernel_width) {}
+
+  void run(const Strip& strip, PixelFinish& finish, int64_t begin, int64_t end) {
+    for (int64_t y = begin; y < begin + c_.kernel_height - 1; ++y) multiply(strip, y);
+    for (int64_t y = begin; y < end; ++y) {
+      multiply(strip, y + c_.kernel_height - 1);
+      gather(y);
+      finish.row(y);
+      finish.run(0, c_.out_width, acc_.data());
+    }
+  }
+
+ private:
+  typedef int32_t Four __attribute__((vector_size(16)));
+
+  // The products of a row of the copy, in the place of the row that is no longer needed.
+  int32_t* line(int64_t y) { return lines_.data() + y % c_.kernel_height * c_.copy_width * products_; }
+
+  void multiply(const Strip& strip, int64_t y) {
+    const Rows pixels{strip.row(y), c_.channel_bytes, 1, 0, panels_.words};
+    for (int64_t x = 0; x < c_.copy_width; x += kTileRows) {
+      const int count = (int)std::min<int64_t>(kTileRows, c_.copy_width - x);
+      accumulate(pixels, x, count, panels_, line(y) + x * products_, products_);
+    }
+  }
+
+  void gather(int64_t y) {
+    int tap = 0;
+    for (int ky = 0; ky < c_.kernel_height; ++ky) {
+      for (int kx = 0; kx < c_.kernel_width; ++kx, ++tap) taps_[tap] = line(y + ky) + kx * products_ + tap * columns_;
+    }
+    for (int column = 0; column < columns_; column += 4) {  // what is read past the columns is not used
+      for (int64_t x = 0; x < c_.out_width; ++x) {
+        Four total = {};
+        for (const int32_t* at : taps_) {
+          Four part;
+          std::memcpy(&part, at + x * products_ + column, sizeof part);
+          total = total + part;
+        }
+        std::memcpy(acc_.data() + x * kGroup + column, &total, sizeof total);
+      }
+    }
+  }
+
+  const ConvShape c_;
+  const Panels panels_;
+  const int columns_;
+  const int64_t products_;  // a pixel
+  Buffer<int32_t> lines_, acc_;
+  std::vector<const int32_t*> taps_;  // where each tap's columns for the first pixel of a row are
+};
 
 }  // namespace fxptq

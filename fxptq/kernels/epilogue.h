@@ -42,49 +42,62 @@ struct RowsOut {
   float* values;
   uint8_t* codes;
   ptrdiff_t stride;  // elements from a row to the next
+  const ptrdiff_t* groups = nullptr;  // where each group of columns of a row begins; null: one after the other
 };
 
-template <Activation A>
-FXPTQ_INLINE void activate(Floats (&y)[4], float slope) {
+template <Activation A, int N>
+FXPTQ_INLINE void activate(Floats (&y)[N], float slope) {
   if constexpr (A == Activation::kLeaky) {
-    for (int v = 0; v < 4; ++v) y[v] = maximum(y[v], splat(0.0f)) + minimum(y[v], splat(0.0f)) * slope;
+    for (int v = 0; v < N; ++v) y[v] = maximum(y[v], splat(0.0f)) + minimum(y[v], splat(0.0f)) * slope;
   }
   if constexpr (A == Activation::kGelu) gelu(y);
+}
+
+// The first n columns of a group, in N vectors.
+template <int N, Activation A, bool kRowScale, bool kResidual, bool kCodes>
+FXPTQ_INLINE void finish_group(const Epilogue& e, const RowsOut& o, int column, int n) {
+  Floats scale[N], bias[N], row_scale[N], levels[N];
+  const ptrdiff_t place = o.groups ? o.groups[column / kGroup] : column;
+  for (int v = 0; v < N; ++v) {
+    const int at = column + v * kLanes;
+    scale[v] = load<Floats>(e.scale + at);
+    bias[v] = load<Floats>(o.bias + at);
+    if constexpr (kRowScale) row_scale[v] = load<Floats>(e.row_scale + at);
+    if constexpr (kCodes) levels[v] = load<Floats>(e.levels + at);
+  }
+  for (int r = 0; r < o.rows; ++r) {
+    Floats y[N];
+    for (int v = 0; v < N; ++v) {
+      y[v] = to_floats(load<Ints>(o.acc + r * o.acc_stride + column + v * kLanes)) * scale[v] + bias[v];
+      if constexpr (kRowScale) y[v] = row_scale[v] * o.row_sums[r] + y[v];
+    }
+    activate<A>(y, e.slope);
+    const ptrdiff_t at = r * o.stride + place;
+    if constexpr (kResidual) {
+      for (int v = 0; v < N; ++v) y[v] = y[v] + load_part(o.residual + at, v, n);
+    }
+    if constexpr (kCodes) {
+      Floats codes[4] = {};
+      for (int v = 0; v < N; ++v) {
+        // Without activation and residual the caller has folded the next grid into scale and bias.
+        if constexpr (A != Activation::kNone || kResidual) y[v] = y[v] * e.out_scale + e.out_offset;
+        codes[v] = minimum(y[v], levels[v]);
+      }
+      store_codes(o.codes + at, codes, n);
+    } else {
+      for (int v = 0; v < N; ++v) store_part(o.values + at, v, y[v], n);
+    }
+  }
 }
 
 template <Activation A, bool kRowScale, bool kResidual, bool kCodes>
 void finish_rows(const Epilogue& e, const RowsOut& o) {
   for (int column = 0; column < e.columns; column += kGroup) {
     const int n = e.columns - column < kGroup ? e.columns - column : kGroup;
-    Floats scale[4], bias[4], row_scale[4], levels[4];
-    for (int v = 0; v < 4; ++v) {
-      const int at = column + v * kLanes;
-      scale[v] = load<Floats>(e.scale + at);
-      bias[v] = load<Floats>(o.bias + at);
-      if constexpr (kRowScale) row_scale[v] = load<Floats>(e.row_scale + at);
-      if constexpr (kCodes) levels[v] = load<Floats>(e.levels + at);
-    }
-    for (int r = 0; r < o.rows; ++r) {
-      Floats y[4];
-      for (int v = 0; v < 4; ++v) {
-        y[v] = to_floats(load<Ints>(o.acc + r * o.acc_stride + column + v * kLanes)) * scale[v] + bias[v];
-        if constexpr (kRowScale) y[v] = row_scale[v] * o.row_sums[r] + y[v];
-      }
-      activate<A>(y, e.slope);
-      const ptrdiff_t at = r * o.stride + column;
-      if constexpr (kResidual) {
-        for (int v = 0; v < 4; ++v) y[v] = y[v] + load_part(o.residual + at, v, n);
-      }
-      if constexpr (kCodes) {
-        for (int v = 0; v < 4; ++v) {
-          // Without activation and residual the caller has folded the next grid into scale and bias.
-          if constexpr (A != Activation::kNone || kResidual) y[v] = y[v] * e.out_scale + e.out_offset;
-          y[v] = minimum(y[v], levels[v]);
-        }
-        store_codes(o.codes + at, y, n);
-      } else {
-        for (int v = 0; v < 4; ++v) store_part(o.values + at, v, y[v], n);
-      }
+    if (n <= kLanes) {
+      finish_group<1, A, kRowScale, kResidual, kCodes>(e, o, column, n);
+    } else {
+      finish_group<4, A, kRowScale, kResidual, kCodes>(e, o, column, n);
     }
   }
 }

@@ -10,6 +10,7 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include <array>
 #include <vector>
 
 #include "attention.h"
@@ -127,108 +128,143 @@ Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, const 
   return out;
 }
 
-// Copies each image with its border and calls run(image's place in the output, its copy, the copy's sums or null).
-template <class Run>
-Tensor convolved(const fxptq::ConvShape& c, const Tensor& codes, int64_t columns, ptrdiff_t acc_columns, bool coded,
-                 bool needs_sums, const optional<Tensor>& residual, Run run) {
+// How a convolution writes what it has summed up.
+struct Output {
+  int64_t columns;
+  ptrdiff_t acc_columns;
+  int factor;  // of the sums
+  bool pixel_sums;
+  const fxptq::Epilogue& epilogue;
+  const Tensor& bias;
+  const optional<Tensor>&taps, &residual;
+};
+
+constexpr int64_t kStripRows = 16;  // few enough for a cache, and so many that the rows that strips share do not count
+
+// Runs a kernel over strips of output rows; every thread makes one of its own with `make`.
+template <class Make>
+Tensor convolved(const fxptq::ConvShape& c, const Tensor& codes, const Output& output, Make make) {
   const auto format = at::MemoryFormat::ChannelsLast;
+  const optional<Tensor>& residual = output.residual;
   const optional<Tensor> added = residual ? optional<Tensor>(residual->contiguous(format)) : residual;
-  Tensor out = at::empty({codes.size(0), columns, c.out_height, c.out_width},
+  const bool coded = output.epilogue.levels != nullptr;
+  Tensor out = at::empty({codes.size(0), output.columns / (c.shuffle * c.shuffle), c.out_height * c.shuffle, c.out_width * c.shuffle},
                          codes.options().dtype(coded ? at::kByte : at::kFloat), format);
-  Tensor bordered = at::empty({c.copy_height * c.row_bytes()}, codes.options());
-  uint8_t* padded = bordered.mutable_data_ptr<uint8_t>();
-  fxptq::Buffer<int32_t> sums(needs_sums ? c.copy_height * c.copy_width : 0);
-  for (int64_t image = 0; image < codes.size(0); ++image) {
-    const uint8_t* from = codes.const_data_ptr<uint8_t>() + image * codes.stride(0);
-    at::parallel_for(0, c.copy_height, 8, [&](int64_t begin, int64_t end) {
-      fxptq::copy_with_border(c, from, codes.stride(1), codes.stride(2), codes.stride(3), padded, begin, end);
-      if (!sums.empty()) fxptq::sum_pixels(c, padded, sums.data(), begin, end);
-    });
-    const int64_t at = image * c.out_height * c.out_width * columns;
-    run(fxptq::RowsOut{nullptr, acc_columns, 0, nullptr, nullptr, added ? added->const_data_ptr<float>() + at : nullptr,
-                       coded ? nullptr : out.mutable_data_ptr<float>() + at,
-                       coded ? out.mutable_data_ptr<uint8_t>() + at : nullptr, columns},
-        padded, sums.empty() ? nullptr : sums.data());
-  }
+  // At least two strips a thread, of whole patches.
+  const int64_t share = codes.size(0) * c.out_height / (2 * at::get_num_threads());
+  const int64_t rows = std::clamp<int64_t>(share, 2, kStripRows) / 2 * 2, strips = (c.out_height + rows - 1) / rows;
+  at::parallel_for(0, codes.size(0) * strips, 1, [&](int64_t first, int64_t last) {
+    auto kernel = make();
+    fxptq::Strip strip(c, rows, output.pixel_sums);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t image = i / strips, begin = i % strips * rows, at = image * c.out_height * c.out_width * output.columns;
+      strip.fill({codes.const_data_ptr<uint8_t>() + image * codes.stride(0), codes.stride(1), codes.stride(2), codes.stride(3)},
+                 begin);
+      fxptq::PixelFinish finish(c, strip, output.factor, output.epilogue, output.bias.const_data_ptr<float>(),
+                                data<float>(output.taps),
+                                {nullptr, output.acc_columns, 0, nullptr, nullptr,
+                                 added ? added->const_data_ptr<float>() + at : nullptr,
+                                 coded ? nullptr : out.mutable_data_ptr<float>() + at,
+                                 coded ? out.mutable_data_ptr<uint8_t>() + at : nullptr, output.columns});
+      kernel.run(strip, finish, begin, std::min(begin + rows, c.out_height));
+    }
+  });
   return out;
 }
 
-fxptq::ConvShape shape_of(const Tensor& codes, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding) {
+fxptq::ConvShape shape_of(const Tensor& codes, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
+                          int64_t shuffle) {
   fxptq::ConvShape c{codes.size(1), codes.size(2), codes.size(3), 0, 0, (int)kernel[0], (int)kernel[1], (int)stride[0],
-                     (int)stride[1], (int)padding[0], (int)padding[1], (codes.size(1) + 3) / 4 * 4, 0, 0};
+                     (int)stride[1], (int)padding[0], (int)padding[1], (codes.size(1) + 3) / 4 * 4, 0, 1, (int)shuffle};
   c.out_height = (c.height + 2 * padding[0] - kernel[0]) / stride[0] + 1;
   c.out_width = (c.width + 2 * padding[1] - kernel[1]) / stride[1] + 1;
-  c.copy_height = (c.out_height - 1) * stride[0] + kernel[0];
   c.copy_width = (c.out_width - 1) * stride[1] + kernel[1];
   return c;
 }
 
+// Whether each place of a pixel shuffle has whole groups of columns, which can be written where they belong.
+bool shuffles_in_place(int64_t columns, int64_t shuffle) { return columns % (shuffle * shuffle * kGroup) == 0; }
+
+Tensor spread(const Tensor& x, int64_t factor);
+
 Tensor conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, at::IntArrayRef kernel, at::IntArrayRef stride,
-              at::IntArrayRef padding, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
+              at::IntArrayRef padding, int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
               const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
               const optional<Tensor>& levels, double out_scale, double out_offset) {
+  const bool direct = shuffles_in_place(columns, shuffle);
   const fxptq::Panels panels = panels_of(weight);
   const fxptq::Epilogue epilogue =
       epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
-  const fxptq::ConvShape c = shape_of(codes, kernel, stride, padding);
+  const fxptq::ConvShape c = shape_of(codes, kernel, stride, padding, direct ? shuffle : 1);
   TORCH_CHECK(panels.words * 4 == kernel[0] * kernel[1] * c.channel_bytes, "weight does not fit the input");
-  const bool sums = row_scale && !fxptq::has_sum_column(columns);
-  const auto run = [&](const fxptq::RowsOut& rows, const uint8_t* padded, const int32_t* pixel_sums) {
-    at::parallel_for(0, c.out_height, 1, [&](int64_t begin, int64_t end) {
-      fxptq::PixelFinish finish(c, pixel_sums, 1, epilogue, bias.const_data_ptr<float>(), data<float>(taps), rows);
-      fxptq::conv_rows(c, padded, panels, finish, begin, end);
-    });
-  };
-  return convolved(c, codes, columns, fxptq::padded_columns(panels), levels.has_value(), sums, residual, run);
+  const Output output{columns, fxptq::padded_columns(panels), 1, row_scale && !fxptq::has_sum_column(columns),
+                      epilogue, bias, taps, residual};
+  const Tensor out = convolved(c, codes, output, [&] { return fxptq::DirectConvolution(c, panels); });
+  return direct ? out : spread(out, shuffle);
 }
 
 Tensor narrow_conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, at::IntArrayRef kernel,
-                     at::IntArrayRef padding, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
-                     const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
-                     const optional<Tensor>& levels, double out_scale, double out_offset) {
+                     at::IntArrayRef padding, int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps,
+                     const Tensor& scale, const optional<Tensor>& row_scale, int64_t activation, double slope,
+                     const optional<Tensor>& residual, const optional<Tensor>& levels, double out_scale, double out_offset) {
   const fxptq::Panels panels = panels_of(weight);
   const fxptq::Epilogue epilogue =
       epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
   const int64_t one[] = {1, 1};
-  const fxptq::ConvShape c = shape_of(codes, kernel, one, padding);
+  const fxptq::ConvShape c = shape_of(codes, kernel, one, padding, 1);
   TORCH_CHECK(panels.words * 4 == c.channel_bytes && panels.blocks * kLanes >= kernel[0] * kernel[1] * columns,
               "weight does not fit the input");
-  const auto run = [&](const fxptq::RowsOut& rows, const uint8_t* padded, const int32_t* pixel_sums) {
-    at::parallel_for(0, c.out_height, 8, [&](int64_t begin, int64_t end) {
-      fxptq::PixelFinish finish(c, pixel_sums, 1, epilogue, bias.const_data_ptr<float>(), data<float>(taps), rows);
-      fxptq::narrow_conv_rows(c, padded, panels, (int)columns, finish, begin, end);
-    });
-  };
-  return convolved(c, codes, columns, kGroup, levels.has_value(), row_scale.has_value(), residual, run);
+  const Output output{columns, kGroup, 1, row_scale.has_value(), epilogue, bias, taps, residual};
+  const Tensor out = convolved(c, codes, output, [&] { return fxptq::NarrowConvolution(c, panels, (int)columns); });
+  return spread(out, shuffle);
 }
 
 Tensor conv3x3(const Tensor& codes, const Tensor& weight, const Tensor& start, int64_t columns, int64_t largest,
-               at::IntArrayRef padding, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
+               at::IntArrayRef padding, int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
                const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
                const optional<Tensor>& levels, double out_scale, double out_offset) {
   TORCH_CHECK(weight.dim() == 5 && weight.size(0) == fxptq::kPositions && largest <= 63, "weight is not transformed");
-  std::vector<fxptq::Panels> panels;
+  TORCH_CHECK(weight.scalar_type() == at::kChar && weight.is_contiguous(), "weight is not packed");
+  std::array<fxptq::Panels, fxptq::kPositions> panels;
   for (int64_t p = 0; p < fxptq::kPositions; ++p) {
-    panels.push_back(panels_of(weight.select(0, p)));
-    panels.back().start = start.const_data_ptr<int32_t>() + p * start.size(1);
+    panels[p] = {weight.const_data_ptr<int8_t>() + p * weight.stride(0), (int)weight.size(1), (int)weight.size(2),
+                 start.const_data_ptr<int32_t>() + p * start.size(1)};
   }
+  const bool direct = shuffles_in_place(columns, shuffle);
   const fxptq::Epilogue epilogue =
       epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
   const int64_t one[] = {1, 1}, three[] = {3, 3};
-  fxptq::ConvShape c = shape_of(codes, three, one, padding);
+  fxptq::ConvShape c = shape_of(codes, three, one, padding, direct ? shuffle : 1);
   c.channel_bytes = (c.channels + 63) / 64 * 64;
   TORCH_CHECK(panels[0].words == words_of(c.channels), "weight does not fit the input");
-  c.copy_height = c.out_height + c.out_height % 2 + 2;  // whole patches
-  c.copy_width = c.out_width + c.out_width % 2 + 2;
-  const bool sums = row_scale && !fxptq::has_sum_column(columns);
-  const auto run = [&](const fxptq::RowsOut& rows, const uint8_t* padded, const int32_t* pixel_sums) {
-    at::parallel_for(0, (c.out_height + 1) / 2, 1, [&](int64_t begin, int64_t end) {
-      fxptq::PixelFinish finish(c, pixel_sums, 4, epilogue, bias.const_data_ptr<float>(), data<float>(taps), rows);
-      fxptq::Winograd one(c, panels.data(), (uint8_t)largest);
-      one.run(padded, finish, 2 * begin, std::min(2 * end, c.out_height));
-    });
-  };
-  return convolved(c, codes, columns, fxptq::padded_columns(panels[0]), levels.has_value(), sums, residual, run);
+  c.patch = 2;
+  c.copy_width = c.out_width + c.out_width % 2 + 2;  // whole patches
+  const Output output{columns, fxptq::padded_columns(panels[0]), 4, row_scale && !fxptq::has_sum_column(columns),
+                      epilogue, bias, taps, residual};
+  const Tensor out = convolved(c, codes, output, [&] { return fxptq::Winograd(c, panels.data(), (uint8_t)largest); });
+  return direct ? out : spread(out, shuffle);
+}
+
+// The pixel shuffle of channels that stand by places: whole runs of channels move.
+Tensor spread(const Tensor& x, int64_t factor) {
+  if (factor == 1) return x;
+  const Tensor from = x.contiguous(at::MemoryFormat::ChannelsLast);
+  const int64_t batch = x.size(0), height = x.size(2), width = x.size(3), channels = x.size(1) / (factor * factor);
+  Tensor out = at::empty({batch, channels, height * factor, width * factor}, x.options(), at::MemoryFormat::ChannelsLast);
+  // A run: what one pixel has for one row of its places.
+  const int64_t run = factor * channels * x.element_size();
+  const auto* source = static_cast<const uint8_t*>(from.const_data_ptr());
+  auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
+  at::parallel_for(0, batch * height, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t line = begin; line < end; ++line) {
+      for (int64_t place = 0; place < factor; ++place) {
+        const uint8_t* at = source + (line * width * factor + place) * run;
+        uint8_t* next = to + (line * factor + place) * width * run;
+        for (int64_t i = 0; i < width; ++i) std::memcpy(next + i * run, at + i * factor * run, run);
+      }
+    }
+  });
+  return out;
 }
 
 // The right factor of one batch as packed columns of centred codes, and the sum of each column. Codes are `k` and `n`

@@ -59,26 +59,27 @@ class Epilogue(TypedDict):
     out_offset: float
 
 
-_EPILOGUE = (
+EPILOGUE = (
     "Tensor scale, Tensor? row_scale, int activation, float slope, Tensor? residual, Tensor? levels, "
     "float out_scale, float out_offset"
 )
+"""The arguments of an `Epilogue` in the schema of an operator."""
 
 _SCHEMAS = {
     "quantize": "(Tensor x, *, float lower, float step, int levels) -> Tensor",
     "layer_norm_codes": "(Tensor x, *, Tensor scale, Tensor offset, float eps, int levels) -> Tensor",
-    "linear": f"(Tensor codes, Tensor weight, *, int columns, Tensor bias, {_EPILOGUE}) -> Tensor",
+    "linear": f"(Tensor codes, Tensor weight, *, int columns, Tensor bias, {EPILOGUE}) -> Tensor",
     "conv2d": (
-        "(Tensor codes, Tensor weight, *, int columns, int[] kernel_size, int[] stride, int[] padding, Tensor bias, "
-        f"Tensor? taps, {_EPILOGUE}) -> Tensor"
+        "(Tensor codes, Tensor weight, *, int columns, int[] kernel_size, int[] stride, int[] padding, int shuffle=1, "
+        f"Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
     ),
     "narrow_conv2d": (
-        "(Tensor codes, Tensor weight, *, int columns, int[] kernel_size, int[] padding, Tensor bias, Tensor? taps, "
-        f"{_EPILOGUE}) -> Tensor"
+        "(Tensor codes, Tensor weight, *, int columns, int[] kernel_size, int[] padding, int shuffle=1, "
+        f"Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
     ),
     "conv3x3": (
-        "(Tensor codes, Tensor weight, Tensor start, *, int columns, int largest, int[] padding, Tensor bias, "
-        f"Tensor? taps, {_EPILOGUE}) -> Tensor"
+        "(Tensor codes, Tensor weight, Tensor start, *, int columns, int largest, int[] padding, int shuffle=1, "
+        f"Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
     ),
     "matmul": "(Tensor lhs, Tensor rhs, *, int bits, float[] out) -> Tensor",
     "attention": (
@@ -157,7 +158,7 @@ def spread(x: Tensor, factor: int) -> Tensor:
     """The pixel shuffle of channels ordered by `places_first`: moves whole runs of channels, channels last.
 
     Args:
-        x: [B, C * factor**2, H, W], channels last.
+        x: [B, C * factor**2, H, W], codes or values, channels last.
         factor: of the pixel shuffle.
 
     Returns:
@@ -166,7 +167,7 @@ def spread(x: Tensor, factor: int) -> Tensor:
     batch, channels, height, width = x.shape
     size = (batch, height * factor, width * factor, channels // factor**2)
     blocks = x.permute(0, 2, 3, 1).reshape(batch, height, width, factor, factor, size[3])
-    return blocks.permute(0, 1, 3, 2, 4, 5).reshape(size).permute(0, 3, 1, 2)
+    return blocks.permute(0, 1, 3, 2, 4, 5).contiguous().reshape(size).permute(0, 3, 1, 2)
 
 
 def holding(depth: int) -> torch.dtype:
@@ -202,6 +203,7 @@ def conv2d(
     kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
+    shuffle: int = 1,
     bias: Tensor,
     taps: Tensor | None,
     **epilogue: Unpack[Epilogue],
@@ -210,13 +212,16 @@ def conv2d(
 
     `weight` is packed from [columns, kernel height, kernel width, C padded to a multiple of 4]. `taps` [kernel height *
     kernel width, columns] is what each tap that lies inside the image adds to the bias: the real zeros of the border
-    add nothing.
+    add nothing. The output is shuffled by `spread`.
     """
     channels = codes.shape[1]
     w = unpack_weight(weight, columns).reshape(columns, *kernel_size, -1)[..., :channels].permute(0, 3, 1, 2)
     exact = holding(channels * kernel_size[0] * kernel_size[1])
 
     def convolved(x: Tensor, taps: Tensor) -> Tensor:
+        # torch 2.13 leaves parts of a one-column result unwritten where the strides are unlike each other and the weight
+        # lies, or with one channel could lie, channels last; a copy lies one way only.
+        taps = taps.clone(memory_format=torch.contiguous_format)
         return F.conv2d(x, taps, stride=stride, padding=padding).permute(0, 2, 3, 1)
 
     shift = bias[:columns]
@@ -228,7 +233,7 @@ def conv2d(
     if epilogue["residual"] is not None:
         epilogue["residual"] = epilogue["residual"].permute(0, 2, 3, 1)
     y = _finish(convolved(codes.to(exact), w.to(exact)), row_sum, shift, epilogue)
-    return y.contiguous().permute(0, 3, 1, 2)
+    return spread(y.contiguous().permute(0, 3, 1, 2), shuffle)
 
 
 def narrow_conv2d(
@@ -238,6 +243,7 @@ def narrow_conv2d(
     columns: int,
     kernel_size: Sequence[int],
     padding: Sequence[int],
+    shuffle: int = 1,
     bias: Tensor,
     taps: Tensor | None,
     **epilogue: Unpack[Epilogue],
@@ -246,7 +252,13 @@ def narrow_conv2d(
     channels = codes.shape[1]
     w = unpack_weight(weight, kernel_size[0] * kernel_size[1] * columns)[:, :channels]
     packed = pack_conv_weight(w.reshape(*kernel_size, columns, channels).permute(2, 3, 0, 1))
-    place: dict[str, Any] = {"kernel_size": kernel_size, "stride": (1, 1), "padding": padding, "taps": taps}
+    place: dict[str, Any] = {
+        "kernel_size": kernel_size,
+        "stride": (1, 1),
+        "padding": padding,
+        "shuffle": shuffle,
+        "taps": taps,
+    }
     return conv2d(codes, packed, columns=columns, bias=bias, **place, **epilogue)
 
 
@@ -258,6 +270,7 @@ def conv3x3(
     columns: int,
     largest: int,
     padding: Sequence[int],
+    shuffle: int = 1,
     bias: Tensor,
     taps: Tensor | None,
     **epilogue: Unpack[Epilogue],
@@ -271,7 +284,13 @@ def conv3x3(
     u = torch.stack([unpack_weight(position, columns)[:, : codes.shape[1]] for position in weight]).double()
     back = u.new_tensor([[1, 0, 0, 0], [0, 1, -1, 0], [0, 0, 0, 1]])
     w = torch.einsum("yi,xj,ijnc->ncyx", back, back, u.reshape(4, 4, *u.shape[1:]))  # four times the weights
-    place: dict[str, Any] = {"kernel_size": (3, 3), "stride": (1, 1), "padding": padding, "taps": taps}
+    place: dict[str, Any] = {
+        "kernel_size": (3, 3),
+        "stride": (1, 1),
+        "padding": padding,
+        "shuffle": shuffle,
+        "taps": taps,
+    }
     if epilogue["row_scale"] is not None:
         epilogue["row_scale"] = 4 * epilogue["row_scale"]
     return conv2d(codes, pack_conv_weight(w), columns=columns, bias=bias, **place, **epilogue)
@@ -394,8 +413,15 @@ PLAIN: dict[str, Callable[..., Tensor]] = {
 """The operators in plain torch, by name."""
 
 _library: Any = torch.library.Library("fxptq", "DEF")  # type: ignore[no-untyped-call]  # torch's own
-for _name, _schema in _SCHEMAS.items():
-    _library.define(_name + _schema)
-    _library.impl(_name, PLAIN[_name], "CompositeExplicitAutograd")
+
+
+def define(name: str, schema: str, plain: Callable[..., Tensor]) -> None:
+    """Declares the operator `torch.ops.fxptq.<name>`, which runs its plain form wherever no kernel takes over."""
+    _library.define(name + schema)
+    _library.impl(name, plain, "CompositeExplicitAutograd")
     # The plain form also says what shape, dtype and strides come out, which torch.compile needs to know.
-    torch.library.register_fake(f"fxptq::{_name}", PLAIN[_name], lib=_library)
+    torch.library.register_fake(f"fxptq::{name}", plain, lib=_library)
+
+
+for _name, _schema in _SCHEMAS.items():
+    define(_name, _schema, PLAIN[_name])

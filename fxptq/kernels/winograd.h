@@ -21,18 +21,17 @@ class Winograd {
       : c_(shape), panels_(panels), columns_(padded_columns(panels[0])), patches_(kPositions * kPatches * c_.channel_bytes),
         products_(kPositions * kPatches * columns_), pixels_(2 * 2 * kPatches * columns_), offset_(splat_byte(2 * levels)) {}
 
-  // Output rows [begin, end) of one image, `begin` even. `padded` has room for whole patches.
-  void run(const uint8_t* padded, PixelFinish& finish, int64_t begin, int64_t end) {
+  // Output rows [begin, end), `begin` even, whose input the strip holds in whole patches.
+  void run(const Strip& strip, PixelFinish& finish, int64_t begin, int64_t end) {
     const int64_t row_patches = (c_.out_width + 1) / 2;
     for (int64_t y = begin; y < end; y += 2) {
       for (int64_t first = 0; first < row_patches; first += kPatches) {
         const int count = (int)std::min<int64_t>(kPatches, row_patches - first);
-        for (int p = 0; p < count; ++p) {
-          input(padded + y * c_.row_bytes() + 2 * (first + p) * c_.channel_bytes, p);
-        }
+        const int64_t x = 2 * first, width = std::min<int64_t>(2 * count, c_.out_width - x);
+        for (int64_t r = 0; r < 2 && y + r < end; ++r) finish.prefetch(y + r, x, width);
+        for (int p = 0; p < count; ++p) input(strip.row(y) + 2 * (first + p) * c_.channel_bytes, p);
         for (int position = 0; position < kPositions; ++position) multiply(position, count);
         for (int p = 0; p < count; ++p) output(p);
-        const int64_t x = 2 * first, width = std::min<int64_t>(2 * count, c_.out_width - x);
         for (int64_t r = 0; r < 2 && y + r < end; ++r) {
           finish.row(y + r);
           finish.run(x, width, pixels_.data() + r * 2 * kPatches * columns_);
