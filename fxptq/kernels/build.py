@@ -30,10 +30,11 @@ _TIMEOUT = 600  # seconds
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs the integer operators on the CPU.
+    """What runs the integer operators on a device.
 
     Attributes:
-        name: `avx512-vnni`, `avx2` or `generic` for compiled kernels; `torch` for plain torch.
+        name: `avx512-vnni`, `avx2` or `generic` for compiled kernels on the CPU, `triton` on a GPU; `torch` for plain
+            torch.
         reason: why it is plain torch; empty otherwise.
     """
 

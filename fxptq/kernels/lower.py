@@ -1,19 +1,25 @@
 """A quantized network on integer kernels: the last arrow of the way.
 
 `lower` gives a module that is called as the network is, for every size the network takes. For each graph of the program
-it holds the same graph on codes (rewrite.py); what is between the kernels is left to torch.compile.
+it holds the same graph on codes (rewrite.py), for the device the network is on; what is between the kernels is left to
+torch.compile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxptq.graph.program import Program, Variant
-from fxptq.kernels.build import Backend, backend
+from fxptq.kernels import build
+from fxptq.kernels.build import Backend
+from fxptq.kernels.cuda import register
+from fxptq.kernels.layout import layout_for
 from fxptq.kernels.patterns import written
 from fxptq.kernels.rewrite import Rewritten, rewrite
 
@@ -23,7 +29,7 @@ class Lowering:
     """What became of the sites of a network.
 
     Attributes:
-        backend: what runs the operators on the CPU.
+        backend: what runs the operators.
         kernels: the operator that serves each site, by site name.
         simulated: quantized sites that still compute in float, with the reason.
     """
@@ -39,18 +45,20 @@ class IntegerModel(nn.Module):
     Args:
         program: the network with its quantizers set. Later changes of it are not seen.
         compile: whether to hand what is between the kernels to torch.compile, where there is a compiler.
-
-    Attributes:
-        lowering: what became of the sites, in the first graph.
     """
 
     def __init__(self, program: Program, *, compile: bool = True) -> None:  # noqa: A002  # the name torch uses for it
         super().__init__()
         self.program = program
-        self._compile = compile and backend().native
+        self._compile = compile
         self._lowered: dict[int, tuple[Variant, Rewritten]] = {}
-        first = self.of(program.variants[0])
-        self.lowering = Lowering(backend(), first.kernels, first.simulated)
+        self.of(program.variants[0])
+
+    @property
+    def lowering(self) -> Lowering:
+        """What became of the sites, in the first graph."""
+        first = self.of(self.program.variants[0])
+        return Lowering(backend(device_of(self.program)), first.kernels, first.simulated)
 
     def forward(self, *inputs: Tensor) -> Any:
         """The network's output; inputs are the network's own."""
@@ -64,12 +72,29 @@ class IntegerModel(nn.Module):
         """The lowered graph of a variant of the program."""
         found = self._lowered.get(id(variant))
         if found is None:
+            device = device_of(self.program)
             with torch.no_grad():
-                rewritten = rewrite(variant.inserted, self.program.holder)
-            if self._compile:
+                rewritten = rewrite(variant.inserted, self.program.holder, layout_for(device))
+            if backend(device).native and self._compile:
                 rewritten.module.compile(dynamic=False)
             found = self._lowered[id(variant)] = (variant, rewritten)  # the variant is kept: its id stays its own
         return found[1]
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> IntegerModel:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
+        self._lowered.clear()  # another device takes its weights in another form
+        return self
+
+
+def device_of(program: Program) -> torch.device:
+    """The device a program is on."""
+    tensor = next(chain(program.parameters(), program.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def backend(device: torch.device) -> Backend:
+    """What runs the operators on a device; installs its kernels if need be."""
+    return register.backend() if device.type == "cuda" else build.backend()
 
 
 def lower(program: Program, *, compile: bool = True) -> IntegerModel:  # noqa: A002  # the name torch uses for it

@@ -20,24 +20,16 @@ from fxptq.graph.fold import attribute, eliminate_dead_code
 from fxptq.kernels import patterns
 from fxptq.kernels.convolution import GeneralConvolution, Geometry
 from fxptq.kernels.fold import Grid, Layer, fits, fold_conv2d, fold_linear, product_terms
+from fxptq.kernels.layout import PANELS, Layout
 from fxptq.kernels.ops import (
-    LANES,
     LOG2E,
     Activation,
     key_major,
-    pack_conv_weight,
-    pack_narrow_conv_weight,
-    pack_weight,
     pad_columns,
     places_first,
-    spread,
-    winograd_weight,
 )
 from fxptq.kernels.patterns import AttentionPattern, Stem, Term
 from fxptq.quant.quantizer import Quantizer
-
-_NARROW = 48
-"""Columns times taps up to which multiplying every pixel by every tap once beats leaving lanes empty."""
 
 _KINDS = ("linear", "conv2d", "conv_transpose2d", "matmul")
 
@@ -75,19 +67,20 @@ class Target:
         return float(torch.tensor(-self.grid.lower) / torch.tensor(self.grid.step))
 
 
-def rewrite(graph: fx.Graph, holder: nn.Module) -> Rewritten:
+def rewrite(graph: fx.Graph, holder: nn.Module, layout: Layout = PANELS) -> Rewritten:
     """Rewrites a graph.
 
     Args:
         graph: with quantizers, as `Variant.inserted`; it is left as it is.
         holder: what the graph reads.
+        layout: of the weights: that of the device it is to run on.
     """
-    return _Rewriter(graph, holder).run()
+    return _Rewriter(graph, holder, layout).run()
 
 
 class _Rewriter:
-    def __init__(self, graph: fx.Graph, holder: nn.Module) -> None:
-        self.old, self.new, self.holder = graph, fx.Graph(), holder
+    def __init__(self, graph: fx.Graph, holder: nn.Module, layout: Layout) -> None:
+        self.old, self.new, self.holder, self.layout = graph, fx.Graph(), holder, layout
         self.values: dict[fx.Node, fx.Node] = {}
         self.codes: dict[fx.Node, fx.Node] = {}
         self.held: dict[str, Any] = {}
@@ -374,22 +367,20 @@ class _Rewriter:
         geometry = _geometry(site) if name_of(site) == "conv2d" else None
         if geometry is None:
             layer, epilogue = self._epilogue(stem, fold_linear(weight, quantizer, bias, grid).times(stem.factor))
-            name, place = "linear", {"weight": pack_weight(layer.packable())}
+            served = self.layout.linear(layer, quantizer.bits, grid)
         else:
             folded = fold_conv2d(weight, quantizer, bias, grid, geometry.padding)
             if stem.shuffle > 1:
                 folded = folded.reordered(places_first(folded.columns, stem.shuffle))
             layer, epilogue = self._epilogue(stem, folded.times(stem.factor))
-            name, layer, place = _convolution(layer, geometry, grid)
-        arguments = place | layer.epilogue() | epilogue
+            served = self.layout.convolution(layer, quantizer.bits, grid, geometry)
+            served.arguments["shuffle"] = stem.shuffle
+        arguments = served.arguments | served.layer.epilogue() | epilogue
         held = {
             key: self._tensor(key, value) if isinstance(value, Tensor) else value for key, value in arguments.items()
         }
-        self.kernels[self._name(site)] = name
-        made = self._call(name, codes, columns=layer.columns, **held)
-        if stem.shuffle > 1:
-            made = self.new.call_function(spread, (made, stem.shuffle))
-        self._keep(stem.end, made)
+        self.kernels[self._name(site)] = served.operator
+        self._keep(stem.end, self._call(served.operator, codes, columns=layer.columns, **held))
 
     def _operands(self, site: fx.Node) -> tuple[fx.Node, Tensor, Quantizer, Tensor | None]:
         first, second = site.args[:2]
@@ -522,26 +513,6 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 def _count(node: fx.Node) -> int:
     return prod(node.meta.get("shape", ()))
-
-
-def _convolution(layer: Layer, geometry: Geometry, grid: Grid) -> tuple[str, Layer, dict[str, Any]]:
-    """The operator that serves a convolution, the layer as it takes it, and its arguments beside the epilogue."""
-    place: dict[str, Any] = {
-        "padding": list(geometry.padding),
-        "taps": None if layer.taps is None else pad_columns(layer.taps),
-    }
-    columns, channels, *size = layer.weight.shape
-    # Fewer columns or channels leave most of a transformed patch empty.
-    if size == [3, 3] and geometry.stride == (1, 1) and min(columns, channels) >= LANES:
-        transformed = winograd_weight(layer.packable(), grid.levels)
-        if transformed is not None:
-            place |= {"weight": transformed[0], "start": transformed[1], "largest": grid.levels}
-            return "conv3x3", layer.for_sums_times(4), place
-    if geometry.stride == (1, 1) and columns * prod(size) <= _NARROW < LANES * prod(size):
-        place |= {"weight": pack_narrow_conv_weight(layer.weight), "kernel_size": size}
-        return "narrow_conv2d", layer, place
-    place |= {"weight": pack_conv_weight(layer.packable()), "kernel_size": size, "stride": list(geometry.stride)}
-    return "conv2d", layer, place
 
 
 def _geometry(site: fx.Node) -> Geometry:
