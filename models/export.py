@@ -7,16 +7,20 @@ sets given, and writes the .safetensors file with its model card (.md) beside it
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import safetensors.torch
 import typer
 from safetensors import safe_open
+from torch import Tensor
 
+from fxptq.commands.scores import fitted
+from fxptq.data.degrade import Kind
 from fxptq.errors import FxptqError, InputError
-from fxptq.evaluate.score import SetScore, evaluate
+from fxptq.evaluate.score import FIGURES, TITLES, SetScore, evaluate
 from fxptq.evaluate.sets import open_set, parse_data
 from fxptq.models.train_loop import AVERAGE
 from fxptq.models.weights_format import load_state, read_state
@@ -26,24 +30,39 @@ OPTIONS = ("steps", "minutes", "lr", "warmup", "patches", "pixels", "clip", "dec
 
 CARD = """# {title}: bundled weights
 
-Trained for this project from an interpolating start, for demonstrations and tests that need a trained network and no
-download. The authors' weights, trained for days on far more images, are better: see the recipe `{recipe}`.
+{origin}
 
-- File: `{file}`, {bytes:,} bytes, half precision; keys as in the authors' release, without the buffers that follow from
-  the configuration.
+- File: `{file}`, {bytes:,} bytes, half precision{keys}.
 - Data: {data}
 - Training: {steps:,} updates in {minutes:.0f} minutes on {machine}, seed {seed}; averaged weights, no selection.
 - Command (the schedule follows the clock; `--steps {steps} --minutes 0` follows the updates instead):
 
       {command}
 
-| set | PSNR (Y), dB | SSIM (Y) |
-|---|---|---|
+| set | {figures} |
+|---|{rule}
 {scores}
 
-Measured on the rounded weights: MATLAB bicubic inputs, output rounded to 8 bits, {scale} pixels cropped at each border.
+Measured on the rounded weights: {protocol}
 These sets served for measuring only.
 """
+
+PUBLISHED = """Trained for this project from an interpolating start, for demonstrations and tests that need a trained
+network and no download. The authors' weights, trained for days on far more images, are better: see the recipe `{recipe}`."""
+
+OWN = """Trained for this project in minutes, for demonstrations and tests that need a trained network and no download.
+Networks of this kind that were trained for days on far more images are better."""
+
+KEYS = "; keys as in the authors' release, without the buffers that follow from\n  the configuration"
+
+PROTOCOLS: Mapping[Kind, str] = {
+    "bicubic": "MATLAB bicubic inputs, output rounded to 8 bits, {scale} pixels cropped at each border.",
+    "noise": "Gaussian noise of standard deviation {sigma:g} on the scale 0..255, the same for the same picture,\n"
+    "neither rounded nor clipped; output rounded to 8 bits, nothing cropped.",
+    "jpeg": "pictures turned to grey (BT.601), then JPEG of quality {quality} as Pillow writes it; output rounded\n"
+    "to 8 bits, nothing cropped.",
+    "none": "output rounded to 8 bits, nothing cropped.",
+}
 
 
 def export(recipe: Recipe, run: Path, out: Path, sets: Sequence[tuple[str, Path]], *, data: str, machine: str) -> str:
@@ -72,7 +91,10 @@ def export(recipe: Recipe, run: Path, out: Path, sets: Sequence[tuple[str, Path]
     scores = []
     for name, folder in sets:
         benchmark = open_set(name, folder, recipe.task, channels=recipe.input.channels)
-        scores.append(evaluate(model, benchmark, value_range=recipe.input.range))
+        if recipe.scale == 1:
+            given = evaluate(_unchanged, benchmark, value_range=recipe.input.range)
+            scores.append(replace(given, name=f"{name}, the input"))
+        scores.append(evaluate(fitted(model, recipe), benchmark, value_range=recipe.input.range))
     part = out.with_name(f"{out.name}.part")
     safetensors.torch.save_file(state, part, metadata={"recipe": recipe.name, "steps": history["step"]})
     part.chmod(0o644)  # the library writes for the owner alone
@@ -82,6 +104,10 @@ def export(recipe: Recipe, run: Path, out: Path, sets: Sequence[tuple[str, Path]
     card_part.write_text(card, encoding="utf-8")
     card_part.replace(out.with_suffix(".md"))
     return card
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
 
 
 def _card(
@@ -98,9 +124,13 @@ def _card(
     settings["patches"] = ",".join(map(str, settings["patches"]))
     # An option that the run did not know yet was off.
     options = {name: settings.get(name, 0) for name in OPTIONS}
+    reported = FIGURES[recipe.task.kind]
+    protocol = PROTOCOLS[recipe.task.kind]
+    rows = [[score.name, *(score.mean.shown(figure) for figure in reported)] for score in scores]
     return CARD.format(
         title=recipe.title,
-        recipe=recipe.name,
+        origin=PUBLISHED.format(recipe=recipe.name) if recipe.weights.url else OWN,
+        keys=KEYS if recipe.weights.url else "",
         file=file,
         bytes=size,
         data=data,
@@ -110,8 +140,10 @@ def _card(
         seed=settings["seed"],
         command=f"python -m fxptq.models.train --recipe {recipe.name} --data DIR --out DIR "
         + " ".join(f"--{name} {value}" for name, value in options.items()),
-        scores="\n".join(f"| {score.name} | {score.mean.psnr_y:.2f} | {score.mean.ssim_y:.4f} |" for score in scores),
-        scale=recipe.scale,
+        figures=" | ".join(TITLES[figure] for figure in reported),
+        rule="---|" * len(reported),
+        scores="\n".join("| " + " | ".join(row) + " |" for row in rows),
+        protocol=protocol.format(scale=recipe.scale, **recipe.degradation.model_dump()),
     )
 
 
