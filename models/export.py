@@ -48,7 +48,8 @@ These sets served for measuring only.
 """
 
 PUBLISHED = """Trained for this project from an interpolating start, for demonstrations and tests that need a trained
-network and no download. The authors' weights, trained for days on far more images, are better: see the recipe `{recipe}`."""
+network and no download. The authors' weights, trained for days on far more images, are better: see the recipe
+`{recipe}`."""
 
 OWN = """Trained for this project in minutes, for demonstrations and tests that need a trained network and no download.
 Networks of this kind that were trained for days on far more images are better."""
