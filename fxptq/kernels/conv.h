@@ -176,7 +176,11 @@ class PixelFinish {
     for (int ky = 0; ky < c_.kernel_height; ++ky) {
       for (int kx = 0; kx < c_.kernel_width; ++kx) {
         const int32_t* from = strip_.sums(y_ * c_.stride_y + ky) + kx;
-        for (int64_t x = 0; x < width; ++x) sums[x] += (float)(factor_ * from[x * step]);
+        if (step == 1) {  // the loop that the compiler can turn into vectors
+          for (int64_t x = 0; x < width; ++x) sums[x] += (float)(factor_ * from[x]);
+        } else {
+          for (int64_t x = 0; x < width; ++x) sums[x] += (float)(factor_ * from[x * step]);
+        }
       }
     }
   }

@@ -69,7 +69,9 @@ class GeneralConvolution(nn.Module):
         signed = 2 * quantizer.encode(weight).double() - levels(quantizer.bits)
         values = signed * unit.view(along) + centre.view(along)
         depth = prod(weight.shape) // size
-        self.register_buffer("weight", signed.to(torch.float32 if depth * 255 * 255 < 1 << 24 else torch.float64))
+        exact = torch.float32 if depth * 255 * 255 < 1 << 24 else torch.float64
+        # One way to lie in memory, for the sake of a fault of torch that the plain convolution of ops.py describes.
+        self.register_buffer("weight", signed.to(exact).clone(memory_format=torch.contiguous_format))
         self.register_buffer("scale", (grid.step * unit).repeat(blocks).float().view(-1, 1, 1))
         self.register_buffer("bias", None if bias is None else bias.detach().float().view(-1, 1, 1))
         # What a tap adds where the input is l throughout, summed over the input channels of its group.

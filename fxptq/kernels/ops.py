@@ -219,8 +219,8 @@ def conv2d(
     exact = holding(channels * kernel_size[0] * kernel_size[1])
 
     def convolved(x: Tensor, taps: Tensor) -> Tensor:
-        # torch 2.13 leaves parts of a one-column result unwritten where the strides are unlike each other and the weight
-        # lies, or with one channel could lie, channels last; a copy lies one way only.
+        # torch 2.13 leaves parts of a one-column result unwritten where the strides are unlike each other and the
+        # weight lies, or with one channel could lie, channels last; a copy lies one way only.
         taps = taps.clone(memory_format=torch.contiguous_format)
         return F.conv2d(x, taps, stride=stride, padding=padding).permute(0, 2, 3, 1)
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
 from fxptq.graph.calls import ADD, LAYOUT, argument, name_of
+from fxptq.graph.fold import attribute
 from fxptq.graph.functions import words, writes
 from fxptq.kernels.ops import Activation
 
@@ -83,6 +84,39 @@ def readers(node: fx.Node) -> list[fx.Node]:
 def only_reader(node: fx.Node) -> fx.Node | None:
     """The one user of a node; None when there are more, or when it asks for sizes."""
     return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def channel_shift(node: fx.Node, holder: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """A float 1x1 convolution that mixes no channels, as networks write the shift of an image's mean.
+
+    Args:
+        node: any call.
+        holder: what the graph reads.
+
+    Returns:
+        (scale, offset), each [C, 1, 1], with node = scale * input + offset; None for any other call.
+    """
+    if name_of(node) != "conv2d" or len(node.meta.get("shape", ())) != 4:
+        return None
+    weight, bias = (_held(argument(node, at, name), holder) for at, name in ((1, "weight"), (2, "bias")))
+    if weight is None or bias is None or weight.shape != (len(weight), len(weight), 1, 1):
+        return None
+    for at, name, plain in ((3, "stride", (1, (1,), (1, 1))), (4, "padding", (0, (0,), (0, 0), "valid"))):
+        given = argument(node, at, name, plain[0])
+        if (tuple(given) if isinstance(given, list) else given) not in plain:
+            return None
+    scale = weight[:, :, 0, 0].diagonal()
+    if not torch.equal(weight[:, :, 0, 0], torch.diag(scale)):
+        return None
+    return scale.reshape(-1, 1, 1).clone(), bias.reshape(-1, 1, 1)
+
+
+def _held(node: object, holder: nn.Module) -> Tensor | None:
+    """The tensor that a node reads from the holder, if it does nothing else."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    found: Tensor = attribute(holder, str(node.target))
+    return found.detach()
 
 
 @dataclass(frozen=True)

@@ -273,6 +273,10 @@ class _Rewriter:
             self._layer_norm(node)
         elif source in self.codes and source not in self.values:
             self._follow(node, source)
+        elif shift := patterns.channel_shift(node, self.holder):
+            scale, offset = self._tensor("scale", shift[0]), self._tensor("offset", shift[1])
+            values = self.values[node.all_input_nodes[0]]
+            self.values[node] = self.new.call_function(torch.addcmul, (offset, values, scale))
         else:
             self.values[node] = self._copy(node, self.values)
 

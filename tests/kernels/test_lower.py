@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fxptq.graph import Bits, Plan, Program
 from fxptq.kernels import ops
 from fxptq.kernels.build import backend
 from fxptq.kernels.lower import IntegerModel, lower
-from tests.kernels.networks import NETWORKS, quantized
+from tests.kernels.networks import NETWORKS, quantized, set_bounds
 
 KERNELS = {
     "plain": {"head": "conv2d", "first": "conv3x3", "second": "conv3x3", "tail": "conv2d"},
@@ -141,3 +142,29 @@ def test_compiled_equals_uncompiled(name: str) -> None:
     expected = run(lower(program, compile=False), x)
     torch._dynamo.reset()
     assert_equal_up_to_rounding(run(lower(program, compile=True), x), expected)
+
+
+class Shifted(torch.nn.Module):
+    """A convolution between two 1x1 convolutions that shift the mean, one that mixes colours behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up, self.mix = (torch.nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.body = torch.nn.Conv2d(3, 3, 3, padding=1)
+        for shift in (self.down, self.up):
+            shift.weight.data = torch.diag(torch.tensor([1.0, 0.5, 2.0])).view(3, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(self.up(self.body(self.down(x))))
+
+
+def test_shifts_of_the_mean_are_no_convolutions() -> None:
+    torch.manual_seed(1)
+    x = torch.rand(1, 3, 8, 8)
+    left = tuple((name, "float") for name in ("down", "up", "mix"))
+    program = Program(Shifted().eval(), x, Plan(Bits(4, 4), edges=None, overrides=left))
+    set_bounds(program, x)
+    model = lower(program, compile=False)
+    names = [str(getattr(node.target, "__name__", node.target)) for node in graph_of(model).nodes]
+    assert (names.count("addcmul"), names.count("conv2d")) == (2, 1)
+    assert_equal_up_to_rounding(run(model, x), run(program, x))
