@@ -180,14 +180,18 @@ def inspect(
 def bench(
     checkpoint: Checkpoint,
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input.")] = "64x64",
+    threads: Annotated[int, typer.Option(min=0, help="Threads that each way may use; 0 for all cores.")] = 0,
+    only: Annotated[
+        Optional[list[str]], typer.Option(metavar="WAY", help="Measure this way; may be repeated. Default: all.")
+    ] = None,
     model: Model = None,
     json_out: JsonOut = None,
 ) -> None:
-    """Measure a checkpoint on this machine, beside the float network."""
-    from fxptq.commands import bench as command
+    """Measure a checkpoint on this machine, beside the float network and the peers that are installed."""
+    from fxptq.bench import measure
     from fxptq.report import console
 
-    measured = command.run(checkpoint, size, model, _progress())
+    measured = measure.run(checkpoint, size, model, _progress(), only=only or (), threads=threads)
     console.show_bench(out, measured)
     _write_json(json_out, measured.as_json())
 

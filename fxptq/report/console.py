@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fxptq.commands.bench import Bench
+from fxptq.bench.measure import Bench
 from fxptq.commands.quantize import Outcome
 from fxptq.evaluate.score import TITLES, SetScore
 from fxptq.graph import Site
@@ -96,15 +96,21 @@ def show_sites(console: Console, sites: Sequence[Site]) -> None:
 
 
 def show_bench(console: Console, bench: Bench) -> None:
-    """Milliseconds of each way to run a network, and how many times faster than eager it is."""
-    table = _table(f"{bench.size}, {bench.threads} threads", "way", "ms", "speed-up", "peak MB so far", right=3)
+    """Milliseconds and memory of each way to run a network, and how many times faster than eager it is."""
+    title = f"{bench.size}, {bench.threads} thread{'s' * (bench.threads > 1)}, integer kernels: {bench.kernels}"
+    table = _table(title, "way", "ms", "speed-up", "ready after s", "peak MB", "of it working MB", right=5)
     eager = next((row.ms for row in bench.rows if row.name == "eager-fp32"), None)
     for row in bench.rows:
         if row.ms is None:
-            table.add_row(row.name, "-", row.note, f"{row.peak_mb:,.0f}")
+            table.add_row(row.name, "-")
         else:
-            table.add_row(row.name, f"{row.ms:.1f}", f"{eager / row.ms:.2f}x" if eager else "", f"{row.peak_mb:,.0f}")
+            memory = [f"{mb:,.0f}" if mb is not None else "-" for mb in (row.peak_mb, row.working_mb)]
+            speed_up = f"{eager / row.ms:.2f}x" if eager else ""
+            table.add_row(row.name, f"{row.ms:.1f}", speed_up, f"{row.prepare_s:.0f}", *memory)
     console.print(table)
+    for row in bench.rows:
+        if row.note:
+            console.print(f"{row.name}: {row.note}")
 
 
 def show_recipes(console: Console, recipes: Sequence[Recipe]) -> None:

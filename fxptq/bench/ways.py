@@ -1,0 +1,127 @@
+"""The ways to run one network: in float as torch does, on fxptq's integers, and by whatever peer is installed.
+
+A peer gets the float network with the recipe's own weights, whose values do not change its speed, and its own 8-bit
+quantization where it has one, calibrated on the input that is timed.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxptq.api import QuantizedModel
+from fxptq.bench import onnx_runtime, openvino
+from fxptq.commands.evaluate import open_checkpoint
+from fxptq.errors import InputError
+from fxptq.recipe import Recipe
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is run.
+
+    Attributes:
+        quantized: the checkpoint.
+        network: the same network in float.
+        x: the input, [1, C, H, W] in the network's range.
+        threads: that a way may use.
+    """
+
+    quantized: QuantizedModel
+    network: nn.Module
+    x: Tensor
+    threads: int
+
+
+def parsed(size: str) -> tuple[int, int]:
+    """Height and width of `HEIGHTxWIDTH`.
+
+    Raises:
+        InputError: it reads otherwise.
+    """
+    parts = size.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"--size {size!r}: expected HEIGHTxWIDTH, such as 64x64")
+    return int(parts[0]), int(parts[1])
+
+
+def subject(checkpoint: Path, factory: str | None, size: str) -> Subject:
+    """A checkpoint with its float network and a random input.
+
+    Args:
+        checkpoint: a file that `fxptq quantize` wrote.
+        factory: `module:function` that builds the network if it is no bundled one.
+        size: HEIGHTxWIDTH of the input, pixels.
+
+    Raises:
+        InputError: the size is malformed.
+        FxptqError: the checkpoint cannot be read, or is of another network.
+    """
+    height, width = parsed(size)
+    quantized = open_checkpoint(checkpoint, factory)
+    if factory is None and quantized.meta.recipe is not None:
+        network = Recipe.load(quantized.meta.recipe).build_model()
+    else:
+        network = copy.deepcopy(quantized.program.holder.model)
+    task = quantized.task.input
+    x = torch.rand(1, task.channels, height, width, generator=torch.Generator().manual_seed(0)) * task.range
+    return Subject(quantized, network.eval(), x, torch.get_num_threads())
+
+
+def ways() -> dict[str, Callable[[Subject], Call]]:
+    """How to prepare each way that can be tried here, by name."""
+    found: dict[str, Callable[[Subject], Call]] = {
+        "eager-fp32": _eager,
+        "compile-fp32": _compiled,
+        "compile-bf16": _compiled_bf16,
+        "fxptq-int": _integer,
+    }
+    if _installed("openvino"):
+        found |= {
+            "openvino-fp32": lambda s: openvino.run(s.network, s.x, s.threads, "f32"),
+            "openvino-bf16": lambda s: openvino.run(s.network, s.x, s.threads, "bf16"),
+        }
+    if _installed("openvino") and _installed("nncf"):
+        found["openvino-int8"] = lambda s: openvino.run_int8(s.network, s.x, s.threads, _is_transformer(s.quantized))
+    if _installed("onnxruntime") and _installed("onnx"):
+        found |= {
+            "onnxruntime-fp32": lambda s: onnx_runtime.run(s.network, s.x, s.threads),
+            "onnxruntime-int8": lambda s: onnx_runtime.run_int8(s.network, s.x, s.threads),
+        }
+    return found
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _is_transformer(quantized: QuantizedModel) -> bool:
+    return any(site.kind == "matmul" for site in quantized.program.sites)
+
+
+def _eager(s: Subject) -> Call:
+    return lambda: s.network(s.x)
+
+
+def _compiled(s: Subject) -> Call:
+    fast = torch.compile(s.network)
+    return lambda: fast(s.x)
+
+
+def _compiled_bf16(s: Subject) -> Call:
+    fast, x = torch.compile(copy.deepcopy(s.network).bfloat16()), s.x.bfloat16()
+    return lambda: fast(x)
+
+
+def _integer(s: Subject) -> Call:
+    fast = s.quantized.to_integer()
+    return lambda: fast(s.x)
