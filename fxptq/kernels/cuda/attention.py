@@ -217,6 +217,6 @@ def attention(
         BE=max(triton.next_power_of_2(width), 16),
         BM=block,
         BN=lines,
-        num_warps=4,
+        num_warps=4 if block <= 128 else 8,
     )
     return result.transpose(1, 2)

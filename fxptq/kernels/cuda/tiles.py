@@ -26,7 +26,7 @@ class Tile:
     stages: int
 
 
-TILES = (Tile(64, 64, 4, 3), Tile(128, 64, 4, 3), Tile(128, 128, 8, 3), Tile(128, 32, 4, 4), Tile(32, 64, 4, 4))
+TILES = (Tile(64, 64, 4, 3), Tile(128, 64, 8, 3), Tile(128, 128, 8, 3), Tile(128, 32, 4, 4), Tile(32, 64, 4, 4))
 
 
 def tuned(tiles: Sequence[Tile], key: Sequence[str]) -> Callable[[Any], Any]:
