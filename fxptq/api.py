@@ -18,6 +18,7 @@ from fxptq.data.sources import Inputs, calibration_images
 from fxptq.errors import CheckpointError, InputError
 from fxptq.graph import Bits, Plan, Program, Site
 from fxptq.graph.copies import independent_copy
+from fxptq.graph.parametrized import make_weights_plain
 from fxptq.io import checkpoint as checkpoints
 from fxptq.io.metadata import ExampleRecord, FloatSite, Metadata, PassRecord
 from fxptq.io.state import program_of, put_weights_on_grid, round_floats, site_records, to_checkpoint
@@ -114,7 +115,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
         if name not in Recipe.names():  # never a path: a file that was sent to you must not choose what is imported
             raise CheckpointError(f"{path}: no recipe {name!r} in this fxptq; update fxptq, or pass the network")
         model = Recipe.load(name).build_model()
-    return QuantizedModel(program_of(independent_copy(model).eval(), stored, str(path)), stored.meta)
+    return QuantizedModel(program_of(make_weights_plain(independent_copy(model)), stored, str(path)), stored.meta)
 
 
 def _task_of(meta: Metadata, source: str) -> Recipe:
@@ -170,11 +171,12 @@ def quantize(
     inputs = example if isinstance(example, tuple) else (example,)
     images, described = _images(calib, settings, inputs, chosen.images, seed)
     with progress.task("capture", 2) as advance:
-        rounded = independent_copy(model).eval()
+        plain = make_weights_plain(independent_copy(model))
+        rounded = independent_copy(plain)
         round_floats(rounded, dtype)
         student = Program(rounded, inputs, plan_of(chosen.quantize, bits, sites))
         advance()
-        teacher = Program(model, inputs, twin=student)
+        teacher = Program(plain, inputs, twin=student)
         advance()
     context = Context(student=student, teacher=teacher, images=images, seed=seed, progress=progress)
     reports: tuple[PassReport, ...] = ()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxptq
-from fxptq import Bits, CheckpointError, InputError, QuantizedModel, Recipe
+from fxptq import Bits, CaptureError, CheckpointError, InputError, QuantizedModel, Recipe
 from fxptq.io import checkpoint as checkpoints
 from fxptq.io.checkpoint import Checkpoint, sizes
 from fxptq.io.state import to_checkpoint
@@ -127,6 +127,53 @@ def test_shared_weight_of_two_widths_stays_in_float_and_is_right(tmp_path: Path)
     assert not torch.equal(*seen)
     assert "first.weight" in _content(q).floats
     assert_comes_back(q, Medley(seed=9), tmp_path)
+
+
+def _normed(how: str, seed: int = 0) -> nn.Module:
+    """`Small` whose layer between the edges has a computed weight."""
+    model, utils = Small(seed), nn.utils
+    tools: dict[str, Callable[[nn.Module], nn.Module]] = {
+        "weight norm": utils.parametrizations.weight_norm,
+        "spectral norm": utils.parametrizations.spectral_norm,
+        "hook of weight norm": utils.weight_norm,
+        "hook of spectral norm": utils.spectral_norm,
+        "two": lambda layer: utils.parametrizations.spectral_norm(utils.parametrizations.weight_norm(layer)),
+        "bias": lambda layer: utils.parametrizations.weight_norm(layer, "bias", dim=None),
+    }
+    tools[how](model.body)
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "how", ["weight norm", "spectral norm", "hook of weight norm", "hook of spectral norm", "two", "bias"]
+)
+def test_computed_weights_are_stored_without_what_they_are_made_of(how: str, tmp_path: Path) -> None:
+    model, x = _normed(how), inputs(1, seed=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    q = quantized(model, Bits(8, 8))
+    assert_comes_back(q, _normed(how, seed=9), tmp_path)
+    assert set(_content(q).codes) == {f"model.{layer}.weight" for layer in ("head", "body", "tail")}
+    assert set(_content(q).floats) == {f"{layer}.bias" for layer in ("head", "body", "tail")}
+    with torch.no_grad():
+        assert float((q(x) - model(x)).abs().mean() / model(x).abs().mean()) < 0.03
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+class _Refusing(nn.Module):
+    def forward(self, _: Tensor) -> Tensor:
+        raise ValueError("not today")
+
+
+def test_parametrization_that_fails_is_named() -> None:
+    model = Small()
+    nn.utils.parametrize.register_parametrization(model.body, "weight", _Refusing(), unsafe=True)
+    with pytest.raises(
+        CaptureError, match=r"body: its parametrized weight cannot be computed \(ValueError: not today\)"
+    ):
+        quantized(model)
 
 
 def _content(q: QuantizedModel) -> Checkpoint:
