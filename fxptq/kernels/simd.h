@@ -156,6 +156,17 @@ FXPTQ_INLINE Ints nearest(Floats v) {
 #endif
 }
 
+FXPTQ_INLINE float sum(Floats v) {
+#if FXPTQ_AVX512
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  for (int half = 8; half; half /= 2) {
+    for (int i = 0; i < half; ++i) v[i] += v[i + half];
+  }
+  return v[0];
+#endif
+}
+
 // Lane i: the sum of v[i].
 FXPTQ_INLINE Floats sum_rows(const Floats (&v)[kLanes]) {
 #if FXPTQ_AVX512
@@ -209,17 +220,6 @@ FXPTQ_INLINE void store_codes(uint8_t* p, const Floats y[4], int n) {
     const Ints codes = nearest(maximum(y[v], splat(0.0f)));
     for (int i = 0; i < kLanes && v * kLanes + i < n; ++i) p[v * kLanes + i] = (uint8_t)codes[i];
   }
-#endif
-}
-
-FXPTQ_INLINE float sum(Floats v) {
-#if FXPTQ_AVX512
-  return _mm512_reduce_add_ps((__m512)v);
-#else
-  for (int half = 8; half; half /= 2) {
-    for (int i = 0; i < half; ++i) v[i] += v[i + half];
-  }
-  return v[0];
 #endif
 }
 

@@ -1,0 +1,103 @@
+"""Where the kernels come from, and what happens and is said where they cannot be built."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fxptq.kernels import build
+from tests.tiny import write_checkpoint, write_recipe
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without a compiler, with an empty cache."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    return tmp_path
+
+
+def compiler(folder: Path, script: str) -> Path:
+    path = folder / "c++"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def run(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    # This very interpreter, on the project's own code.
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+
+
+def fresh() -> build.Backend:
+    """The backend as a new process would find it."""
+    return build.backend.__wrapped__()
+
+
+def test_without_a_compiler_plain_torch_runs_and_says_so(nowhere: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "fxptq"):
+        found = fresh()
+    assert (found.name, found.native) == ("torch", False)
+    assert found.reason == "no C++ compiler found (set CXX, or install g++)"
+    assert "integer kernels run in plain torch, exact but slow: no C++ compiler found" in caplog.text
+    assert not (nowhere / "cache").exists()
+
+
+def test_a_processor_the_compiler_does_not_know(nowhere: Path) -> None:
+    compiler(nowhere, "echo \"cc1plus: error: bad value 'native' for '-march='\" >&2; exit 1")
+    assert fresh().reason.endswith("c++ failed: cc1plus: error: bad value 'native' for '-march='")
+
+
+def test_a_build_that_breaks_off_leaves_nothing_behind(nowhere: Path) -> None:
+    compiler(
+        nowhere, 'case "$*" in *-dM*) exit 0;; esac; for last; do :; done; : > "$4"; echo "fatal error" >&2; exit 1'
+    )
+    assert "failed: fatal error" in fresh().reason
+    assert not [path for path in (nowhere / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_library_that_cannot_be_loaded(nowhere: Path) -> None:
+    compiler(nowhere, 'while [ $# -gt 1 ]; do [ "$1" = -o ] && echo broken > "$2"; shift; done; exit 0')
+    found = fresh()
+    assert not found.native
+    assert "fxptq_kernels.so" in found.reason
+
+
+def test_a_cache_that_cannot_be_written(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler(nowhere, "exit 0")
+    (nowhere / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(nowhere / "file"))
+    assert str(nowhere / "file") in fresh().reason
+
+
+def test_the_command_line_says_so_once_and_goes_on(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    write_checkpoint(tmp_path)
+    environment = {name: value for name, value in os.environ.items() if name != "CXX"}
+    environment |= {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(REPOSITORY)}
+    program = "import sys; from fxptq.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "evaluate", "tiny.safetensors", "--model", "mod:tiny"]
+    ran = [run([*command, *more], tmp_path, environment) for more in ([], ["--integer"])]
+    assert [run.returncode for run in ran] == [0, 0]
+    assert "plain torch" not in ran[0].stderr
+    assert ran[1].stderr.count("integer kernels run in plain torch, exact but slow: no C++ compiler found") == 1
+    assert ran[1].stdout == ran[0].stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "name"), [("x86-64-v3", "avx2"), ("x86-64", "generic")])
+def test_other_processors(target: str, name: str) -> None:
+    """The same sources for processors without AVX-512, which this one can run as well: equal to plain torch."""
+    if not build.backend().native or "amd64" not in os.uname().machine.replace("x86_64", "amd64"):
+        pytest.skip("needs a C++ compiler for x86")
+    command = [sys.executable, "-m", "tests.kernels.portable", target]
+    ran = run(command, REPOSITORY, dict(os.environ))
+    assert (ran.returncode, ran.stdout.split()) == (0, [name, "equal"]), ran.stderr
