@@ -50,8 +50,9 @@ class Grid:
     @property
     def centre(self) -> tuple[float, float]:
         """(s, c) of value = s * centred code + c."""
-        step, offset = centred_grid(torch.tensor([self.lower]), torch.tensor([self.step]), self.bits, odd=False)
-        return float(step), float(offset)
+        lower, step = (torch.tensor([value], device="cpu") for value in (self.lower, self.step))
+        scale, centre = centred_grid(lower, step, self.bits, odd=False)
+        return float(scale), float(centre)
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _fold(weight: Tensor, quantizer: Quantizer, bias: Tensor | None, grid: Grid,
     scale, centre = centred_grid(lower, step, quantizer.bits, odd=False)
     values = signed.reshape(columns, weight.shape[1], -1) * scale.view(-1, 1, 1) + centre.view(-1, 1, 1)
     inside = grid.lower * values.sum(1)  # [N, taps]
-    constant = torch.zeros(columns, dtype=torch.float64) if bias is None else bias.detach().double()
+    constant = inside.new_zeros(columns) if bias is None else bias.detach().double()
     by_tap = padded and grid.lower != 0.0
     return Layer(
         weight=signed,

@@ -151,7 +151,7 @@ def key_major(logits: Tensor, factor: float) -> Tensor:
 
 def places_first(channels: int, factor: int) -> Tensor:
     """The order of channels in which those of one place of a pixel shuffle stand together: for `spread`."""
-    return torch.arange(channels).reshape(-1, factor * factor).t().reshape(-1)
+    return torch.arange(channels, device="cpu").reshape(-1, factor * factor).t().reshape(-1)
 
 
 def spread(x: Tensor, factor: int) -> Tensor:

@@ -334,7 +334,8 @@ def arrivals(end: fx.Node, axis: int, quantizer: fx.Node) -> set[int] | None:
         None where a move cannot be repeated at the size of the capture.
     """
     shape = end.meta["shape"]
-    numbers = torch.arange(shape[axis], dtype=torch.int32).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    numbers = torch.arange(shape[axis], dtype=torch.int32, device="cpu")
+    numbers = numbers.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     path: list[fx.Node] = []
     node = quantizer.all_input_nodes[0]
     while node is not end:

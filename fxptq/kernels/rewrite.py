@@ -64,7 +64,8 @@ class Target:
     @property
     def offset(self) -> float:
         """Added to the scaled value: as the simulation rounds it, so that zero gets the same code."""
-        return float(torch.tensor(-self.grid.lower) / torch.tensor(self.grid.step))
+        lower, step = torch.tensor([self.grid.lower, self.grid.step], device="cpu")
+        return float(-lower / step)
 
 
 def rewrite(graph: fx.Graph, holder: nn.Module, layout: Layout = PANELS) -> Rewritten:
@@ -415,10 +416,10 @@ class _Rewriter:
         targets = self.targets.get(stem.end)
         if targets is None:
             return layer, epilogue
-        levels = torch.zeros(layer.columns)
+        levels = torch.zeros_like(layer.scale)
         if stem.activation is Activation.NONE and stem.residual is None:
             columns = self._columns(stem.end, targets) or {next(iter(targets.values())): list(range(layer.columns))}
-            scale, offset = torch.zeros(layer.columns).double(), torch.zeros(layer.columns).double()
+            scale, offset = torch.zeros_like(layer.scale), torch.zeros_like(layer.scale)
             for target, members in columns.items():
                 scale[members], offset[members] = target.scale, -target.grid.lower / target.grid.step
                 levels[members] = target.grid.levels
@@ -448,11 +449,12 @@ class _Rewriter:
         self.values[site] = self._call("matmul", self._input(first), self._input(second), bits=rhs.bits, out=terms)
 
     def _layer_norm(self, node: fx.Node) -> None:
-        target = next(iter(self.targets[node].values()))
+        quantizer, target = next(iter(self.targets[node].items()))
         width = node.meta["shape"][-1]
+        one = self._quantizer(quantizer).lower.new_ones(width).double()
         weight, bias = self._constant(argument(node, 2, "weight")), self._constant(argument(node, 3, "bias"))
-        scale = torch.ones(width).double() if weight is None else weight.double()
-        offset = torch.zeros(width).double() if bias is None else bias.double()
+        scale = one if weight is None else weight.double()
+        offset = 0.0 * one if bias is None else bias.double()
         self.codes[node] = self._call(
             "layer_norm_codes",
             self.values[node.all_input_nodes[0]],

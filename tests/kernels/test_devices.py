@@ -1,0 +1,58 @@
+"""Lowering for the device a network is on: nothing is made on another one by the way, and moving lowers anew."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fxptq.kernels import lower as lowering
+from fxptq.kernels.build import Backend
+from fxptq.kernels.cuda import register
+from fxptq.kernels.layout import PANELS, ROWS, Layout
+from fxptq.kernels.lower import lower
+from fxptq.kernels.rewrite import rewrite
+from tests.kernels.networks import NETWORKS, quantized
+from tests.kernels.test_lower import run
+
+
+@pytest.mark.parametrize("layout", [PANELS, ROWS], ids=["panels", "rows"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nothing_is_made_on_the_default_device(name: str, layout: Layout) -> None:
+    """A tensor made without saying where would be a meta tensor here, which meets the network's own nowhere."""
+    program, x = quantized(name, 4, "tensor")
+    inserted = program.variant((x,)).inserted
+    expected = run(rewrite(inserted, program.holder, layout).module, x.clone())
+    with torch.device("meta"):
+        module = rewrite(inserted, program.holder, layout).module
+        found = run(module, x.clone())
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_rows_equal_panels(name: str) -> None:
+    program, x = quantized(name, 4)
+    inserted = program.variant((x,)).inserted
+    found, expected = (run(rewrite(inserted, program.holder, layout).module, x.clone()) for layout in (ROWS, PANELS))
+    assert float((found - expected).abs().mean()) <= 1e-3 * float(expected.max() - expected.min())
+
+
+def test_moving_lowers_anew() -> None:
+    program, x = quantized("windows", 4)
+    model = lower(program, compile=False)
+    before, expected = model.of(program.variants[0]), run(model, x)
+    assert model.of(program.variants[0]) is before
+    assert model.to("cpu") is model
+    assert model.of(program.variants[0]) is not before
+    assert torch.equal(run(model, x), expected)
+
+
+def test_the_device_decides_and_the_lowering_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, x = quantized("plain", 4)
+    on_cpu = lower(program, compile=False)
+    assert on_cpu.lowering.kernels["first"] == "conv3x3"
+    monkeypatch.setattr(lowering, "device_of", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(register, "backend", lambda: Backend("torch", "PyTorch finds no CUDA device"))
+    on_gpu = lower(program, compile=True)  # plain torch is not compiled
+    assert set(on_gpu.lowering.kernels.values()) == {"rows_conv2d"}
+    assert on_gpu.lowering.backend == Backend("torch", "PyTorch finds no CUDA device")
+    assert torch.allclose(run(on_gpu, x), run(on_cpu, x), atol=1e-4)
