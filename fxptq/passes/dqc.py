@@ -45,6 +45,9 @@ class Dqc(Pass):
             patch: side of a crop in pixels of the input.
             lr: learning rate of bounds in units of each quantizer's initial step: what does no harm at 2 bits would
                 throw a bound at 8 bits off by many steps if it were in units of the width.
+            backoff: what the learning rate is multiplied by, from the best state on, when a judgement is worse than the
+                untrained start: the rate was too high for this network. 1 for never; nor with `rounding_lr`, for codes
+                that change make things worse before they make them better.
             betas: of Adam.
             schedule: `cosine` lowers the rate to zero over the run, `constant` keeps it.
             warmup: steps over which the rate rises from zero.
@@ -65,6 +68,7 @@ class Dqc(Pass):
         batch: int = 8
         patch: int = 64
         lr: float = 0.03
+        backoff: float = 0.3
         betas: tuple[float, float] = (0.9, 0.999)
         schedule: Literal["cosine", "constant"] = "cosine"
         warmup: int = 0
@@ -87,6 +91,8 @@ class Dqc(Pass):
                     raise InputError(f"{name} must not be negative, but is {getattr(self, name)}")
             if self.lr <= 0 or (self.time_limit_s is not None and self.time_limit_s <= 0):
                 raise InputError(f"lr and time_limit_s must be above 0, not {self.lr} and {self.time_limit_s}")
+            if not 0 < self.backoff <= 1:
+                raise InputError(f"backoff lies above 0 and is at most 1, unlike {self.backoff}")
             if not (all(0 <= beta < 1 for beta in self.betas) and 0 < self.holdout < 1):
                 raise InputError(f"betas and holdout lie between 0 and 1, unlike {self.betas} and {self.holdout}")
 
@@ -149,7 +155,8 @@ class _Run:
         settings, start = self.settings, time.perf_counter()
         first = best = self._judge()
         kept, kept_at, waited = self._state(), 0, 0
-        losses, judged = [], [first]
+        losses, judged, retreats = [], [first], 0
+        backs_off = settings.backoff < 1 and settings.rounding_lr == 0
         try:
             with self.ctx.progress.task("dqc", settings.steps) as advance:
                 for step in range(1, settings.steps + 1):
@@ -162,16 +169,22 @@ class _Run:
                         waited += 1
                         if judged[-1] < best:
                             best, kept, kept_at, waited = judged[-1], self._state(), step, 0
+                        elif judged[-1] > first and backs_off and step < settings.steps:
+                            self._back_off(kept)
+                            retreats += 1
                     advance(note=f"loss {judged[-1]:.4g}")
                     if settings.patience and waited >= settings.patience:
                         break
         finally:
             self._restore(kept)
+        notes = [f"loss on held-out crops {first:.5g} -> {best:.5g}, at step {kept_at} of {len(losses)}"]
+        if retreats:
+            notes.append(f"the learning rate was too high and lowered {retreats} times, by {settings.backoff:g} each")
         figures = {key: _figures(quantizer) for key, quantizer in self.learners.items()}
         return PassReport(
             quantizers=figures,
             series={"loss": tuple(losses), "held_out_loss": tuple(judged)},
-            notes=(f"loss on held-out crops {first:.5g} -> {best:.5g}, at step {kept_at} of {len(losses)}",),
+            notes=tuple(notes),
         )
 
     def _done(self, steps: int, seconds: float) -> float:
@@ -213,6 +226,13 @@ class _Run:
         if not math.isfinite(value):
             raise CalibrationError(f"dqc: the loss on held-out crops is {value}")
         return value
+
+    def _back_off(self, state: list[Tensor]) -> None:
+        """Go on from that state at a lower rate; Adam's moments belong to the way that was given up."""
+        self._restore(state)
+        self.optimizer.state.clear()
+        for group in self.optimizer.param_groups:
+            group["peak"] *= self.settings.backoff
 
     def _state(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.parameters]

@@ -68,9 +68,24 @@ def test_a_ruinous_rate_leaves_the_initial_bounds(new_context: NewContext) -> No
     ctx = new_context()
     run_passes([("dobi", {})], ctx)
     before = bounds(ctx)
-    report = run_passes([("dqc", {**QUICK, "lr": 1.0, "schedule": "constant"})], ctx)[-1]
+    report = run_passes([("dqc", {**QUICK, "lr": 1.0, "schedule": "constant", "backoff": 1.0})], ctx)[-1]
     assert "at step 0 of 40" in report.notes[0]
     assert equal(bounds(ctx), before)
+
+
+def test_a_rate_that_makes_things_worse_is_lowered_until_it_helps(new_context: NewContext) -> None:
+    ctx = new_context()
+    report = calibrate(ctx, lr=1.0, schedule="constant", steps=80, backoff=0.1)
+    held_out = report.series["held_out_loss"]
+    assert held_out[1] > held_out[0] > min(held_out)
+    assert "lowered" in report.notes[1]
+
+
+def test_a_rate_that_helps_is_not_lowered(new_context: NewContext) -> None:
+    plain, ready = (calibrate(new_context(), backoff=backoff) for backoff in (1.0, 0.1))
+    assert max(plain.series["held_out_loss"]) == plain.series["held_out_loss"][0]
+    assert ready.series == plain.series
+    assert len(ready.notes) == 1
 
 
 def test_bounds_of_weights_stay_when_told(new_context: NewContext) -> None:
@@ -130,7 +145,7 @@ def test_a_quantizer_whose_bounds_diverge_is_named(new_context: NewContext, rate
 
 def test_it_stops_early_when_nothing_gets_better(new_context: NewContext) -> None:
     ctx = new_context()
-    report = calibrate(ctx, steps=400, lr=1.0, schedule="constant", patience=2)
+    report = calibrate(ctx, steps=400, lr=1.0, schedule="constant", patience=2, backoff=1.0)
     assert len(report.series["loss"]) == 20
 
 
@@ -166,6 +181,7 @@ def test_warmup_and_cosine_shape_the_rate(new_context: NewContext) -> None:
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"lr": 0.0}, "lr and time_limit_s must be above 0"),
         ({"warmup": -1}, "warmup must not be negative"),
+        ({"backoff": 0.0}, "backoff lies above 0"),
         ({"betas": [0.9, 1.0]}, "betas and holdout lie between"),
         ({"schedule": "cosin"}, "setting 'schedule'"),
     ],
@@ -189,7 +205,7 @@ def test_weights_that_may_change_codes_bring_it_closer_still(new_context: NewCon
     before = moved.student.weight_of("conv.weight")
     assert before is not None
     before = before.clone()
-    a = calibrate(plain, steps=80)
+    a = calibrate(plain, steps=80, backoff=1.0)
     b = calibrate(moved, steps=80, rounding_lr=0.02)
     assert min(b.series["held_out_loss"]) < min(a.series["held_out_loss"])
     after = moved.student.weight_of("conv.weight")
