@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fxptq.commands.community import recognised
 from fxptq.errors import InputError
 from fxptq.graph import Bits
 from fxptq.io.weights import WeightsSource, locate
@@ -86,6 +87,9 @@ def open_network(recipe: str | None, factory: str | None = None, weights: Path |
     Raises:
         InputError: nothing was named, or something named cannot be found, imported or loaded.
     """
+    if factory is not None and factory.endswith(WEIGHTS):
+        found = recognised(Path(factory))
+        return Source(found.recipe.name, found.model, Recipe.load(recipe) if recipe else found.recipe)
     if factory is not None:
         model = from_factory(factory)
         if weights is not None:
@@ -94,7 +98,8 @@ def open_network(recipe: str | None, factory: str | None = None, weights: Path |
     if recipe is None:
         if weights is None:
             raise InputError("name a network: --recipe NAME, --model package.module:factory, or --weights FILE")
-        return _from_community_file(weights)
+        found = recognised(weights)
+        return Source(found.recipe.name, found.model, found.recipe)
     chosen = Recipe.load(recipe)
     model = chosen.build_model()
     path = weights or locate(weights_source(chosen))
@@ -113,7 +118,7 @@ def from_factory(factory: str) -> nn.Module:
     if factory.endswith(".toml"):
         return Recipe.load(factory).build_model()
     if factory.endswith(WEIGHTS):
-        return _from_community_file(Path(factory)).model
+        return recognised(Path(factory)).model
     module_name, _, attribute = factory.partition(":")
     if not module_name or not attribute:
         raise InputError(f"--model {factory!r}: expected package.module:factory, a recipe's .toml file, or weights")
@@ -140,33 +145,3 @@ def _made(make: Callable[[], object], factory: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(f"--model {factory!r} made a {type(model).__name__}; expected a torch.nn.Module")
     return model.eval()
-
-
-def _from_community_file(weights: Path) -> Source:
-    """A network recognised from its weights by spandrel, with the default recipe at its scale and size multiple."""
-    if not weights.is_file():
-        raise InputError(f"no weights file at {weights}")
-    try:
-        import spandrel  # noqa: PLC0415  # an optional extra
-    except ImportError as error:
-        raise InputError(
-            f"{weights}: without --recipe or --model its architecture must be recognised, which needs spandrel: "
-            "pip install 'fxptq[zoo]'"
-        ) from error
-    state = read_state(weights)
-    try:
-        found = spandrel.ModelLoader().load_from_state_dict(state)
-    except Exception as error:
-        raise InputError(f"{weights}: spandrel does not recognise its architecture ({error})") from error
-    multiple = max(1, found.size_requirements.multiple_of)
-    side = -(-64 // multiple) * multiple
-    changes = {
-        "name": found.architecture.id.lower(),
-        "title": f"{found.architecture.name}, recognised by spandrel",
-        "scale": found.scale,
-        "input": {"channels": found.input_channels, "multiple": multiple, "size": [side, side]},
-        "degradation": {"kind": "bicubic" if found.scale > 1 else "none"},
-    }
-    base = Recipe.load("default")
-    recipe = Recipe.model_validate({**base.model_dump(exclude={"input", "degradation"}), **changes})
-    return Source(recipe.name, found.model.eval(), recipe)

@@ -212,14 +212,6 @@ def test_no_such_weights_file(tmp_path: Path) -> None:
     assert (ran.status, ran.line) == (2, f"no weights file at {tmp_path / 'no.pth'}")
 
 
-def test_unknown_weights_without_spandrel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "spandrel", None)
-    torch.save(edsr().state_dict(), tmp_path / "community.pth")
-    ran = run("quantize", "--weights", tmp_path / "community.pth", "--out", tmp_path / "m.safetensors")
-    assert ran.status == 2
-    assert "needs spandrel: pip install 'fxptq[zoo]'" in ran.line
-
-
 def test_nothing_named(tmp_path: Path) -> None:
     ran = run("quantize", "--out", tmp_path / "m.safetensors")
     assert ran.status == 2
