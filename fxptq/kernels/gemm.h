@@ -30,6 +30,16 @@ struct Panels {
   const int32_t* start;  // what the sums of the columns begin with, or null for zero
 };
 
+// Panels of odd numbers -15 .. 15 in half bytes h = (w + 15) / 2, as bytes: `vectors` of 64 from 32 bytes each.
+inline void widen(const uint8_t* from, int64_t vectors, int8_t* to) {
+  for (int64_t v = 0; v < vectors; ++v, from += 32, to += 64) {
+    for (int i = 0; i < 32; ++i) {
+      to[i] = (int8_t)(2 * (from[i] & 15) - 15);
+      to[i + 32] = (int8_t)(2 * (from[i] >> 4) - 15);
+    }
+  }
+}
+
 // Every loop over R and B is unrolled at once, so that the accumulators never leave their registers.
 template <int R, int B>
 inline void tile(const Rows& a, int64_t row, const Panels& w, int block, int32_t* out, ptrdiff_t out_stride) {

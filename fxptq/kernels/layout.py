@@ -17,9 +17,10 @@ from fxptq.kernels.ops import (
     LANES,
     pack_conv_weight,
     pack_narrow_conv_weight,
+    pack_taps,
     pack_weight,
     pad_columns,
-    winograd_weight,
+    winograd_fits,
 )
 from fxptq.kernels.rows import pack_conv_rows, pack_rows, start_of
 
@@ -57,7 +58,7 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Panels:
-    """Signed bytes in panels of 16 columns, as vector units read them; 3x3 kernels transformed where they can be."""
+    """Panels of 16 columns, as vector units read them, in bytes or half bytes; 3x3 kernels tap by tap if they fit."""
 
     def linear(self, layer: Layer, bits: int, grid: Grid) -> Served:  # noqa: ARG002  # bytes whatever the bits
         """`linear`."""
@@ -68,11 +69,10 @@ class Panels:
         place = _place(layer, geometry)
         columns, channels, *size = layer.weight.shape
         # Fewer columns or channels leave most of a transformed patch empty.
-        if size == [3, 3] and geometry.stride == (1, 1) and min(columns, channels) >= LANES:
-            transformed = winograd_weight(layer.packable(), grid.levels)
-            if transformed is not None:
-                place |= {"weight": transformed[0], "start": transformed[1], "largest": grid.levels}
-                return Served("conv3x3", layer.for_sums_times(4), place)
+        wide = size == [3, 3] and geometry.stride == (1, 1) and min(columns, channels) >= LANES
+        if wide and winograd_fits(layer.packable(), grid.levels):
+            place |= {"weight": pack_taps(layer.packable()), "largest": grid.levels}
+            return Served("conv3x3", layer.for_sums_times(4), place)
         if geometry.stride == (1, 1) and columns * prod(size) <= _NARROW < LANES * prod(size):
             place |= {"weight": pack_narrow_conv_weight(layer.weight), "kernel_size": size}
             return Served("narrow_conv2d", layer, place)

@@ -34,9 +34,22 @@ const T* data(const optional<Tensor>& t) {
 
 int words_of(int64_t bytes) { return (int)((bytes + 3) / 4); }
 
-fxptq::Panels panels_of(const Tensor& weight) {
-  TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == at::kChar && weight.is_contiguous(), "weight is not packed");
-  return {weight.const_data_ptr<int8_t>(), (int)weight.size(0), (int)weight.size(1), nullptr};
+// A packed weight as bytes: itself, or for half bytes a wider copy that lasts as long as the call.
+Tensor widened(const Tensor& weight) {
+  TORCH_CHECK(weight.dim() >= 3 && weight.is_contiguous(), "weight is not packed");
+  if (weight.scalar_type() == at::kChar) return weight;
+  TORCH_CHECK(weight.scalar_type() == at::kByte && weight.size(-1) == 32, "weight is not packed");
+  std::vector<int64_t> shape = weight.sizes().vec();
+  shape.back() = kLanes;
+  shape.push_back(4);
+  Tensor bytes = at::empty(shape, weight.options().dtype(at::kChar));
+  fxptq::widen(weight.const_data_ptr<uint8_t>(), weight.numel() / 32, bytes.mutable_data_ptr<int8_t>());
+  return bytes;
+}
+
+fxptq::Panels panels_of(const Tensor& bytes) {
+  TORCH_CHECK(bytes.dim() == 4, "weight is not packed");
+  return {bytes.const_data_ptr<int8_t>(), (int)bytes.size(0), (int)bytes.size(1), nullptr};
 }
 
 fxptq::Centre centre_of(int64_t bits) {
@@ -88,7 +101,8 @@ Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, const 
               const optional<Tensor>& levels, double out_scale, double out_offset) {
   const Tensor input = codes.contiguous();
   const optional<Tensor> added = residual ? optional<Tensor>(residual->contiguous()) : residual;
-  const fxptq::Panels panels = panels_of(weight);
+  const Tensor bytes = widened(weight);
+  const fxptq::Panels panels = panels_of(bytes);
   const fxptq::Epilogue epilogue =
       epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
   const int64_t depth = input.size(-1), rows = depth ? input.numel() / depth : 0;
@@ -192,7 +206,8 @@ Tensor conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, at::In
               const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
               const optional<Tensor>& levels, double out_scale, double out_offset) {
   const bool direct = shuffles_in_place(columns, shuffle);
-  const fxptq::Panels panels = panels_of(weight);
+  const Tensor bytes = widened(weight);
+  const fxptq::Panels panels = panels_of(bytes);
   const fxptq::Epilogue epilogue =
       epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
   const fxptq::ConvShape c = shape_of(codes, kernel, stride, padding, direct ? shuffle : 1);
@@ -207,7 +222,8 @@ Tensor narrow_conv2d(const Tensor& codes, const Tensor& weight, int64_t columns,
                      at::IntArrayRef padding, int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps,
                      const Tensor& scale, const optional<Tensor>& row_scale, int64_t activation, double slope,
                      const optional<Tensor>& residual, const optional<Tensor>& levels, double out_scale, double out_offset) {
-  const fxptq::Panels panels = panels_of(weight);
+  const Tensor bytes = widened(weight);
+  const fxptq::Panels panels = panels_of(bytes);
   const fxptq::Epilogue epilogue =
       epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
   const int64_t one[] = {1, 1};
@@ -219,16 +235,22 @@ Tensor narrow_conv2d(const Tensor& codes, const Tensor& weight, int64_t columns,
   return spread(out, shuffle);
 }
 
-Tensor conv3x3(const Tensor& codes, const Tensor& weight, const Tensor& start, int64_t columns, int64_t largest,
+Tensor conv3x3(const Tensor& codes, const Tensor& weight, int64_t columns, int64_t largest,
                at::IntArrayRef padding, int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
                const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
                const optional<Tensor>& levels, double out_scale, double out_offset) {
-  TORCH_CHECK(weight.dim() == 5 && weight.size(0) == fxptq::kPositions && largest <= 63, "weight is not transformed");
-  TORCH_CHECK(weight.scalar_type() == at::kChar && weight.is_contiguous(), "weight is not packed");
+  const Tensor bytes = widened(weight);
+  TORCH_CHECK(bytes.dim() == 5 && bytes.size(0) == 9 && largest <= 63, "weight is not packed by taps");
+  const int blocks = (int)bytes.size(1), words = (int)bytes.size(2);
+  TORCH_CHECK(words == words_of(codes.size(1)), "weight does not fit the input");
+  const int64_t panel = (int64_t)blocks * words * 64, padded = (blocks * kLanes + kGroup - 1) / kGroup * kGroup;
+  fxptq::Buffer<int8_t> transformed(fxptq::kPositions * panel);
+  fxptq::Buffer<int32_t> start(fxptq::kPositions * padded);
+  fxptq::transform_weight(bytes.const_data_ptr<int8_t>(), blocks, words, codes.size(1), (int)largest, transformed.data(),
+                          start.data(), padded);
   std::array<fxptq::Panels, fxptq::kPositions> panels;
   for (int64_t p = 0; p < fxptq::kPositions; ++p) {
-    panels[p] = {weight.const_data_ptr<int8_t>() + p * weight.stride(0), (int)weight.size(1), (int)weight.size(2),
-                 start.const_data_ptr<int32_t>() + p * start.size(1)};
+    panels[p] = {transformed.data() + p * panel, blocks, words, start.data() + p * padded};
   }
   const bool direct = shuffles_in_place(columns, shuffle);
   const fxptq::Epilogue epilogue =
@@ -236,7 +258,6 @@ Tensor conv3x3(const Tensor& codes, const Tensor& weight, const Tensor& start, i
   const int64_t one[] = {1, 1}, three[] = {3, 3};
   fxptq::ConvShape c = shape_of(codes, three, one, padding, direct ? shuffle : 1);
   c.channel_bytes = (c.channels + 63) / 64 * 64;
-  TORCH_CHECK(panels[0].words == words_of(c.channels), "weight does not fit the input");
   c.patch = 2;
   c.copy_width = c.out_width + c.out_width % 2 + 2;  // whole patches
   const Output output{columns, fxptq::padded_columns(panels[0]), 4, row_scale && !fxptq::has_sum_column(columns),

@@ -78,7 +78,7 @@ _SCHEMAS = {
         f"Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
     ),
     "conv3x3": (
-        "(Tensor codes, Tensor weight, Tensor start, *, int columns, int largest, int[] padding, int shuffle=1, "
+        "(Tensor codes, Tensor weight, *, int columns, int largest, int[] padding, int shuffle=1, "
         f"Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
     ),
     "matmul": "(Tensor lhs, Tensor rhs, *, int bits, float[] out) -> Tensor",
@@ -104,11 +104,27 @@ def centred(codes: Tensor, bits: int) -> Tensor:
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """Lays signed codes out for the kernels: [N, K] int8 -> [ceil(N / 16), ceil(K / 4), 16, 4], padded with zeros."""
+    """Lays signed codes out for the kernels: [N, K] int8 -> panels [ceil(N / 16), ceil(K / 4), 16, 4], padded.
+
+    Codes of up to 4 bits, the odd numbers -15 .. 15, take half a byte each: uint8 [ceil(N / 16), ceil(K / 4), 32]. The
+    kernels widen them when they use them.
+    """
+    return _narrowed(_panels(weight), weight)
+
+
+def _panels(weight: Tensor) -> Tensor:
     rows, depth = weight.shape
     padded = F.pad(weight, (0, -depth % 4, 0, -rows % LANES))
     blocks = padded.reshape(padded.shape[0] // LANES, LANES, padded.shape[1] // 4, 4)
     return blocks.permute(0, 2, 1, 3).contiguous()
+
+
+def _narrowed(panels: Tensor, weight: Tensor) -> Tensor:
+    """The panels in half bytes h = (W + 15) / 2, the two halves of each 64 in the low and the high one, if they fit."""
+    if not bool(((weight.abs() <= 15) & (weight % 2 != 0)).all()):
+        return panels
+    halves = ((panels + 15) // 2).to(torch.uint8).flatten(-2)
+    return halves[..., :32] | (halves[..., 32:] << 4)
 
 
 def with_sums(weight: Tensor) -> Tensor:
@@ -119,7 +135,10 @@ def with_sums(weight: Tensor) -> Tensor:
 
 
 def unpack_weight(packed: Tensor, columns: int) -> Tensor:
-    """The inverse of `pack_weight`, but for the zeros along K: [columns, ceil(K / 4) * 4]."""
+    """The inverse of `pack_weight`, but for what it padded along K: [columns, ceil(K / 4) * 4]."""
+    if packed.dtype == torch.uint8:
+        halves = torch.cat([packed & 15, packed >> 4], -1).to(torch.int8)
+        packed = (2 * halves - 15).unflatten(-1, (LANES, 4))
     return packed.permute(0, 2, 1, 3).reshape(packed.shape[0] * LANES, -1)[:columns]
 
 
@@ -265,7 +284,6 @@ def narrow_conv2d(
 def conv3x3(
     codes: Tensor,
     weight: Tensor,
-    start: Tensor,
     *,
     columns: int,
     largest: int,
@@ -277,13 +295,11 @@ def conv3x3(
 ) -> Tensor:
     """A 3x3 convolution with stride 1 on codes 0 .. `largest`, by Winograd's F(2x2, 3x3) where there is a kernel.
 
-    `weight` [16, ...] holds the packed transformed weights of each position and `start` [16, columns] what its sums
-    begin with (`winograd_weight`); all sums are four times those of `conv2d`, which the scales take into account.
+    `weight` [9, ...] holds each tap as `pack_taps` packs it. All sums are four times those of `conv2d`, which the
+    scales take into account.
     """
-    del start, largest  # the plain form goes back to the weights themselves
-    u = torch.stack([unpack_weight(position, columns)[:, : codes.shape[1]] for position in weight]).double()
-    back = u.new_tensor([[1, 0, 0, 0], [0, 1, -1, 0], [0, 0, 0, 1]])
-    w = torch.einsum("yi,xj,ijnc->ncyx", back, back, u.reshape(4, 4, *u.shape[1:]))  # four times the weights
+    del largest  # for the kernel
+    w = torch.stack([unpack_weight(tap, columns)[:, : codes.shape[1]] for tap in weight], -1).unflatten(-1, (3, 3))
     place: dict[str, Any] = {
         "kernel_size": (3, 3),
         "stride": (1, 1),
@@ -291,32 +307,26 @@ def conv3x3(
         "shuffle": shuffle,
         "taps": taps,
     }
+    epilogue["scale"] = 4 * epilogue["scale"]
     if epilogue["row_scale"] is not None:
         epilogue["row_scale"] = 4 * epilogue["row_scale"]
     return conv2d(codes, pack_conv_weight(w), columns=columns, bias=bias, **place, **epilogue)
 
 
-def winograd_weight(weight: Tensor, largest: int) -> tuple[Tensor, Tensor] | None:
-    """Transforms the signed codes of a 3x3 convolution for `conv3x3`.
+def pack_taps(weight: Tensor) -> Tensor:
+    """Packs [N, C, 3, 3] for `conv3x3`: each tap as `pack_weight` does, [9, ...]."""
+    return _narrowed(torch.stack([_panels(tap) for tap in weight.flatten(2).unbind(-1)]), weight)
+
+
+def winograd_fits(weight: Tensor, largest: int) -> bool:
+    """Whether all that `conv3x3` transforms fits a byte.
 
     Args:
-        weight: int8 [N, C, 3, 3].
-        largest: largest code of the input; above 63 the transformed input does not fit a byte.
-
-    Returns:
-        `weight` and `start` of the operator; None where a transformed value does not fit a byte.
+        weight: int8 [N, C, 3, 3], signed codes.
+        largest: largest code of the input; above 63 the transformed input never fits.
     """
-    if largest > 63:
-        return None
     g = torch.tensor([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=torch.int32)
-    u = torch.einsum("iy,jx,ncyx->ijnc", g, g, weight.int().cpu())
-    if int(u.abs().max()) > 127:
-        return None
-    offset = torch.full((4, 4, 1), 2 * largest, dtype=torch.int32)
-    offset[1, 1] = 0  # a sum of codes, never negative
-    start = F.pad(-offset * u.sum(-1), (0, -weight.shape[0] % GROUP))
-    packed = torch.stack([pack_weight(position.to(torch.int8)) for position in u.flatten(0, 1)])
-    return packed, start.flatten(0, 1).to(torch.int32).contiguous()
+    return largest <= 63 and int(torch.einsum("iy,jx,ncyx->ijnc", g, g, weight.int().cpu()).abs().max()) <= 127
 
 
 def _finish(acc: Tensor, row_sum: Tensor, bias: Tensor, epilogue: Epilogue) -> Tensor:

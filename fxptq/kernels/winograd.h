@@ -3,7 +3,8 @@
 // A 4x4 patch of codes d goes to V = B^T d B, sums and differences of at most four codes, and the weights beforehand to
 // U = 4 G g G^T, small integers too; then 4 y = A^T (sum over channels of U V) A, and the 4 is folded into the scale. Codes
 // of up to 6 bits keep V within a byte once twice the largest code is added where V can be negative, which the start values
-// of the sums take off again. The bytes of V are computed modulo 256, in which the offset makes them exact.
+// of the sums take off again. The bytes of V are computed modulo 256, in which the offset makes them exact. The weights are
+// transformed in each call, which costs a hundredth of it: they stay packed in between.
 // (Winograd 1980; Lavin and Gray, arXiv 1509.09308, equations for F(2x2, 3x3).)
 #pragma once
 
@@ -13,6 +14,41 @@ namespace fxptq {
 
 constexpr int kPositions = 16;
 constexpr int kPatches = 12;  // patches of a row that go through all steps together, to stay in cache
+
+// U of the packed taps [9][blocks][words][64], laid out alike [16][blocks][words][64], and what the sums of each position
+// begin with, [16][columns to whole groups]. Modulo 256 like V, in which the caller knows U to fit.
+inline void transform_weight(const int8_t* taps, int blocks, int words, int64_t channels, int largest, int8_t* u, int32_t* start,
+                             int64_t start_stride) {
+  const int64_t panels = (int64_t)blocks * words * 64;
+  Bytes last;  // what the last word has beyond the channels must not meet the offset
+  for (int i = 0; i < 64; ++i) last[i] = channels % 4 == 0 || i % 4 < channels % 4 ? 255 : 0;
+  for (int64_t v = 0; v < (int64_t)blocks * words; ++v) {
+    Bytes t[4][3];
+    for (int x = 0; x < 3; ++x) {
+      Bytes g[3];
+      for (int y = 0; y < 3; ++y) {
+        g[y] = load<Bytes>((const uint8_t*)taps + (3 * y + x) * panels + v * 64);
+        if (v % words == words - 1) g[y] = g[y] & last;
+      }
+      t[0][x] = g[0] + g[0], t[1][x] = g[0] + g[1] + g[2], t[2][x] = g[0] - g[1] + g[2], t[3][x] = g[2] + g[2];
+    }
+    for (int y = 0; y < 4; ++y) {
+      const Bytes sum = t[y][0] + t[y][2], four[4] = {t[y][0] + t[y][0], sum + t[y][1], sum - t[y][1], t[y][2] + t[y][2]};
+      for (int x = 0; x < 4; ++x) store((uint8_t*)u + (4 * y + x) * panels + v * 64, four[x]);
+    }
+  }
+  for (int position = 0; position < kPositions; ++position) {
+    const int offset = position == 5 ? 0 : 2 * largest;  // position (1, 1) of V is a sum of codes, never negative
+    for (int block = 0; block < blocks; ++block) {
+      Ints total = {};
+      for (int word = 0; word < words; ++word) {
+        const int8_t* at = u + position * panels + ((int64_t)block * words + word) * 64;
+        total = dot4(total, Words{} + 0x01010101u, load<Words>(at));
+      }
+      store(start + position * start_stride + block * kLanes, -offset * total);
+    }
+  }
+}
 
 class Winograd {
  public:

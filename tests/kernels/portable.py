@@ -23,13 +23,16 @@ def cases() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
 
     image = codes((2, 19, 13, 9), 4, seed=1)
     weight = torch.randint(-14, 15, (35, 19, 3, 3)).to(torch.int8)
-    transformed = ops.winograd_weight(weight, 15)
-    assert transformed is not None
     place = {"padding": (1, 1), "taps": ops.pad_columns(torch.randn(9, 35))}
     window = [codes((3, 2, size, 10), 4, seed=size) for size in (17, 21, 21)]
     grids = {"key_bits": 4, "value_bits": 4, "logit": [1e-3, 1e-3], "prob": [15.0, 0.0, 15.0], "levels": 15}
     one = {"scale": ops.pad_columns(torch.rand(60) * 3), "offset": ops.pad_columns(torch.rand(60) * 7)}
     return [
+        (
+            "linear",
+            (codes((37, 30), 8), ops.pack_weight(2 * torch.randint(-8, 8, (70, 30)).to(torch.int8) + 1)),
+            layer(70),
+        ),
         ("quantize", (torch.randn(3, 71),), {"lower": -1.0, "step": 0.1, "levels": 15}),
         ("layer_norm_codes", (torch.randn(37, 60),), one | {"eps": 1e-5, "levels": 15}),
         ("linear", (codes((37, 30), 8), ops.pack_weight(torch.randint(-128, 128, (70, 30)).to(torch.int8))), layer(70)),
@@ -38,7 +41,7 @@ def cases() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
             (image, ops.pack_conv_weight(weight)),
             place | layer(35) | {"kernel_size": (3, 3), "stride": (1, 1)},
         ),
-        ("conv3x3", (image, *transformed), place | layer(35, None) | {"largest": 15}),
+        ("conv3x3", (image, ops.pack_taps(weight)), place | layer(35, None) | {"largest": 15}),
         (
             "narrow_conv2d",
             (image, ops.pack_narrow_conv_weight(weight[:3])),

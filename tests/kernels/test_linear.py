@@ -130,6 +130,16 @@ def test_codes_of_columns_may_have_different_grids(operators: Operators, case) -
     assert_codes(found[:, 30:], ((plain - lower) / step)[:, 30:], 255)
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("shape", [(16, 64), (17, 5), (1, 1), (35, 18)], ids=str)
+def test_packing_is_undone_and_four_bits_take_half_a_byte(bits: int, shape: tuple[int, int]) -> None:
+    w = ops.with_sums(ops.centred(codes(shape, bits, seed=bits), bits))
+    packed = ops.pack_weight(w)
+    assert torch.equal(ops.unpack_weight(packed, len(w))[:, : shape[1]], w)
+    room = -(-len(w) // 16) * 16 * -(-shape[1] // 4) * 4
+    assert packed.numel() * packed.element_size() == (room // 2 if bits <= 4 else room)
+
+
 def test_depth_that_could_overflow_is_refused() -> None:
     with pytest.raises(InputError, match="do not fit 32 bits"):
         fold_linear(torch.zeros(1, 70_000), quantizer(8), None, grid(8))

@@ -20,9 +20,7 @@ def run(operators: Operators, kind: str, a: torch.Tensor, w: torch.Tensor, shuff
     columns = w.shape[0]
     packed = {"conv2d": ops.pack_conv_weight, "narrow_conv2d": ops.pack_narrow_conv_weight}
     if kind == "conv3x3":
-        transformed = ops.winograd_weight(w, 15)
-        assert transformed is not None
-        arguments, place = transformed, {"largest": 15}
+        arguments, place = (ops.pack_taps(w),), {"largest": 15}
     else:
         arguments, place = (packed[kind](w),), {"kernel_size": (3, 3)}
         place |= {"stride": (1, 1)} if kind == "conv2d" else {}
