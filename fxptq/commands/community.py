@@ -60,7 +60,9 @@ def recognised(weights: Path) -> Recognised:
     try:
         found: Any = spandrel.ModelLoader().load_from_state_dict(state)
     except Exception as error:
-        raise InputError(f"{weights}: spandrel does not recognise its architecture ({error})") from error
+        raise InputError(
+            f"{weights}: spandrel does not recognise its architecture ({str(error) or type(error).__name__})"
+        ) from error
     name = found.architecture.name
     if not isinstance(found, spandrel.ImageModelDescriptor) or found.input_channels not in (1, 3):
         raise InputError(

@@ -22,9 +22,9 @@ from tests.tiny import edsr, picture, run
 NETWORKS: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "compact": ("spandrel.architectures.Compact.__arch.SRVGG:SRVGGNetCompact", {"num_feat": 8, "num_conv": 2}, 3, 4),
     "dncnn": (
-        "spandrel.architectures.DnCNN.__arch.network_dncnn:DnCNN", {"in_nc": 1, "out_nc": 1, "nc": 8, "nb": 3}, 1, 1,
+        "spandrel.architectures.DnCNN.__arch.network_dncnn:DnCNN", {"in_nc": 1, "out_nc": 1, "nc": 8, "nb": 5}, 1, 1,
     ),
-    "fbcnn": ("spandrel.architectures.FBCNN.__arch.FBCNN:FBCNN", {"nc": [8, 8, 16, 512], "nb": 1}, 3, 1),
+    "fbcnn": ("spandrel.architectures.FBCNN.__arch.FBCNN:FBCNN", {"nc": [8, 8, 16, 512], "nb": 4}, 3, 1),
     "scunet": ("spandrel.architectures.SCUNet.__arch.SCUNet:SCUNet", {"config": [1] * 7, "dim": 64}, 3, 1),
     "restormer": (
         "spandrel_extra_arches.architectures.Restormer.__arch.restormer_arch:Restormer",
@@ -106,7 +106,9 @@ def test_file_of_no_known_architecture(folder: Path) -> None:
     for command in (["quantize", "--weights", "community.pth"], ["inspect", "--model", "community.pth"]):
         ran = run(*command)
         assert ran.status == 2
-        assert ran.line.startswith("community.pth: spandrel does not recognise its architecture (")
+        assert ran.line.startswith(
+            "community.pth: spandrel does not recognise its architecture (UnsupportedModelError)"
+        )
 
 
 @pytest.mark.zoo
