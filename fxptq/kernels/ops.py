@@ -138,7 +138,7 @@ def unpack_weight(packed: Tensor, columns: int) -> Tensor:
     """The inverse of `pack_weight`, but for what it padded along K: [columns, ceil(K / 4) * 4]."""
     if packed.dtype == torch.uint8:
         halves = torch.cat([packed & 15, packed >> 4], -1).to(torch.int8)
-        packed = (2 * halves - 15).unflatten(-1, (LANES, 4))
+        packed = (2 * halves - 15).reshape(*packed.shape[:2], LANES, 4)
     return packed.permute(0, 2, 1, 3).reshape(packed.shape[0] * LANES, -1)[:columns]
 
 
@@ -299,7 +299,8 @@ def conv3x3(
     scales take into account.
     """
     del largest  # for the kernel
-    w = torch.stack([unpack_weight(tap, columns)[:, : codes.shape[1]] for tap in weight], -1).unflatten(-1, (3, 3))
+    rows = [unpack_weight(tap, columns)[:, : codes.shape[1]] for tap in weight]
+    w = torch.stack(rows, -1).reshape(columns, -1, 3, 3)
     place: dict[str, Any] = {
         "kernel_size": (3, 3),
         "stride": (1, 1),

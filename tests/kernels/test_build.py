@@ -56,16 +56,17 @@ def test_a_processor_the_compiler_does_not_know(nowhere: Path) -> None:
     assert fresh().reason.endswith("c++ failed: cc1plus: error: bad value 'native' for '-march='")
 
 
+WRITE = 'while [ $# -gt 1 ]; do [ "$1" = -o ] && echo broken > "$2"; shift; done'
+
+
 def test_a_build_that_breaks_off_leaves_nothing_behind(nowhere: Path) -> None:
-    compiler(
-        nowhere, 'case "$*" in *-dM*) exit 0;; esac; for last; do :; done; : > "$4"; echo "fatal error" >&2; exit 1'
-    )
-    assert "failed: fatal error" in fresh().reason
+    compiler(nowhere, f'case "$*" in *-dM*) exit 0;; esac; {WRITE}; echo "fatal error: no room" >&2; exit 1')
+    assert "failed: fatal error: no room" in fresh().reason
     assert not [path for path in (nowhere / "cache").rglob("*") if path.is_file()]
 
 
 def test_a_library_that_cannot_be_loaded(nowhere: Path) -> None:
-    compiler(nowhere, 'while [ $# -gt 1 ]; do [ "$1" = -o ] && echo broken > "$2"; shift; done; exit 0')
+    compiler(nowhere, f"{WRITE}; exit 0")
     found = fresh()
     assert not found.native
     assert "fxptq_kernels.so" in found.reason

@@ -1,0 +1,128 @@
+"""Where the time of a network on integers goes: milliseconds by operator, and how near its products come to the limit.
+
+    python benchmarks/profile_kernels.py edsr.safetensors --size 64x64
+
+One thread, uncompiled, so that every operator stands alone. The limit is what the processor's byte products do at most,
+measured by peak.cpp on the spot (x86 with AVX512-VNNI; elsewhere the column is empty). Winograd does 4 products
+where other convolutions do 9; its row counts 9.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxptq.bench.ways import subject
+
+
+class Timed(fx.Interpreter):
+    """Runs a graph and keeps the seconds of each node."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.seconds: dict[str, list[float]] = collections.defaultdict(list)
+        self.shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs a node by the clock."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        started = time.perf_counter()
+        result = getattr(self, n.op)(n.target, args, kwargs)
+        self.seconds[n.name].append(time.perf_counter() - started)
+        tensors = [result, *[value for value in args if isinstance(value, torch.Tensor)]]
+        self.shapes[n.name] = tuple(tuple(t.shape) for t in tensors if isinstance(t, torch.Tensor))
+        return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--size", default="64x64")
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    what = subject(options.checkpoint, None, options.size)
+    model = what.quantized.to_integer(compile=False)
+    with torch.no_grad():
+        model(what.x)
+        runner = Timed(model.of(what.quantized.program.variant((what.x,))).module)
+        for _ in range(options.rounds):
+            runner.run(what.x)
+    limits = peak()
+    print(f"{options.checkpoint.stem}, {options.size}, one thread")
+    if limits:
+        print(f"limit: {limits[0]:.0f} GMAC/s of bytes, {limits[1]:.0f} GB/s read from memory")
+    print("\n| operator | calls | ms | share | GMAC | GMAC/s | of the limit |\n|---|---:|---:|---:|---:|---:|---:|")
+    for line in lines(runner, limits[0] if limits else None):
+        print(line)
+
+
+def peak() -> tuple[float, float] | None:
+    """GMAC/s and GB/s of this machine; None where peak.cpp does not build or run."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "peak"
+        try:
+            # The user's own compiler on a file of the project.
+            source = str(Path(__file__).parent / "peak.cpp")
+            subprocess.run([compiler, "-O3", "-march=native", source, "-o", str(program)], check=True)  # noqa: S603
+            printed = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout  # noqa: S603
+        except subprocess.CalledProcessError:
+            return None
+    products, read = printed.split()
+    return float(products), float(read)
+
+
+def lines(runner: Timed, limit: float | None) -> list[str]:
+    """One line an operator, the slowest first; all that is not an operator of fxptq together."""
+    ms: dict[str, float] = collections.defaultdict(float)
+    macs: dict[str, int] = collections.defaultdict(int)
+    calls: dict[str, int] = collections.defaultdict(int)
+    for node in runner.module.graph.nodes:
+        if node.op in ("placeholder", "get_attr", "output"):
+            continue
+        own = str(node.target).startswith("fxptq.")
+        name = str(node.target).split(".")[1] if own else "float operations and moves"
+        ms[name] += 1000 * statistics.median(runner.seconds[node.name])
+        macs[name] += products_of(name, node, runner) if own else 0
+        calls[name] += 1
+    total = sum(ms.values())
+    table = []
+    for name in sorted(ms, key=lambda name: -ms[name]):
+        rate = macs[name] / ms[name] / 1e6
+        near = f"{100 * rate / limit:.0f} %" if limit and macs[name] else ""
+        work = f"{macs[name] / 1e9:.2f} | {rate:.0f} | {near} |" if macs[name] else "| | |"
+        table.append(f"| {name} | {calls[name]} | {ms[name]:.2f} | {100 * ms[name] / total:.0f} % | {work}")
+    return [*table, f"| all | {sum(calls.values())} | {total:.2f} | | | | |"]
+
+
+def products_of(name: str, node: fx.Node, runner: Timed) -> int:
+    """Multiply-adds of one call."""
+    out, *inputs = runner.shapes[node.name]
+    if name == "linear":
+        return prod(inputs[0]) * int(node.kwargs["columns"])
+    if name in ("conv2d", "narrow_conv2d", "conv3x3"):
+        kernel = node.kwargs.get("kernel_size", (3, 3))
+        return prod(out) * inputs[0][1] * prod(kernel)
+    if name == "matmul":
+        return prod(out) * inputs[0][-1]
+    if name == "attention":
+        return prod(inputs[0]) * inputs[1][-2] + prod(out) * inputs[1][-2]
+    return 0
+
+
+if __name__ == "__main__":
+    main()
