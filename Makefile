@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types unit test-slow zoo clean
+.PHONY: demo test lint types unit test-slow test-cuda zoo clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ unit: $(STAMP)
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
+
+# On a machine with an NVIDIA GPU, whose PyTorch TORCH names: make test-cuda TORCH=torch==2.13.0+cu130
+test-cuda: $(STAMP)
+	$(BIN)/pytest -m cuda -rs
 
 # Networks of other people, in an environment of their own; what is done is kept in out/zoo and not done again.
 ZOO := .venv-zoo

@@ -208,10 +208,14 @@ def layer_norm_codes(x: Tensor, *, scale: Tensor, offset: Tensor, eps: float, le
 
 def linear(codes: Tensor, weight: Tensor, *, columns: int, bias: Tensor, **epilogue: Unpack[Epilogue]) -> Tensor:
     """A linear layer on codes [..., K] with packed `weight`: float32 or uint8 codes [..., columns]."""
-    w = unpack_weight(weight, columns)
+    return multiplied(codes, unpack_weight(weight, columns), bias, epilogue)
+
+
+def multiplied(codes: Tensor, w: Tensor, bias: Tensor, epilogue: Epilogue) -> Tensor:
+    """`linear` with the weight unpacked: signed codes [columns, K or more]."""
     exact = holding(w.shape[1])
     acc = F.pad(codes, (0, w.shape[1] - codes.shape[-1])).to(exact) @ w.to(exact).t()
-    return _finish(acc, codes.sum(-1, keepdim=True), bias[:columns], epilogue)
+    return _finish(acc, codes.sum(-1, keepdim=True), bias[: len(w)], epilogue)
 
 
 def conv2d(
@@ -233,11 +237,26 @@ def conv2d(
     kernel width, columns] is what each tap that lies inside the image adds to the bias: the real zeros of the border
     add nothing. The output is shuffled by `spread`.
     """
-    channels = codes.shape[1]
-    w = unpack_weight(weight, columns).reshape(columns, *kernel_size, -1)[..., :channels].permute(0, 3, 1, 2)
-    exact = holding(channels * kernel_size[0] * kernel_size[1])
+    w = unpack_weight(weight, columns).reshape(columns, *kernel_size, -1)[..., : codes.shape[1]].permute(0, 3, 1, 2)
+    return convolved(codes, w, bias, taps, epilogue, stride=stride, padding=padding, shuffle=shuffle)
 
-    def convolved(x: Tensor, taps: Tensor) -> Tensor:
+
+def convolved(
+    codes: Tensor,
+    w: Tensor,
+    bias: Tensor,
+    taps: Tensor | None,
+    epilogue: Epilogue,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    shuffle: int,
+) -> Tensor:
+    """`conv2d` with the weight unpacked: signed codes [columns, C, kernel height, kernel width]."""
+    columns, channels, *size = w.shape
+    exact = holding(channels * size[0] * size[1])
+
+    def over(x: Tensor, taps: Tensor) -> Tensor:
         # torch 2.13 leaves parts of a one-column result unwritten where the strides are unlike each other and the
         # weight lies, or with one channel could lie, channels last; a copy lies one way only.
         taps = taps.clone(memory_format=torch.contiguous_format)
@@ -246,12 +265,12 @@ def conv2d(
     shift = bias[:columns]
     if taps is not None:
         one = torch.ones(1, 1, *codes.shape[2:], device=codes.device)
-        shift = shift + convolved(one, taps[:, :columns].t().reshape(columns, 1, *kernel_size))
-    box = torch.ones(1, 1, *kernel_size, dtype=exact, device=codes.device)
-    row_sum = convolved(codes.to(exact).sum(1, keepdim=True), box)
+        shift = shift + over(one, taps[:, :columns].t().reshape(columns, 1, *size))
+    box = torch.ones(1, 1, *size, dtype=exact, device=codes.device)
+    row_sum = over(codes.to(exact).sum(1, keepdim=True), box)
     if epilogue["residual"] is not None:
         epilogue["residual"] = epilogue["residual"].permute(0, 2, 3, 1)
-    y = _finish(convolved(codes.to(exact), w.to(exact)), row_sum, shift, epilogue)
+    y = _finish(over(codes.to(exact), w.to(exact)), row_sum, shift, epilogue)
     return spread(y.contiguous().permute(0, 3, 1, 2), shuffle)
 
 
@@ -270,15 +289,8 @@ def narrow_conv2d(
     """As `conv2d` with stride 1, for few columns: `weight` is packed from [taps * columns, C]."""
     channels = codes.shape[1]
     w = unpack_weight(weight, kernel_size[0] * kernel_size[1] * columns)[:, :channels]
-    packed = pack_conv_weight(w.reshape(*kernel_size, columns, channels).permute(2, 3, 0, 1))
-    place: dict[str, Any] = {
-        "kernel_size": kernel_size,
-        "stride": (1, 1),
-        "padding": padding,
-        "shuffle": shuffle,
-        "taps": taps,
-    }
-    return conv2d(codes, packed, columns=columns, bias=bias, **place, **epilogue)
+    w = w.reshape(*kernel_size, columns, channels).permute(2, 3, 0, 1)
+    return convolved(codes, w, bias, taps, epilogue, stride=(1, 1), padding=padding, shuffle=shuffle)
 
 
 def conv3x3(
@@ -301,17 +313,10 @@ def conv3x3(
     del largest  # for the kernel
     rows = [unpack_weight(tap, columns)[:, : codes.shape[1]] for tap in weight]
     w = torch.stack(rows, -1).reshape(columns, -1, 3, 3)
-    place: dict[str, Any] = {
-        "kernel_size": (3, 3),
-        "stride": (1, 1),
-        "padding": padding,
-        "shuffle": shuffle,
-        "taps": taps,
-    }
     epilogue["scale"] = 4 * epilogue["scale"]
     if epilogue["row_scale"] is not None:
         epilogue["row_scale"] = 4 * epilogue["row_scale"]
-    return conv2d(codes, pack_conv_weight(w), columns=columns, bias=bias, **place, **epilogue)
+    return convolved(codes, w, bias, taps, epilogue, stride=(1, 1), padding=padding, shuffle=shuffle)
 
 
 def pack_taps(weight: Tensor) -> Tensor:

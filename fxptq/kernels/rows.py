@@ -9,7 +9,7 @@ layout, in plain torch; cuda/ has their kernels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -103,8 +103,8 @@ def rows_linear(
 ) -> Tensor:
     """As `linear`, with a weight from `pack_rows` and `start` from `start_of`."""
     del start  # the plain form takes activations as they are
-    signed = unpack_rows(weight, bits)[:, : codes.shape[-1]]
-    return ops.linear(codes, ops.pack_weight(signed), columns=columns, bias=bias, **epilogue)
+    signed = unpack_rows(weight, bits)[:columns, : codes.shape[-1]]
+    return ops.multiplied(codes, signed, bias, epilogue)
 
 
 def rows_conv2d(
@@ -127,9 +127,8 @@ def rows_conv2d(
     channels = codes.shape[1]
     depth = kernel_size[0] * kernel_size[1] * tap_channels(channels)
     signed = unpack_rows(weight, bits)[:, :depth].reshape(columns, *kernel_size, -1)[..., :channels]
-    packed = ops.pack_conv_weight(signed.permute(0, 3, 1, 2))
-    place: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "shuffle": shuffle}
-    return ops.conv2d(codes, packed, columns=columns, bias=bias, taps=taps, **place, **epilogue)
+    place = {"stride": stride, "padding": padding}
+    return ops.convolved(codes, signed.permute(0, 3, 1, 2), bias, taps, epilogue, shuffle=shuffle, **place)
 
 
 define(

@@ -93,11 +93,25 @@ def test_plain_torch_is_announced_once(gpu: pytest.MonkeyPatch, caplog: pytest.L
     ]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is something to measure")
+def test_the_benchmark_says_what_is_missing() -> None:
+    done = subprocess.run(  # of this repository
+        [sys.executable, "-m", "benchmarks.speed_cuda", "--quick", "model.safetensors"],
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == f"benchmarks.speed_cuda: {register.obstacle()}; there is nothing to measure\n"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_kernels_in_triton_s_interpreter() -> None:
     """All of tests/kernels/cuda, in a process whose Triton interprets; run it there yourself to see each test."""
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "-W", "ignore::RuntimeWarning"]
-    done = subprocess.run(  # noqa: S603  # this very test suite
+    done = subprocess.run(  # noqa: S603  # of this repository
         [sys.executable, "-m", "pytest", str(HERE / "cuda"), *options],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=HERE.parents[1],

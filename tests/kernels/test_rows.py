@@ -73,6 +73,20 @@ def test_convolution_is_that_on_panels(bits: int, channels: int) -> None:
     assert torch.equal(found, expected)
 
 
+def test_operators_keep_what_their_declarations_promise() -> None:
+    """What torch.compile relies on: schemas, and the shape, dtype and strides told in advance."""
+    q, input_grid, geometry = quantizer(4, seed=3), grid(8, seed=4), Geometry(padding=(1, 1))
+    linear = ROWS.linear(fold_linear(torch.randn(20, 24), q, None, input_grid), 4, input_grid)
+    convolution = ROWS.convolution(
+        fold_conv2d(torch.randn(20, 5, 3, 3), q, None, input_grid, (1, 1)), 4, input_grid, geometry
+    )
+    for served, shape in ((linear, (2, 7, 24)), (convolution, (2, 5, 6, 7))):
+        arguments = epilogue() | served.layer.epilogue() | served.arguments | {"columns": 20}
+        positional = (codes(shape, 8), arguments.pop("weight"), arguments.pop("start"))
+        operator = getattr(torch.ops.fxptq, served.operator).default
+        torch.library.opcheck(operator, positional, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
 def test_each_device_has_its_layout() -> None:
     assert layout_for(torch.device("cpu")) is PANELS
     assert layout_for(torch.device("cuda")) is ROWS

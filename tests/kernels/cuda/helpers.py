@@ -36,7 +36,7 @@ class Kernels:
         return call
 
 
-def run(operators: Kernels, served: Served, a: Tensor, **changes: Any) -> Tensor:
+def run(operators: Any, served: Served, a: Tensor, **changes: Any) -> Tensor:
     """A layer as `Rows` serves it."""
     call = getattr(operators, served.operator)
     layer = served.layer

@@ -11,7 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from fxptq.kernels import ops, reference
+from fxptq.kernels import ops, reference, rows
 from fxptq.kernels.convolution import Geometry
 from fxptq.kernels.cuda import convolution, gemm
 from fxptq.kernels.cuda.tiles import TILES, Tile, tuned
@@ -197,6 +197,23 @@ def test_gelu_is_within_a_millionth(operators: Kernels) -> None:
     served = ROWS.linear(layer, 8, Grid(0.0, 1.0, 8))
     found = run(operators, served, torch.ones(1, 1, dtype=torch.uint8), activation=int(Activation.GELU))[0]
     assert float((found.double() - F.gelu(x.double())).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6, 7), (1, 5, 1, 7), (2, 1, 3, 1)], ids=str)
+@pytest.mark.parametrize("columns", [1, 12])
+@pytest.mark.parametrize("shuffle", [1, 2])
+def test_convolutions_lie_as_the_plain_form_s(
+    operators: Kernels, shape: tuple[int, ...], columns: int, shuffle: int
+) -> None:
+    """Compiled code around the operators counts on the strides of the plain form."""
+    layer = bare(torch.zeros(columns * shuffle**2, shape[1], 3, 3, dtype=torch.int8))
+    served = ROWS.convolution(layer, 8, grid(8), Geometry(padding=(1, 1)))
+    served.arguments["shuffle"] = shuffle
+    found, plain = (run(one, served, codes(shape, 8)) for one in (operators, rows))
+    assert (found.shape, found.dtype) == (plain.shape, plain.dtype)
+    # Where an axis has one element, its stride means nothing.
+    strides = ([step for size, step in zip(x.shape, x.stride(), strict=True) if size > 1] for x in (found, plain))
+    assert next(strides) == next(strides)
 
 
 def test_no_rows(operators: Kernels) -> None:
