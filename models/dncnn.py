@@ -1,38 +1,35 @@
-"""DnCNN: a plain chain of convolutions that estimates the noise, for denoising.
+"""A denoiser in the manner of DnCNN: a row of convolutions that estimates the noise, which is taken from the input.
 
 Source: Zhang et al., "Beyond a Gaussian Denoiser: Residual Learning of Deep CNN for Image Denoising", IEEE TIP 2017,
-arXiv 1608.03981. Without batch normalization, which the authors' released files have folded in too. Promises that a
-fresh network gives back its input.
+arXiv 1608.03981. Where the paper has a chain with batch normalization, here are the residual blocks of EDSR: a chain
+without skips adds up the errors of all its layers, and at few bits little is left of the picture. Promises that a fresh
+network gives back its input.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fxptq.models.edsr import ResBlock
+
 
 class DnCNN(nn.Module):
-    """`depth` 3x3 convolutions with ReLU between them, whose output is subtracted from the input.
+    """A convolution, residual blocks and a convolution, whose output is subtracted from the input.
 
     Args:
         channels: of the image, 3 or 1.
         features: of the layers between.
-        depth: convolutions in all; the paper takes 17 for one noise level.
+        blocks: residual blocks of two convolutions.
     """
 
-    def __init__(self, *, channels: int = 3, features: int = 64, depth: int = 17) -> None:
+    def __init__(self, *, channels: int = 3, features: int = 64, blocks: int = 8) -> None:
         super().__init__()
-        widths = [channels, *[features] * (depth - 1), channels]
-        layers: list[nn.Module] = []
-        for index in range(depth):
-            layers += [nn.Conv2d(widths[index], widths[index + 1], 3, padding=1), nn.ReLU()]
-        self.model = nn.Sequential(*layers[:-1])
-        for layer in self.model[:-1]:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight)
-                nn.init.zeros_(layer.bias)
-        for parameter in self.model[-1].parameters():
+        self.head = nn.Conv2d(channels, features, 3, padding=1)
+        self.body = nn.Sequential(*(ResBlock(features, 1.0) for _ in range(blocks)))
+        self.tail = nn.Conv2d(features, channels, 3, padding=1)
+        for parameter in self.tail.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, H, W] -> the same, both in 0..1."""
-        return x - self.model(x)
+        return x - self.tail(self.body(self.head(x)))
