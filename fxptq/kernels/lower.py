@@ -7,6 +7,7 @@ torch.compile.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -22,6 +23,12 @@ from fxptq.kernels.cuda import register
 from fxptq.kernels.layout import layout_for
 from fxptq.kernels.patterns import written
 from fxptq.kernels.rewrite import Rewritten, rewrite
+
+COMPILED_SIZES = 8
+"""Sizes of the input for which one graph is compiled; at others it runs as it is, exactly and somewhat more slowly. As
+torch.compile bounds itself by default: a size takes it seconds."""
+
+_log = logging.getLogger("fxptq")
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,15 @@ class IntegerModel(nn.Module):
 
     Args:
         program: the network with its quantizers set. Later changes of it are not seen.
-        compile: whether to hand what is between the kernels to torch.compile, where there is a compiler.
+        compile: whether to hand what is between the kernels to torch.compile, where there is a compiler; for the first
+            `COMPILED_SIZES` sizes of input of each graph.
     """
 
     def __init__(self, program: Program, *, compile: bool = True) -> None:  # noqa: A002  # the name torch uses for it
         super().__init__()
         self.program = program
         self._compile = compile
-        self._lowered: dict[int, tuple[Variant, Rewritten]] = {}
+        self._lowered: dict[int, _Lowered] = {}
         self.of(program.variants[0])
 
     @property
@@ -66,7 +74,9 @@ class IntegerModel(nn.Module):
             variant = self.program.variant(inputs)
             if any(node.op == "placeholder" for node in written(variant.inserted)):
                 inputs = tuple(x.clone() for x in inputs)
-            return self.of(variant).module(*inputs)
+            rewritten = self.of(variant)
+            compiled = self._lowered[id(variant)].takes(inputs)
+            return rewritten.module(*inputs) if compiled else rewritten.module.forward(*inputs)
 
     def of(self, variant: Variant) -> Rewritten:
         """The lowered graph of a variant of the program."""
@@ -75,15 +85,36 @@ class IntegerModel(nn.Module):
             device = device_of(self.program)
             with torch.no_grad():
                 rewritten = rewrite(variant.inserted, self.program.holder, layout_for(device))
-            if backend(device).native and self._compile:
-                rewritten.module.compile(dynamic=False)
-            found = self._lowered[id(variant)] = (variant, rewritten)  # the variant is kept: its id stays its own
-        return found[1]
+            found = _Lowered(variant, rewritten, COMPILED_SIZES if backend(device).native and self._compile else 0)
+            # What the program has dropped goes here, too; what is kept keeps its variant, whose id stays its own.
+            kept = {id(other) for other in self.program.variants}
+            self._lowered = {key: value for key, value in self._lowered.items() if key in kept} | {id(variant): found}
+        return found.rewritten
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> IntegerModel:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
         self._lowered.clear()  # another device takes its weights in another form
         return self
+
+
+class _Lowered:
+    """A graph on codes, and the sizes it is compiled for."""
+
+    def __init__(self, variant: Variant, rewritten: Rewritten, limit: int) -> None:
+        self.variant, self.rewritten, self.limit = variant, rewritten, limit
+        self.sizes: set[tuple[Any, ...]] = set()
+        if limit:
+            rewritten.module.compile(dynamic=False)
+
+    def takes(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether the compiled form is to run on these inputs."""
+        size = tuple((x.shape, x.dtype) for x in inputs)
+        if size in self.sizes or len(self.sizes) < self.limit:
+            self.sizes.add(size)
+            return True
+        if self.limit:
+            _log.info("input %s: compiled for %d sizes already, runs uncompiled", size, self.limit)
+        return False
 
 
 def device_of(program: Program) -> torch.device:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from torch import Tensor
@@ -156,6 +158,45 @@ class Shifted(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mix(self.up(self.body(self.down(x))))
+
+
+@pytest.mark.skipif(not backend().native, reason="needs a C++ compiler")
+def test_sizes_beyond_the_bound_run_uncompiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fxptq.kernels.lower.COMPILED_SIZES", 1)
+    program, _ = quantized("plain", 4)
+    model = lower(program)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with caplog.at_level(logging.INFO, "fxptq"):
+        for size in (8, 10, 8, 12):
+            x = torch.rand(1, 3, size, size)
+            assert_equal_up_to_rounding(run(model, x), run(program, x))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+    assert caplog.text.count("compiled for 1 sizes already, runs uncompiled") == 2
+
+
+class Repeated(torch.nn.Module):
+    """As many convolutions as the input is wide: another graph for every eight pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(x.shape[-1] // 8):
+            x = self.body(x)
+        return x
+
+
+def test_graphs_that_the_program_drops_are_dropped() -> None:
+    torch.manual_seed(1)
+    program = Program(Repeated().eval(), torch.rand(1, 3, 8, 8), Plan(Bits(8, 8), edges=None), limit=2)
+    set_bounds(program, torch.rand(1, 3, 8, 8))
+    model = lower(program, compile=False)
+    for size in (8, 16, 24, 32):
+        run(model, torch.rand(1, 3, size, size))
+    assert len(model._lowered) == 2
 
 
 def test_shifts_of_the_mean_are_no_convolutions() -> None:
