@@ -56,3 +56,26 @@ def test_the_device_decides_and_the_lowering_says_so(monkeypatch: pytest.MonkeyP
     assert set(on_gpu.lowering.kernels.values()) == {"rows_conv2d"}
     assert on_gpu.lowering.backend == Backend("torch", "PyTorch finds no CUDA device")
     assert torch.allclose(run(on_gpu, x), run(on_cpu, x), atol=1e-4)
+
+
+class OnMeta(torch.fx.Interpreter):
+    """Runs a graph on tensors without content on a device of their own, as torch.compile traces it."""
+
+    def fetch_attr(self, target: str) -> object:
+        found = super().fetch_attr(target)
+        return emptied(found) if isinstance(found, torch.Tensor) else found
+
+
+def emptied(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "odd"])  # which holds modules, not tensors
+def test_operators_can_be_traced_on_another_device(name: str) -> None:
+    program, x = quantized(name, 4, "tensor")
+    module = rewrite(program.variant((x,)).inserted, program.holder, ROWS).module
+    with torch.no_grad():
+        found = OnMeta(module).run(emptied(x))
+    expected = run(module, x.clone())
+    assert found.device.type == "meta"
+    assert (found.shape, found.stride(), found.dtype) == (expected.shape, expected.stride(), expected.dtype)
