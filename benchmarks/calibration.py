@@ -20,7 +20,6 @@ from benchmarks.study import ROOT, Kept, Study, common_options, inputs_of, open_
 from fxptq.commands.scores import open_sets
 from fxptq.data.sources import SYNTHETIC
 from fxptq.evaluate.sets import BenchmarkSet
-from fxptq.passes.base import run_passes
 from fxptq.passes.progress import RichProgress
 from fxptq.recipe import PassEntry, Preset
 
@@ -76,7 +75,7 @@ def measured(study: Study, origin: str, bits: int, sets: Sequence[BenchmarkSet],
     if len(rows) < len(keys):
         context, done = study.at(bits), ()
         for step, passes in study.steps:
-            reports = run_passes([(entry.name, entry.settings) for entry in passes], context)
+            reports = study.run(context, passes)
             done += passes
             if step in rows:
                 continue

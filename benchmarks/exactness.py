@@ -19,7 +19,6 @@ from fxptq.api import QuantizedModel, load
 from fxptq.commands.scores import open_sets
 from fxptq.data.sources import SYNTHETIC
 from fxptq.evaluate.sets import BenchmarkSet
-from fxptq.passes.base import run_passes
 from fxptq.passes.progress import RichProgress
 
 
@@ -73,7 +72,7 @@ def calibrated(study: Study, bits: int) -> QuantizedModel:
     file = checkpoint(study, bits, step)
     if not file.is_file():
         context = study.at(bits)
-        run_passes([(entry.name, entry.settings) for entry in passes], context)
+        study.run(context, passes)
         with study.finished(context, bits, passes) as quantized:
             quantized.save(file)
     return load(file, study.source.model)

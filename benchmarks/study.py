@@ -30,7 +30,7 @@ from fxptq.graph import Bits, Program
 from fxptq.io.files import write_json
 from fxptq.io.state import coded_weights, put_weights_on_grid, round_floats
 from fxptq.kernels.lower import lower
-from fxptq.passes.base import Context, run_passes
+from fxptq.passes.base import Context, PassReport, get_pass, run_passes
 from fxptq.passes.progress import Progress, Silent
 from fxptq.quant.distribution import Distribution
 from fxptq.recipe import PassEntry, Preset, Recipe
@@ -138,6 +138,12 @@ class Study:
             run_passes([("observe", {})], context)
             self._statistics |= context.statistics
         return context
+
+    def run(self, context: Context, passes: Sequence[PassEntry]) -> tuple[PassReport, ...]:
+        """Runs passes but for those whose statistics are there already."""
+        known = ((entry, get_pass(entry.name).provides) for entry in passes)
+        missing = [entry for entry, provides in known if not provides or not provides <= context.collected]
+        return run_passes([(entry.name, entry.settings) for entry in missing], context)
 
     def integer(self, context: Context) -> nn.Module:
         """The student as it is now on integer kernels, not compiled: benchmark pictures come in many sizes."""

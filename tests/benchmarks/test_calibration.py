@@ -16,7 +16,7 @@ from fxptq.commands.network import Source
 from fxptq.evaluate.sets import BenchmarkSet, samples
 from fxptq.passes.base import run_passes
 from fxptq.passes.progress import Silent
-from fxptq.recipe import Recipe
+from fxptq.recipe import PassEntry, Recipe
 from tests.tiny import RECIPE, swinir
 
 BITS = 4
@@ -108,7 +108,7 @@ def test_one_observation_serves_every_width(source: Source, monkeypatch: pytest.
     bounds = []
     for one in (shared, fresh):
         context = one.at(BITS)
-        run_passes([("dobi", {})], context)
+        one.run(context, [PassEntry(name="observe"), PassEntry(name="dobi")])
         bounds.append({key: torch.cat([q.lower0, q.width0]).tolist() for key, q in context.student.quantizers.items()})
     assert bounds[0] == bounds[1]
 
