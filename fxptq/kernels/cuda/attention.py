@@ -104,8 +104,9 @@ def attention_kernel(
 
     WIDE: codes of the softmax do not fit a signed byte.
     """
-    window, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    blocks = tl.cdiv(queries, BN)
+    window, head = (tl.program_id(0) // (blocks * heads)).to(tl.int64), tl.program_id(0) // blocks % heads
+    n = (tl.program_id(0) % blocks) * BN + tl.arange(0, BN)
     d, e = tl.arange(0, BD), tl.arange(0, BE)
     key += window * key_window + head * key_head
     value += window * value_window + head * value_head
@@ -182,7 +183,8 @@ def attention(
     terms = bias if bias is not None else mask
     block = min(max(triton.next_power_of_2(keys), 32), _KEYS)
     lines = min(max(triton.next_power_of_2(queries), 16), 64 if block <= 128 else 32)
-    attention_kernel[triton.cdiv(queries, lines), windows * heads](
+    # On one axis: the others take 65535 programs at most, which a large picture has windows for.
+    attention_kernel[(windows * heads * triton.cdiv(queries, lines),)](
         q,
         k,
         v,

@@ -46,11 +46,12 @@ def matmul_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """One tile of one batch; strides are in codes."""
-    tiles = tl.cdiv(columns, BN)
-    batch = tl.program_id(1).to(tl.int64)
-    m = (tl.program_id(0) // tiles) * BM + tl.arange(0, BM)
-    n = (tl.program_id(0) % tiles) * BN + tl.arange(0, BN)
+    """One tile of one batch; strides are in codes. All programs are on one axis: the others take 65535 at most."""
+    across, down = tl.cdiv(columns, BN), tl.cdiv(rows, BM)
+    tile = tl.program_id(0)
+    batch = (tile // (across * down)).to(tl.int64)
+    m = (tile // across % down) * BM + tl.arange(0, BM)
+    n = (tile % across) * BN + tl.arange(0, BN)
     line = lhs + batch * lhs_batch + m.to(tl.int64)[:, None] * lhs_row
     column = rhs + batch * rhs_batch + n.to(tl.int64)[None, :] * rhs_column
     sums = tl.zeros((BM, BN), tl.int32)
@@ -88,8 +89,8 @@ def matmul(lhs: Tensor, rhs: Tensor, *, bits: int, out: Sequence[float]) -> Tens
         return result
     a, b = (codes.flatten(0, -3).view(torch.int8) for codes in (lhs, rhs))
 
-    def grid(tile: dict[str, int]) -> tuple[int, int]:
-        return triton.cdiv(rows, tile["BM"]) * triton.cdiv(columns, tile["BN"]), len(a)
+    def grid(tile: dict[str, int]) -> tuple[int]:
+        return (len(a) * triton.cdiv(rows, tile["BM"]) * triton.cdiv(columns, tile["BN"]),)
 
     _matmul[grid](
         a,
