@@ -120,7 +120,7 @@ def line(
     cells = []
     for name in ours:
         made, photographed = ours[name]["psnr_y"], theirs[name]["psnr_y"]
-        cells.append(f"{made:.2f} / {photographed:.2f} ({made - photographed:+.2f})")
+        cells.append(f"{made:.2f} / {photographed:.2f} ({round(made - photographed, 2) + 0.0:+.2f})")  # no -0.00
     return f"| W{bits}A{bits} | {step} | " + " | ".join(cells) + " |"
 
 
