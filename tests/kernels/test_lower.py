@@ -138,12 +138,15 @@ def test_what_cannot_be_lowered_is_simulated_and_listed() -> None:
 
 
 @pytest.mark.skipif(not backend().native, reason="needs a C++ compiler")
-@pytest.mark.parametrize("name", ["windows", "odd"])
-def test_compiled_equals_uncompiled(name: str) -> None:
+@pytest.mark.parametrize("name", ["plain", "windows", "odd"])
+def test_compiled_equals_uncompiled_and_is_one_graph(name: str) -> None:
     program, x = quantized(name, 4)
     expected = run(lower(program, compile=False), x)
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     assert_equal_up_to_rounding(run(lower(program, compile=True), x), expected)
+    counted = torch._dynamo.utils.counters
+    assert (counted["stats"]["unique_graphs"], dict(counted["graph_break"])) == (1, {})
 
 
 class Shifted(torch.nn.Module):
