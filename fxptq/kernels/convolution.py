@@ -7,36 +7,15 @@ folded as in fold.py, and a border of real zeros is exact for the same reason.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxptq.kernels.fold import Grid, centred_grid
+from fxptq.kernels.geometry import Geometry
 from fxptq.quant.grid import levels
 from fxptq.quant.quantizer import Quantizer
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How a convolution walks over its input, as `F.conv2d` and `F.conv_transpose2d` take it."""
-
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    output_padding: tuple[int, int] = (0, 0)
-    transposed: bool = False
-
-    def apply(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
-        """The convolution of `x`, without a bias, in any number of groups."""
-        if self.transposed:
-            return F.conv_transpose2d(
-                x, weight, None, self.stride, self.padding, self.output_padding, groups, self.dilation
-            )
-        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, groups)
 
 
 class GeneralConvolution(nn.Module):

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import torch
 
-from fxptq.kernels.convolution import Geometry
 from fxptq.kernels.fold import Grid, Layer
-from fxptq.kernels.ops import (
+from fxptq.kernels.geometry import Geometry
+from fxptq.kernels.packing import (
     LANES,
     pack_conv_weight,
     pack_narrow_conv_weight,

@@ -18,20 +18,16 @@ from torch import Tensor, fx, nn
 from fxptq.graph.calls import argument, name_of
 from fxptq.graph.fold import attribute, eliminate_dead_code
 from fxptq.kernels import patterns
-from fxptq.kernels.convolution import GeneralConvolution, Geometry
-from fxptq.kernels.fold import Grid, Layer, fits, fold_conv2d, fold_linear, product_terms
+from fxptq.kernels.attentions import AttentionPattern, Term
+from fxptq.kernels.convolution import GeneralConvolution
+from fxptq.kernels.fold import Grid, Layer, fold_conv2d, fold_linear, product_terms
+from fxptq.kernels.geometry import geometry_of
 from fxptq.kernels.layout import PANELS, Layout
-from fxptq.kernels.ops import (
-    LOG2E,
-    Activation,
-    key_major,
-    pad_columns,
-    places_first,
-)
-from fxptq.kernels.patterns import AttentionPattern, Stem, Term
+from fxptq.kernels.ops import Activation
+from fxptq.kernels.packing import LOG2E, key_major, pad_columns, places_first
+from fxptq.kernels.patterns import Stem
+from fxptq.kernels.survey import Survey
 from fxptq.quant.quantizer import Quantizer
-
-_KINDS = ("linear", "conv2d", "conv_transpose2d", "matmul")
 
 
 @dataclass(frozen=True)
@@ -49,25 +45,6 @@ class Rewritten:
     simulated: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Target:
-    """The grid a value goes onto, and the factor between the two."""
-
-    grid: Grid
-    factor: float
-
-    @property
-    def scale(self) -> float:
-        """Of the value."""
-        return self.factor / self.grid.step
-
-    @property
-    def offset(self) -> float:
-        """Added to the scaled value: as the simulation rounds it, so that zero gets the same code."""
-        lower, step = torch.tensor([self.grid.lower, self.grid.step], device="cpu")
-        return float(-lower / step)
-
-
 def rewrite(graph: fx.Graph, holder: nn.Module, layout: Layout = PANELS) -> Rewritten:
     """Rewrites a graph.
 
@@ -82,23 +59,11 @@ def rewrite(graph: fx.Graph, holder: nn.Module, layout: Layout = PANELS) -> Rewr
 class _Rewriter:
     def __init__(self, graph: fx.Graph, holder: nn.Module, layout: Layout) -> None:
         self.old, self.new, self.holder, self.layout = graph, fx.Graph(), holder, layout
+        self.seen = Survey(graph, holder)
         self.values: dict[fx.Node, fx.Node] = {}
         self.codes: dict[fx.Node, fx.Node] = {}
         self.held: dict[str, Any] = {}
         self.kernels: dict[str, str] = {}
-        self.simulated: dict[str, str] = {}
-        self.written = patterns.written(graph)
-        self.sites = self._find_sites()
-        self.coded = frozenset(
-            source
-            for site in self.sites
-            for source in site.args[:2]
-            if isinstance(source, fx.Node) and all(user in self.sites for user in source.users)
-        )
-        self.attentions = self._find_attentions()
-        self.stems = self._find_stems()
-        self.targets = self._find_targets()
-        self.skipped = self._find_skipped()
         self._moved: dict[tuple[fx.Node, Grid], fx.Node] = {}
         self._terms: dict[tuple[fx.Node, float], fx.Node] = {}
 
@@ -110,167 +75,26 @@ class _Rewriter:
         held = {str(node.target): self._held(str(node.target)) for node in self.new.nodes if node.op == "get_attr"}
         held |= {str(node.target): self._held(str(node.target)) for node in self.new.nodes if node.op == "call_module"}
         module = fx.GraphModule(held, self.new, "Integer")
-        return Rewritten(module, self.kernels, self.simulated)
+        return Rewritten(module, self.kernels, self.seen.simulated)
 
     def _held(self, target: str) -> Any:
         return self.held[target] if target in self.held else attribute(self.holder, target)
 
-    # -- what is there -------------------------------------------------------------------------------------------------
-
-    def _find_sites(self) -> frozenset[fx.Node]:
-        found = set()
-        for node in self.old.nodes:
-            name = node.meta.get("site")
-            if name is None or not any(self._is_quantizer(source) for source in node.all_input_nodes):
-                continue
-            reason = self._obstacle(node)
-            if reason:
-                self.simulated[name] = reason
-            else:
-                found.add(node)
-        return frozenset(found)
-
-    def _is_quantizer(self, node: object) -> bool:
-        return isinstance(node, fx.Node) and "quantizer" in node.meta
-
-    def _quantizer(self, node: fx.Node) -> Quantizer:
-        found: Quantizer = attribute(self.holder, str(node.target))
-        return found
-
-    def _grid(self, node: object) -> Grid:
-        assert isinstance(node, fx.Node)  # noqa: S101  # a quantizer node, as _obstacle made sure
-        found = Grid.of(self._quantizer(node))
-        assert found is not None  # noqa: S101  # likewise
-        return found
-
-    def _obstacle(self, site: fx.Node) -> str:
-        """Why a site cannot be lowered; empty if it can."""
-        name = name_of(site)
-        if name not in _KINDS:
-            return f"no integer kernel for {name}"
-        first, second = site.args[:2]
-        if not (self._is_quantizer(first) and self._is_quantizer(second)):
-            return "one factor is in float"
-        assert isinstance(first, fx.Node)  # noqa: S101  # just seen
-        assert isinstance(second, fx.Node)  # noqa: S101
-        if any(self._quantizer(node).mode != "on" for node in (first, second)):
-            return "a quantizer is off"
-        if first.meta.get("dtype") != torch.float32:
-            return f"computes in {first.meta.get('dtype')}"
-        return self._product_obstacle(first, second) if name == "matmul" else self._layer_obstacle(site, first, second)
-
-    def _layer_obstacle(self, site: fx.Node, first: fx.Node, second: fx.Node) -> str:
-        if Grid.of(self._quantizer(first)) is None:
-            return "the input has several ranges, or one of zero width"
-        if bool((self._quantizer(second).width == 0).any()):
-            return "a range of the weight has zero width"
-        if second.all_input_nodes[0].op != "get_attr":
-            return "the weight is computed from the image"
-        if name_of(site) == "linear":
-            return "" if fits(second.meta["shape"]) else "its sums do not fit 32 bits"
-        if len(first.meta["shape"]) != 4 or isinstance(argument(site, 4, "padding"), str):
-            return "no batch axis, or padding given by name"
-        return "" if fits(second.meta["shape"]) else "its sums do not fit 32 bits"
-
-    def _product_obstacle(self, first: fx.Node, second: fx.Node) -> str:
-        if any(Grid.of(self._quantizer(node)) is None for node in (first, second)):
-            return "a factor has several ranges, or one of zero width"
-        if first.meta["shape"][:-2] != second.meta["shape"][:-2] or len(first.meta["shape"]) < 3:
-            return "the factors have different batches"
-        return ""
-
-    def _find_attentions(self) -> dict[fx.Node, AttentionPattern]:
-        products = frozenset(node for node in self.sites if name_of(node) == "matmul")
-        found: dict[fx.Node, AttentionPattern] = {}
-        for node in self.old.nodes:
-            pattern = patterns.attention_of(node, products) if node in products else None
-            # One operation takes what the scores of another could also be part of only once.
-            if pattern is not None and not pattern.inner & self.written:
-                found[node] = pattern
-        return found
-
-    def _find_stems(self) -> dict[fx.Node, Stem]:
-        """By their last node."""
-        taken: dict[fx.Node, Stem] = {}
-        for node in self.old.nodes:
-            if node not in self.sites or name_of(node) == "matmul":
-                continue
-            bare = node in self.written or not self._has_kernel(node)
-            stem = Stem(node, node) if bare else patterns.stem_of(node, self.written)
-            # Two layers summed: the later one's stem takes the sum, the earlier one is its residual.
-            if stem.end in taken:
-                earlier = taken.pop(stem.end)
-                taken[earlier.layer] = Stem(earlier.layer, earlier.layer)
-            taken[stem.end] = stem
-        return taken
-
-    def _find_targets(self) -> dict[fx.Node, dict[fx.Node, Target]]:
-        """Values that are made as codes: for each, the target of each quantizer that reads it."""
-        found: dict[fx.Node, dict[fx.Node, Target]] = {}
-        for node in self.old.nodes:
-            stem = self.stems.get(node)
-            made = node in self.attentions or self._is_plain_layer_norm(node)
-            if not (made or (stem is not None and self._has_kernel(stem.layer))) or node in self.written:
-                continue
-            uses = patterns.uses(node, self.coded)
-            if uses is None:
-                continue
-            targets = {use.quantizer: Target(self._grid(use.quantizer), use.factor) for use in uses}
-            if len(set(targets.values())) == 1 or self._columns(node, targets) is not None:
-                found[node] = targets
-        return found
-
-    def _is_plain_layer_norm(self, node: fx.Node) -> bool:
-        if name_of(node) != "layer_norm" or node.op != "call_function" or node.meta.get("dtype") != torch.float32:
-            return False
-        shape = argument(node, 1, "normalized_shape")
-        parameters = (argument(node, 2, "weight"), argument(node, 3, "bias"))
-        constant = all(p is None or (isinstance(p, fx.Node) and p.op == "get_attr") for p in parameters)
-        return constant and isinstance(shape, (tuple, list)) and len(shape) == 1 and isinstance(shape[0], int)
-
-    def _columns(self, end: fx.Node, targets: dict[fx.Node, Target]) -> dict[Target, list[int]] | None:
-        """The channels of a bare layer by the target they go to, if each goes to one."""
-        stem = self.stems.get(end)
-        if stem is None or stem.activation is not Activation.NONE or stem.residual is not None or stem.shuffle > 1:
-            return None
-        axis = len(end.meta["shape"]) - 1 if name_of(stem.layer) == "linear" else 1
-        found: dict[Target, set[int]] = {}
-        for quantizer, target in targets.items():
-            channels = patterns.arrivals(end, axis, quantizer)
-            if channels is None:
-                return None
-            found.setdefault(target, set()).update(channels)
-        if sum(len(channels) for channels in found.values()) != len(set().union(*found.values())):
-            return None
-        return {target: sorted(channels) for target, channels in found.items()}
-
-    def _find_skipped(self) -> frozenset[fx.Node]:
-        """Nodes inside an attention or a stem, whose values never exist."""
-        skipped: set[fx.Node] = set()
-        for pattern in self.attentions.values():
-            skipped |= pattern.inner
-        for stem in self.stems.values():
-            node = stem.layer
-            while node is not stem.end:
-                skipped.add(node)
-                node = next(iter(node.users))
-        return frozenset(skipped)
-
     # -- nodes of the new graph ----------------------------------------------------------------------------------------
 
     def _visit(self, node: fx.Node) -> None:
-        if node in self.skipped:
+        if node in self.seen.skipped:
             return
         source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        if node in self.coded:
+        if node in self.seen.coded:
             self.codes[node] = self._codes_of(node)
-        elif node in self.attentions:
-            self._attention(node, self.attentions[node])
-        elif node in self.stems:
-            self._layer(self.stems[node])
-        elif node in self.sites:
+        elif node in self.seen.attentions:
+            self._attention(node, self.seen.attentions[node])
+        elif node in self.seen.stems:
+            self._layer(self.seen.stems[node])
+        elif node in self.seen.sites:
             self._product(node)
-        elif node in self.targets:
+        elif node in self.seen.targets:
             self._layer_norm(node)
         elif source in self.codes and source not in self.values:
             self._follow(node, source)
@@ -330,12 +154,12 @@ class _Rewriter:
             weight = self._constant(source)
             assert weight is not None  # noqa: S101  # get_attr reads a tensor
             if any(name_of(user) == "matmul" for user in quantizer.users):
-                return self.new.get_attr(self._hold("codes", self._quantizer(quantizer).encode(weight)))
+                return self.new.get_attr(self._hold("codes", self.seen.quantizer(quantizer).encode(weight)))
             return self.values[source]  # a layer's weight, which its own site folds
-        grid = self._grid(quantizer)
+        grid = self.seen.grid(quantizer)
         path: list[fx.Node] = []
         top = source
-        while patterns.is_move(top) and not {top, top.all_input_nodes[0]} & self.written:
+        while patterns.is_move(top) and not {top, top.all_input_nodes[0]} & self.seen.written:
             path.append(top)
             top = top.all_input_nodes[0]
         if not path or _count(top) > _count(source):
@@ -356,20 +180,14 @@ class _Rewriter:
     def _name(self, site: fx.Node) -> str:
         return str(site.meta["site"])
 
-    def _has_kernel(self, site: fx.Node) -> bool:
-        if name_of(site) == "linear":
-            return True
-        geometry = _geometry(site)
-        return not geometry.transposed and geometry.groups == 1 and geometry.dilation == (1, 1)
-
     def _layer(self, stem: Stem) -> None:
         site = stem.layer
         codes, weight, quantizer, bias = self._operands(site)
-        if not self._has_kernel(site):
+        if not self.seen.has_kernel(site):
             self._general(stem)
             return
-        grid = self._grid(site.args[0])
-        geometry = _geometry(site) if name_of(site) == "conv2d" else None
+        grid = self.seen.grid(site.args[0])
+        geometry = geometry_of(site) if name_of(site) == "conv2d" else None
         if geometry is None:
             layer, epilogue = self._epilogue(stem, fold_linear(weight, quantizer, bias, grid).times(stem.factor))
             served = self.layout.linear(layer, quantizer.bits, grid)
@@ -394,14 +212,14 @@ class _Rewriter:
         weight = self._constant(second.all_input_nodes[0])
         assert weight is not None  # noqa: S101
         bias = self._constant(argument(site, 2, "bias"))
-        return self._input(first), weight, self._quantizer(second), bias
+        return self._input(first), weight, self.seen.quantizer(second), bias
 
     def _input(self, quantizer: fx.Node) -> fx.Node:
         """The codes of an operand, also where others read its simulated values."""
         return self.codes[quantizer] if quantizer in self.codes else self._codes_of(quantizer)
 
     def _keep(self, end: fx.Node, made: fx.Node) -> None:
-        (self.codes if end in self.targets else self.values)[end] = made
+        (self.codes if end in self.seen.targets else self.values)[end] = made
 
     def _epilogue(self, stem: Stem, layer: Layer) -> tuple[Layer, dict[str, Any]]:
         """The layer, on the next grid where that can be folded into it, and the other arguments of its epilogue."""
@@ -413,12 +231,12 @@ class _Rewriter:
             "out_scale": 1.0,
             "out_offset": 0.0,
         }
-        targets = self.targets.get(stem.end)
+        targets = self.seen.targets.get(stem.end)
         if targets is None:
             return layer, epilogue
         levels = torch.zeros_like(layer.scale)
         if stem.activation is Activation.NONE and stem.residual is None:
-            columns = self._columns(stem.end, targets) or {next(iter(targets.values())): list(range(layer.columns))}
+            columns = self.seen.columns(stem.end, targets) or {next(iter(targets.values())): list(range(layer.columns))}
             scale, offset = torch.zeros_like(layer.scale), torch.zeros_like(layer.scale)
             for target, members in columns.items():
                 scale[members], offset[members] = target.scale, -target.grid.lower / target.grid.step
@@ -435,7 +253,9 @@ class _Rewriter:
         """A convolution without a kernel: integers in floats, and the rest of its stem as torch operations."""
         site = stem.layer
         codes, weight, quantizer, bias = self._operands(site)
-        module = GeneralConvolution(weight, quantizer, bias, grid=self._grid(site.args[0]), geometry=_geometry(site))
+        module = GeneralConvolution(
+            weight, quantizer, bias, grid=self.seen.grid(site.args[0]), geometry=geometry_of(site)
+        )
         self.values[site] = self.new.call_module(self._hold("convolution", module), (codes,))
         self.kernels[self._name(site)] = "integers in floats"
 
@@ -443,15 +263,15 @@ class _Rewriter:
         first, second = site.args[:2]
         assert isinstance(first, fx.Node)  # noqa: S101  # as _obstacle made sure
         assert isinstance(second, fx.Node)  # noqa: S101
-        lhs, rhs = self._grid(first), self._grid(second)
+        lhs, rhs = self.seen.grid(first), self.seen.grid(second)
         self.kernels[self._name(site)] = "matmul"
         terms = product_terms(lhs, rhs)
         self.values[site] = self._call("matmul", self._input(first), self._input(second), bits=rhs.bits, out=terms)
 
     def _layer_norm(self, node: fx.Node) -> None:
-        quantizer, target = next(iter(self.targets[node].items()))
+        quantizer, target = next(iter(self.seen.targets[node].items()))
         width = node.meta["shape"][-1]
-        one = self._quantizer(quantizer).lower.new_ones(width).double()
+        one = self.seen.quantizer(quantizer).lower.new_ones(width).double()
         weight, bias = self._constant(argument(node, 2, "weight")), self._constant(argument(node, 3, "bias"))
         scale = one if weight is None else weight.double()
         offset = 0.0 * one if bias is None else bias.double()
@@ -470,9 +290,9 @@ class _Rewriter:
         assert isinstance(query, fx.Node)  # noqa: S101  # as _obstacle made sure
         assert isinstance(key, fx.Node)  # noqa: S101
         assert isinstance(value, fx.Node)  # noqa: S101
-        prob, value_grid = self._grid(pattern.probabilities), self._grid(value)
-        target = next(iter(self.targets[mix].values())) if mix in self.targets else None
-        terms = product_terms(self._grid(query), self._grid(key))
+        prob, value_grid = self.seen.grid(pattern.probabilities), self.seen.grid(value)
+        target = next(iter(self.seen.targets[mix].values())) if mix in self.seen.targets else None
+        terms = product_terms(self.seen.grid(query), self.seen.grid(key))
         out = product_terms(prob, value_grid)
         if target is not None:
             out = [term * target.scale for term in out]
@@ -486,7 +306,7 @@ class _Rewriter:
             self._input(value),
             bias=self._sum_of([term for term in pattern.terms if not term.per_window]),
             mask=self._sum_of([term for term in pattern.terms if term.per_window]),
-            key_bits=self._grid(key).bits,
+            key_bits=self.seen.grid(key).bits,
             value_bits=value_grid.bits,
             logit=[pattern.factor * LOG2E * term for term in (terms[0], terms[2])],
             prob=[1.0 / prob.step, -prob.lower / prob.step, float(prob.levels)],
@@ -519,22 +339,3 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 def _count(node: fx.Node) -> int:
     return prod(node.meta.get("shape", ()))
-
-
-def _geometry(site: fx.Node) -> Geometry:
-    """How a convolution's node walks over its input."""
-
-    def pair(value: Any) -> tuple[int, int]:
-        first, second = (value, value) if isinstance(value, int) else (value * 2)[:2] if len(value) == 1 else value
-        return int(first), int(second)
-
-    transposed = name_of(site) == "conv_transpose2d"
-    names = (
-        ("stride", "padding", "output_padding", "groups", "dilation")
-        if transposed
-        else ("stride", "padding", "dilation", "groups")
-    )
-    defaults = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
-    given = {name: argument(site, 3 + i, name, defaults[name]) for i, name in enumerate(names)}
-    groups = int(given.pop("groups"))
-    return Geometry(groups=groups, transposed=transposed, **{name: pair(value) for name, value in given.items()})

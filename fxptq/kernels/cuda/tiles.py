@@ -77,7 +77,7 @@ def slice_of(packed, FIELD: tl.constexpr, BITS: tl.constexpr, STORED: tl.constex
 
 @triton.jit
 def centred(codes, inside, BITS: tl.constexpr):
-    """`ops.centred` of codes, read as signed bytes; zero outside."""
+    """`packing.centred` of codes, read as signed bytes; zero outside."""
     if BITS == 8:
         signed = less_128(codes)
     else:

@@ -1,0 +1,120 @@
+"""How codes and numbers are laid out for the operators: panels of weights, padded columns, logits, orders of channels.
+
+Pure functions of tensors, carried out once, ahead of time.
+"""
+
+from __future__ import annotations
+
+from math import e, log2
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LANES = 16
+"""Queries, or columns, that a kernel works on at once."""
+
+GROUP = 64
+"""Columns that an epilogue works on at once."""
+
+LOG2E = log2(e)
+
+
+def centred(codes: Tensor, bits: int) -> Tensor:
+    """Signed integers for unsigned codes: the odd integers 2 code - (2**bits - 1) up to 7 bits, code - 128 for 8.
+
+    Args:
+        codes: uint8, values 0 .. 2**bits - 1.
+        bits: 1 to 8.
+
+    Returns:
+        int8 of the same shape.
+    """
+    wide = codes.to(torch.int16)
+    return (wide - 128 if bits == 8 else 2 * wide - (2**bits - 1)).to(torch.int8)
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    """Lays signed codes out for the kernels: [N, K] int8 -> panels [ceil(N / 16), ceil(K / 4), 16, 4], padded.
+
+    Codes of up to 4 bits, the odd numbers -15 .. 15, take half a byte each: uint8 [ceil(N / 16), ceil(K / 4), 32]. The
+    kernels widen them when they use them.
+    """
+    return _narrowed(_panels(weight), weight)
+
+
+def _panels(weight: Tensor) -> Tensor:
+    rows, depth = weight.shape
+    padded = F.pad(weight, (0, -depth % 4, 0, -rows % LANES))
+    blocks = padded.reshape(padded.shape[0] // LANES, LANES, padded.shape[1] // 4, 4)
+    return blocks.permute(0, 2, 1, 3).contiguous()
+
+
+def _narrowed(panels: Tensor, weight: Tensor) -> Tensor:
+    """The panels in half bytes h = (W + 15) / 2, the two halves of each 64 in the low and the high one, if they fit."""
+    if not bool(((weight.abs() <= 15) & (weight % 2 != 0)).all()):
+        return panels
+    halves = ((panels + 15) // 2).to(torch.uint8).flatten(-2)
+    return halves[..., :32] | (halves[..., 32:] << 4)
+
+
+def with_sums(weight: Tensor) -> Tensor:
+    """Adds a row of ones where packing leaves room for it: kernels whose epilogue has a `row_scale` read its sums."""
+    if weight.shape[0] % LANES == 0:
+        return weight
+    return torch.cat([weight, weight.new_ones(1, *weight.shape[1:])])
+
+
+def unpack_weight(packed: Tensor, columns: int) -> Tensor:
+    """The inverse of `pack_weight`, but for what it padded along K: [columns, ceil(K / 4) * 4]."""
+    if packed.dtype == torch.uint8:
+        halves = torch.cat([packed & 15, packed >> 4], -1).to(torch.int8)
+        packed = (2 * halves - 15).reshape(*packed.shape[:2], LANES, 4)
+    return packed.permute(0, 2, 1, 3).reshape(packed.shape[0] * LANES, -1)[:columns]
+
+
+def pack_conv_weight(weight: Tensor) -> Tensor:
+    """Packs [N, C, height, width] for `conv2d`: channels fastest, each tap padded to groups of four."""
+    return pack_weight(F.pad(weight.permute(0, 2, 3, 1), (0, -weight.shape[1] % 4)).flatten(1))
+
+
+def pack_narrow_conv_weight(weight: Tensor) -> Tensor:
+    """Packs [N, C, height, width] for `narrow_conv2d`: the columns of all taps side by side."""
+    return pack_weight(weight.permute(2, 3, 0, 1).flatten(0, 2))
+
+
+def pad_columns(values: Tensor) -> Tensor:
+    """Pads the last axis with zeros to whole groups of 64, float32, contiguous."""
+    return F.pad(values.to(torch.float32), (0, -values.shape[-1] % GROUP)).contiguous()
+
+
+def key_major(logits: Tensor, factor: float) -> Tensor:
+    """A term of the logits as `attention` takes it: [..., N, M] -> [leading sizes, M, N to a multiple of 16].
+
+    Args:
+        logits: added to the logits; leading sizes are joined.
+        factor: multiplies it, beside the log2(e) of a softmax in powers of two.
+    """
+    turned = logits.reshape(-1, *logits.shape[-2:]).transpose(-1, -2) * (factor * LOG2E)
+    return F.pad(turned, (0, -logits.shape[-2] % LANES)).contiguous()
+
+
+def places_first(channels: int, factor: int) -> Tensor:
+    """The order of channels in which those of one place of a pixel shuffle stand together: for `spread`."""
+    return torch.arange(channels, device="cpu").reshape(-1, factor * factor).t().reshape(-1)
+
+
+def pack_taps(weight: Tensor) -> Tensor:
+    """Packs [N, C, 3, 3] for `conv3x3`: each tap as `pack_weight` does, [9, ...]."""
+    return _narrowed(torch.stack([_panels(tap) for tap in weight.flatten(2).unbind(-1)]), weight)
+
+
+def winograd_fits(weight: Tensor, largest: int) -> bool:
+    """Whether all that `conv3x3` transforms fits a byte.
+
+    Args:
+        weight: int8 [N, C, 3, 3], signed codes.
+        largest: largest code of the input; above 63 the transformed input never fits.
+    """
+    g = torch.tensor([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=torch.int32)
+    return largest <= 63 and int(torch.einsum("iy,jx,ncyx->ijnc", g, g, weight.int().cpu()).abs().max()) <= 127
