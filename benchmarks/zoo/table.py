@@ -22,7 +22,7 @@ is taken with respect to the bounds, the checkpoint is saved, loaded and compare
 process a network, one thread, 12 GB. Of both packages' architectures only MAT (inpainting at 512 x 512) is not tried.
 
 The records are those of torch 2.13.0, which `make zoo` installs. With torch 2.15.0, the newest, the project's tests on
-the CPU pass too (of the CUDA kernels, the convolutions do not yet run in the interpreter of its Triton, 3.9), and ten of
+the CPU pass too (of the CUDA kernels, convolutions do not yet run in the interpreter of its Triton, 3.9), and ten of
 these networks, tried there, have the same graphs and the same error: DAT, FBCNN, FFTformer, HAT, NAFNet, RCAN,
 Restormer, SCUNet, SPAN, SwinIR. `make zoo TORCH=torch==2.15.0` tries them all.
 
