@@ -18,13 +18,14 @@ from benchmarks.zoo.table import markdown
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def names() -> list[str]:
+def networks() -> dict[str, str]:
+    """What is special about each network, by name."""
     from benchmarks.zoo.networks import NETWORKS, TRAINED  # noqa: PLC0415  # torch is not needed to print a table
 
-    return [network.name for network in NETWORKS] + ([TRAINED.name] if TRAINED.file.is_file() else [])
+    return {network.name: network.note for network in (*NETWORKS, *([TRAINED] if TRAINED.file.is_file() else []))}
 
 
-def examine(name: str, seconds: int) -> dict[str, Any]:
+def examine(name: str, note: str, seconds: int) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "benchmarks.zoo.one", name]
     try:
@@ -32,7 +33,8 @@ def examine(name: str, seconds: int) -> dict[str, Any]:
             command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
-        return {"name": name, "error": f"not done in {seconds} s"}
+        error = f"not done in {seconds} s on this machine; try a larger --seconds"
+        return {"name": name, "note": note, "step": "time", "error": error}
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
@@ -53,12 +55,12 @@ def main() -> int:
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     records = []
-    for name in names():
+    for name, note in networks().items():
         file = options.results / f"{name.replace(' ', '_')}.json"
         known = json.loads(file.read_text()) if file.is_file() else None
         chosen = options.only is None or name in options.only
         if not options.markdown and chosen and (options.again or known is None or "error" in known):
-            known = examine(name, options.seconds)
+            known = examine(name, note, options.seconds)
             file.write_text(json.dumps(known, indent=1))
             sys.stdout.write(f"{name:16} {known.get('error', 'ok')}\n")
             sys.stdout.flush()
