@@ -64,13 +64,18 @@ def test_interrupted_nothing_is_left(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A suite that a shell runs in its background ignores Ctrl-C, and so would the command.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # one thread, one call
     )
     while not (tmp_path / "started").exists():
         assert process.poll() is None, process.stderr
         time.sleep(0.05)
     time.sleep(4)  # into the passes, the last of which would never end
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, out, err) == (130, "", "fxptq: interrupted\n")
     assert leftovers(tmp_path) == ["tiny_weights.safetensors"]
     assert not (tmp_path / "m.html").exists()
