@@ -96,7 +96,8 @@ class PixelFinish {
   PixelFinish(const ConvShape& shape, const Strip& strip, int factor, const Epilogue& epilogue, const float* bias,
               const float* taps, const RowsOut& whole)
       : c_(shape), strip_(strip), factor_(factor), epilogue_(epilogue), finish_(finish_of(epilogue, whole.residual != nullptr)),
-        bias_(bias), taps_(taps), whole_(whole), inner_(whole.acc_stride), edge_(whole.acc_stride), sums_(shape.out_width) {
+        bias_(bias), taps_(taps), whole_(whole), inner_(c_.patch * whole.acc_stride), edge_(whole.acc_stride),
+        sums_(c_.patch * c_.out_width), made_(c_.patch, -1) {
     full_begin_ = std::min<int64_t>((c_.pad_x + c_.stride_x - 1) / c_.stride_x, c_.out_width);
     full_end_ = (c_.width + c_.pad_x - c_.kernel_width) / c_.stride_x + 1;
     full_end_ = std::clamp<int64_t>(full_end_, full_begin_, c_.out_width);
@@ -109,7 +110,12 @@ class PixelFinish {
     y_ = y;
     y0_ = (int)std::clamp<int64_t>(-top, 0, c_.kernel_height);
     y1_ = (int)std::clamp<int64_t>(c_.height - top, y0_, c_.kernel_height);
-    if (taps_) bias_inside(c_, bias_, taps_, whole_.acc_stride, y0_, y1_, 0, c_.kernel_width, inner_.data());
+    // The rows of a patch take turns, run by run: what holds for a whole row is made once.
+    const int64_t turn = y % c_.patch;
+    row_bias_ = inner_.data() + turn * whole_.acc_stride, row_sums_ = sums_.data() + turn * c_.out_width;
+    if (made_[turn] == y) return;
+    made_[turn] = y;
+    if (taps_) bias_inside(c_, bias_, taps_, whole_.acc_stride, y0_, y1_, 0, c_.kernel_width, row_bias_);
     if (strip_.sums(y * c_.stride_y)) sum_row();
   }
 
@@ -135,7 +141,7 @@ class PixelFinish {
         bias_inside(c_, bias_, taps_, whole_.acc_stride, y0_, y1_, x0, x1, edge_.data());
         bias = edge_.data(), here = 1;
       } else if (taps_) {
-        bias = inner_.data(), here = std::min(here, full_end_ - x);
+        bias = row_bias_, here = std::min(here, full_end_ - x);
       }
       same_bias(x, here, acc, bias);
       x += here, acc += here * whole_.acc_stride;
@@ -145,12 +151,12 @@ class PixelFinish {
  private:
   void same_bias(int64_t x, int64_t count, const int32_t* acc, const float* bias) {
     if (epilogue_.row_scale && !strip_.sums(y_ * c_.stride_y)) {
-      for (int64_t i = 0; i < count; ++i) sums_[x + i] = (float)acc[i * whole_.acc_stride + epilogue_.columns];
+      for (int64_t i = 0; i < count; ++i) row_sums_[x + i] = (float)acc[i * whole_.acc_stride + epilogue_.columns];
     }
     RowsOut some = whole_;
     // A shuffled pixel begins where the first of its places does.
     const int64_t at = y_ * c_.out_width * epilogue_.columns + x * some.stride;
-    some.acc = acc, some.rows = (int)count, some.bias = bias, some.row_sums = sums_.data() + x;
+    some.acc = acc, some.rows = (int)count, some.bias = bias, some.row_sums = row_sums_ + x;
     some.groups = groups_.empty() ? nullptr : groups_.data();
     if (some.residual) some.residual += at;
     if (some.values) some.values += at;
@@ -170,8 +176,8 @@ class PixelFinish {
 
   // The sums of the codes that each pixel of the output row reads.
   void sum_row() {
-    std::fill(sums_.begin(), sums_.end(), 0.0f);
-    float* sums = sums_.data();
+    float* sums = row_sums_;
+    std::fill(sums, sums + c_.out_width, 0.0f);
     const int64_t step = c_.stride_x, width = c_.out_width;
     for (int ky = 0; ky < c_.kernel_height; ++ky) {
       for (int kx = 0; kx < c_.kernel_width; ++kx) {
@@ -193,7 +199,9 @@ class PixelFinish {
   const float *bias_, *taps_;
   RowsOut whole_;
   std::vector<ptrdiff_t> groups_;
-  Buffer<float> inner_, edge_, sums_;
+  Buffer<float> inner_, edge_, sums_;  // inner_ and sums_ for each row of a patch
+  std::vector<int64_t> made_;          // the row that each of them was last made for
+  float *row_bias_ = nullptr, *row_sums_ = nullptr;
   int64_t full_begin_, full_end_;  // pixels whose taps all lie inside the image from left to right
   int64_t y_ = 0;
   int y0_ = 0, y1_ = 0;
