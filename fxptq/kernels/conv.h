@@ -119,16 +119,6 @@ class PixelFinish {
     if (strip_.sums(y * c_.stride_y)) sum_row();
   }
 
-  // Fetches what the epilogue of these pixels will read and write, while there is other work to do.
-  void prefetch(int64_t y, int64_t x, int64_t count) const {
-    if (c_.shuffle > 1 || !whole_.values) return;
-    const int64_t at = (y * c_.out_width + x) * epilogue_.columns;
-    for (int64_t i = at; i < at + count * epilogue_.columns; i += kLanes) {
-      if (whole_.residual) __builtin_prefetch(whole_.residual + i);
-      __builtin_prefetch(whole_.values + i, 1);
-    }
-  }
-
   // Pixels [x, x + count), whose accumulators lie one after the other.
   void run(int64_t x, int64_t count, const int32_t* acc) {
     for (const int64_t end = x + count; x < end;) {

@@ -64,7 +64,6 @@ class Winograd {
       for (int64_t first = 0; first < row_patches; first += kPatches) {
         const int count = (int)std::min<int64_t>(kPatches, row_patches - first);
         const int64_t x = 2 * first, width = std::min<int64_t>(2 * count, c_.out_width - x);
-        for (int64_t r = 0; r < 2 && y + r < end; ++r) finish.prefetch(y + r, x, width);
         for (int p = 0; p < count; ++p) input(strip.row(y) + 2 * (first + p) * c_.channel_bytes, p);
         for (int position = 0; position < kPositions; ++position) multiply(position, count);
         for (int p = 0; p < count; ++p) output(p);
