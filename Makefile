@@ -35,8 +35,9 @@ test-slow: $(STAMP)
 test-cuda: $(STAMP)
 	$(BIN)/pytest -m cuda -rs
 
-# Networks of other people, in an environment of their own; what is done is kept in out/zoo and not done again.
-ZOO := .venv-zoo
+# Networks of other people, in an environment of their own; what is done is kept and not done again.
+ZOO         ?= .venv-zoo
+ZOO_RESULTS ?= out/zoo
 
 $(ZOO)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(ZOO)
@@ -45,7 +46,7 @@ $(ZOO)/.installed: pyproject.toml
 	touch $@
 
 zoo: $(ZOO)/.installed
-	$(ZOO)/bin/python -m benchmarks.zoo
+	$(ZOO)/bin/python -m benchmarks.zoo --results $(ZOO_RESULTS)
 
 clean:
 	rm -rf $(VENV) $(ZOO) out build dist *.egg-info

@@ -49,7 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__)
     parser.add_argument("--only", nargs="*", help="names of networks; all by default")
     parser.add_argument("--again", action="store_true", help="also those that are done")
-    parser.add_argument("--seconds", type=int, default=600, help="limit for one network")
+    parser.add_argument("--seconds", type=int, default=1200, help="limit for one network")
     parser.add_argument("--results", type=Path, default=ROOT / "out/zoo", help="folder of the records")
     parser.add_argument("--markdown", action="store_true", help="print docs/architectures.md, run nothing")
     options = parser.parse_args()
