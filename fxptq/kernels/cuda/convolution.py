@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fxptq.kernels.cuda.epilogue import finish
-from fxptq.kernels.cuda.tiles import TILES, chunk, fields, less_128, slice_of, tuned
+from fxptq.kernels.cuda.tiles import TILES, add_products, chunk, fields, slice_of, taken_back, tuned
 from fxptq.kernels.ops import Epilogue
 from fxptq.kernels.rows import stored_bits, tap_channels
 
@@ -63,7 +63,6 @@ def conv2d_kernel(
     BN: tl.constexpr,
 ):
     """One tile: BM output pixels by BN columns. TAP codes of a weight's row belong to a tap."""
-    SHIFT: tl.constexpr = start is not None
     tiles = tl.cdiv(N, BN)
     m = (tl.program_id(0) // tiles) * BM + tl.arange(0, BM)
     n = (tl.program_id(0) % tiles) * BN + tl.arange(0, BN)
@@ -96,15 +95,9 @@ def conv2d_kernel(
                 here = (m < pixels)[:, None] & ((tap < KH * KW) & (c < C))[None, :]
                 here = here & (y >= 0) & (y < height) & (x >= 0) & (x < width)
             a = tl.load(from_tap, mask=here, other=0)
-            if SHIFT:
-                a = less_128(a)
-            sums = tl.dot(a, slice_of(packed, field, BITS, STORED).T, sums, out_dtype=tl.int32)
-            if row_scale is not None:
-                totals = tl.dot(a, ones, totals, out_dtype=tl.int32)
-    row_sums = tl.max(totals, 1)
-    if SHIFT:
-        sums += tl.load(start + n, mask=n < N, other=0)[None, :]
-        row_sums += 128 * ROW_BYTES * FIELDS
+            weights = slice_of(packed, field, BITS, STORED)
+            sums, totals = add_products(sums, totals, a, weights, ones, start is not None, row_scale is not None)
+    sums, row_sums = taken_back(sums, totals, start, n, N, ROW_BYTES * FIELDS)
 
     shift = tl.load(bias + n, mask=n < N, other=0.0)
     outside = tl.zeros((BM, BN), tl.float32)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fxptq.kernels.cuda.epilogue import finish
-from fxptq.kernels.cuda.tiles import TILES, chunk, fields, less_128, slice_of, tuned
+from fxptq.kernels.cuda.tiles import TILES, add_products, chunk, fields, slice_of, taken_back, tuned
 from fxptq.kernels.ops import Epilogue
 from fxptq.kernels.rows import stored_bits
 
@@ -50,7 +50,6 @@ def linear_kernel(
 
     Columns go fastest, for they share rows. `magnitude` of the rows is read by the choice of tiles alone.
     """
-    SHIFT: tl.constexpr = start is not None
     tiles = tl.cdiv(N, BN)
     m = (tl.program_id(0) // tiles) * BM + tl.arange(0, BM)
     n = (tl.program_id(0) % tiles) * BN + tl.arange(0, BN)
@@ -59,21 +58,15 @@ def linear_kernel(
     column = weight + n[:, None] * ROW_BYTES
     sums = tl.zeros((BM, BN), tl.int32)
     ones = tl.full((CHUNK, 16), 1, tl.int8)
-    totals = tl.zeros((BM, 16), tl.int32)  # each column the same: the matrix units add up fastest
+    totals = tl.zeros((BM, 16), tl.int32)
     for base in range(0, ROW_BYTES, CHUNK):
         packed = tl.load(column + (base + j)[None, :], mask=(n < N)[:, None], other=0)
         for field in tl.static_range(FIELDS):
             k = base * FIELDS + field * CHUNK + j
             a = tl.load(line + k[None, :], mask=(m < rows)[:, None] & (k < K)[None, :], other=0)
-            if SHIFT:
-                a = less_128(a)
-            sums = tl.dot(a, slice_of(packed, field, BITS, STORED).T, sums, out_dtype=tl.int32)
-            if row_scale is not None:
-                totals = tl.dot(a, ones, totals, out_dtype=tl.int32)
-    row_sums = tl.max(totals, 1)
-    if SHIFT:
-        sums += tl.load(start + n, mask=n < N, other=0)[None, :]
-        row_sums += 128 * ROW_BYTES * FIELDS
+            weights = slice_of(packed, field, BITS, STORED)
+            sums, totals = add_products(sums, totals, a, weights, ones, start is not None, row_scale is not None)
+    sums, row_sums = taken_back(sums, totals, start, n, N, ROW_BYTES * FIELDS)
     place = m.to(tl.int64)[:, None] * N + n[None, :]
     inside = (m < rows)[:, None] & (n < N)[None, :]
     shift = tl.load(bias + n, mask=n < N, other=0.0)[None, :]

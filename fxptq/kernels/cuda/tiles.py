@@ -83,3 +83,37 @@ def centred(codes, inside, BITS: tl.constexpr):
     else:
         signed = (2 * codes.to(tl.int16) - ((1 << BITS) - 1)).to(tl.int8)
     return tl.where(inside, signed, 0).to(tl.int8)
+
+
+@triton.jit
+def add_products(sums, totals, codes, weights, ones, SHIFT: tl.constexpr, TOTALS: tl.constexpr):
+    """One slice of a layer's inner loop.
+
+    Args:
+        sums: int32 [rows, columns] so far.
+        totals: int32 [rows, 16] so far, the sums of codes, every column the same: the matrix units add up fastest.
+        codes: bytes [rows, slice].
+        weights: centred, int8 [columns, slice].
+        ones: int8 [slice, 16].
+        SHIFT: codes of 8 bits go in less 128.
+        TOTALS: whether the sums of codes are asked for.
+
+    Returns:
+        Both sums with this slice.
+    """
+    if SHIFT:
+        codes = less_128(codes)
+    sums = tl.dot(codes, weights.T, sums, out_dtype=tl.int32)
+    if TOTALS:
+        totals = tl.dot(codes, ones, totals, out_dtype=tl.int32)
+    return sums, totals
+
+
+@triton.jit
+def taken_back(sums, totals, start, n, N: tl.constexpr, CODES: tl.constexpr):
+    """Sums and sums of codes as if nothing had been taken off: `start`, of columns n, or None; CODES make a row."""
+    row_sums = tl.max(totals, 1)
+    if start is not None:
+        sums += tl.load(start + n, mask=n < N, other=0)[None, :]
+        row_sums += 128 * CODES
+    return sums, row_sums
