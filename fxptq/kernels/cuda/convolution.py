@@ -82,7 +82,7 @@ def conv2d_kernel(
             if TAP % CHUNK == 0:  # the whole slice is of one tap: where it lies is decided once a pixel
                 tap, c = first // TAP, tl.multiple_of(first % TAP, CHUNK) + j
                 y, x = tap // KW, tap % KW
-                seen = m < pixels * (tap < KH * KW)  # no rows past the last tap; a bool beside a mask would trip the interpreter
+                seen = m < pixels * (tap < KH * KW)  # none past the last tap (no bool: the interpreter)
                 seen = seen & (top + y >= 0) & (top + y < height) & (left + x >= 0) & (left + x < width)
                 from_tap = (corner + (y * width + x) * C)[:, None] + c[None, :]
                 here = seen[:, None]
