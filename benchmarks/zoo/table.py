@@ -22,8 +22,8 @@ is taken with respect to the bounds, the checkpoint is saved, loaded and compare
 process a network, one thread, 12 GB. Of both packages' architectures only MAT (inpainting at 512 x 512) is not tried.
 
 The records are those of torch 2.13.0, which `make zoo` installs. With torch 2.15.0, the newest, the
-same networks go all the way, with the same graphs, sites, guards and quantizers, and the same errors but for DDColor's
-(0 there):
+same networks go all the way, with the same graphs, sites, guards and quantizers, and the same errors but for those of
+CodeFormer and DDColor (0 there):
 
     make zoo ZOO=.venv-zoo-new ZOO_RESULTS=out/zoo-new TORCH=torch==2.15.0
 
