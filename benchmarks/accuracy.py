@@ -1,4 +1,4 @@
-"""PSNR of a network after each pass: minmax, percentile, DOBI, DOBI over both bounds, and DQC.
+"""PSNR of a network after each pass: minmax, percentile, DOBI, DOBI over both bounds, then DQC, then GPTQ.
 
     python -m benchmarks.accuracy swinir_x4 --sets Set5 --bits 4 3 2
     python -m benchmarks.accuracy craft_x4.safetensors --sets Set5 --calib DIR --plan paper --images 8
@@ -54,10 +54,14 @@ def run(study: Study, sets: Sequence[BenchmarkSet], bits: int, options: argparse
         run_passes([step], context)
         row(f"W{bits}A{bits}", label, study.integer(context), study, sets)
     settings = dict(next((step.settings for step in study.preset.passes if step.name == "dqc"), {}))
-    started = time.perf_counter()
-    run_passes([("dqc", settings | parsed(options.dqc))], context)
-    seconds = time.perf_counter() - started
-    row(f"W{bits}A{bits}", f"+ DQC, {seconds:.0f} s", study.integer(context), study, sets)
+    for label, passes in (
+        ("+ DQC", [("dqc", settings | parsed(options.dqc))]),
+        ("+ GPTQ", [("moments", {}), ("gptq", {})]),
+    ):
+        started = time.perf_counter()
+        run_passes(passes, context)
+        seconds = time.perf_counter() - started
+        row(f"W{bits}A{bits}", f"{label}, {seconds:.0f} s", study.integer(context), study, sets)
 
 
 def row(bits: str, label: str, model: Run, study: Study, sets: Sequence[BenchmarkSet]) -> None:

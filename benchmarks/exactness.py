@@ -1,17 +1,22 @@
 """Integer kernels against the simulation: what a network scores on either, at 8, 4, 3 and 2 bits.
 
     python -m benchmarks.exactness swinir_x4
-    python -m benchmarks.exactness craft_x4.safetensors --sets Set5 Set14 B100 --first 25
+    python -m benchmarks.exactness craft_x4.safetensors --first 25 --nudge 1e-6 -1e-6
 
 Networks are calibrated by the standard preset's bounds on generated pictures; checkpoints of benchmarks.calibration are
-used where they are. Prints a Markdown table of PSNR on Y in dB; a cell reads simulated / integer (difference). Finished
-figures are kept in out/exactness.json and not measured again.
+used where they are. Prints a Markdown table of PSNR on Y in dB; a cell reads simulated / integer (difference). With
+--nudge it also says how far the simulation itself moves when biases and norms change by so little: where values near a
+tie decide, that is what floats in another order may do. Finished figures are kept in out/exactness.json and not
+measured again.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+
+import torch
 
 from benchmarks.calibration import checkpoint
 from benchmarks.study import ROOT, Kept, Study, common_options, inputs_of, open_study_network, scores
@@ -26,6 +31,7 @@ def main() -> None:
     parser = common_options(__doc__)
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 3, 2])
     parser.add_argument("--first", type=int, help="score only that many pictures of a set that has more")
+    parser.add_argument("--nudge", type=float, nargs="+", default=[], help="relative changes of biases and norms")
     options = parser.parse_args()
     source = open_study_network(options.network)
     sets = open_sets([f"{name}={options.benchmarks / name}" for name in options.sets], source.recipe)
@@ -37,7 +43,7 @@ def main() -> None:
     rows: dict[int, list[str]] = {bits: [] for bits in options.bits}
     for benchmark in sets:
         for bits, cells in rows.items():
-            cells.append(measured(study, bits, benchmark, kept))
+            cells.append(measured(study, bits, benchmark, options.nudge, kept))
             print(f"W{bits}A{bits} {benchmark.name} {cells[-1]}", file=sys.stderr, flush=True)
     print(f"{source.name}; simulated / integer (difference), PSNR in dB\n")
     print("| bits | " + " | ".join(benchmark.name for benchmark in sets) + " |")
@@ -53,8 +59,8 @@ def cut(benchmark: BenchmarkSet, count: int) -> BenchmarkSet:
     return replace(benchmark, name=f"{benchmark.name}, first {count}", makers=benchmark.makers[:count])
 
 
-def measured(study: Study, bits: int, benchmark: BenchmarkSet, kept: Kept) -> str:
-    """Both scores on a set, as a cell of the table, measured now unless they are kept."""
+def measured(study: Study, bits: int, benchmark: BenchmarkSet, nudges: Sequence[float], kept: Kept) -> str:
+    """All scores on a set, as a cell of the table, measured now unless they are kept."""
     key = {**study.key, "bits": bits, "passes": [dict(entry) for entry in study.steps[0][1]], "set": benchmark.name}
     figures = kept.get(key)
     if figures is None:
@@ -63,7 +69,25 @@ def measured(study: Study, bits: int, benchmark: BenchmarkSet, kept: Kept) -> st
         found = {name: scores(run, [benchmark], study.source)[benchmark.name] for name, run in runs.items()}
         figures = kept.put(key, found)
     simulated, integer = (figures[name]["psnr_y"] for name in ("simulated", "integer"))
-    return f"{simulated:.3f} / {integer:.3f} ({integer - simulated:+.3f})"
+    moved = []
+    for by in nudges:
+        score = kept.get({**key, "nudge": by})
+        if score is None:
+            run = nudged(calibrated(study, bits), by)
+            score = kept.put({**key, "nudge": by}, dict(scores(run, [benchmark], study.source)[benchmark.name]))
+        moved.append(f"{score['psnr_y'] - simulated:+.3f}")
+    cell = f"{simulated:.3f} / {integer:.3f} ({integer - simulated:+.3f})"
+    return f"{cell}; nudged {', '.join(moved)}" if moved else cell
+
+
+@torch.no_grad()
+def nudged(quantized: QuantizedModel, by: float) -> QuantizedModel:
+    """The network with its biases and norms scaled by 1 + by; its quantizers and weights stay."""
+    own = {id(parameter) for quantizer in quantized.program.quantizers.values() for parameter in quantizer.parameters()}
+    for parameter in quantized.parameters():
+        if parameter.dim() <= 1 and id(parameter) not in own:
+            parameter.mul_(1 + by)
+    return quantized
 
 
 def calibrated(study: Study, bits: int) -> QuantizedModel:
