@@ -1,4 +1,8 @@
-"""Measures the ways to run a network in turns, so that a slow spell of the machine meets them all."""
+"""Measures the ways to run a network in turns, so that a slow spell of the machine meets them all.
+
+A turn is two calls, of which the second is timed: at the first, threads of the way before may still spin on the cores
+(those of OpenMP and of ONNX Runtime do, for milliseconds), and the caches hold that way's weights.
+"""
 
 from __future__ import annotations
 
@@ -127,6 +131,7 @@ def _rows(chosen: dict[str, Callable[[Subject], Call]], what: Subject, progress:
             advance()
         for _ in range(ROUNDS):
             for name, call in calls.items():
+                call()
                 started = time.perf_counter()
                 call()
                 times[name].append(1000 * (time.perf_counter() - started))
