@@ -1,7 +1,7 @@
 """Integer kernels against the simulation: what a network scores on either, at 8, 4, 3 and 2 bits.
 
     python -m benchmarks.exactness swinir_x4
-    python -m benchmarks.exactness craft_x4.safetensors --first 25 --nudge 1e-6 -1e-6
+    python -m benchmarks.exactness craft_x4.safetensors --first 25 --nudge 1e-6
 
 Networks are calibrated by the standard preset's bounds on generated pictures; checkpoints of benchmarks.calibration are
 used where they are. Prints a Markdown table of PSNR on Y in dB; a cell reads simulated / integer (difference). With
@@ -13,7 +13,6 @@ measured again.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -31,7 +30,7 @@ def main() -> None:
     parser = common_options(__doc__)
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 3, 2])
     parser.add_argument("--first", type=int, help="score only that many pictures of a set that has more")
-    parser.add_argument("--nudge", type=float, nargs="+", default=[], help="relative changes of biases and norms")
+    parser.add_argument("--nudge", type=float, default=0.0, help="relative change of biases and norms, both ways")
     options = parser.parse_args()
     source = open_study_network(options.network)
     sets = open_sets([f"{name}={options.benchmarks / name}" for name in options.sets], source.recipe)
@@ -59,7 +58,7 @@ def cut(benchmark: BenchmarkSet, count: int) -> BenchmarkSet:
     return replace(benchmark, name=f"{benchmark.name}, first {count}", makers=benchmark.makers[:count])
 
 
-def measured(study: Study, bits: int, benchmark: BenchmarkSet, nudges: Sequence[float], kept: Kept) -> str:
+def measured(study: Study, bits: int, benchmark: BenchmarkSet, nudge: float, kept: Kept) -> str:
     """All scores on a set, as a cell of the table, measured now unless they are kept."""
     key = {**study.key, "bits": bits, "passes": [dict(entry) for entry in study.steps[0][1]], "set": benchmark.name}
     figures = kept.get(key)
@@ -70,7 +69,7 @@ def measured(study: Study, bits: int, benchmark: BenchmarkSet, nudges: Sequence[
         figures = kept.put(key, found)
     simulated, integer = (figures[name]["psnr_y"] for name in ("simulated", "integer"))
     moved = []
-    for by in nudges:
+    for by in (nudge, -nudge) if nudge else ():
         score = kept.get({**key, "nudge": by})
         if score is None:
             run = nudged(calibrated(study, bits), by)

@@ -154,9 +154,25 @@ def test_exactness_uses_the_checkpoint_that_is_there(
 ) -> None:
     calibration.measured(study(source), "synthetic", BITS, sets, Kept(out / "rows.json"))
     monkeypatch.setattr(Study, "at", lambda *_: pytest.fail("calibrated again"))
-    cell = exactness.measured(study(source), BITS, sets[0], Kept(out / "exactness.json"))
+    kept = Kept(out / "exactness.json")
+    cell = exactness.measured(study(source), BITS, sets[0], 0.0, kept)
     simulated, integer = (float(word) for word in cell.split("(")[0].split("/"))
     assert simulated == pytest.approx(integer, abs=calibration.AGREEMENT)
+    nudged = exactness.measured(study(source), BITS, sets[0], 0.5, kept).split("nudged ")[1]
+    assert all(float(moved) != 0.0 for moved in nudged.split(", "))
+
+
+def test_a_nudge_leaves_weights_and_quantizers(source: Source, sets: list[BenchmarkSet], out: Path) -> None:
+    calibration.measured(study(source), "synthetic", BITS, sets, Kept(out / "rows.json"))
+    before = exactness.calibrated(study(source), BITS)
+    after = exactness.nudged(exactness.calibrated(study(source), BITS), 0.5)
+    moved = {
+        name
+        for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert moved
+    assert all(name.endswith(("bias", "norm.weight", "norm1.weight", "norm2.weight")) for name in moved)
 
 
 def test_photographs_are_taken_from_their_folder(source: Source, tmp_path: Path) -> None:
