@@ -1,8 +1,8 @@
 """The convolution as an implicit matrix product: a row of the left factor is what the taps of one output pixel see.
 
 Nothing is unrolled in memory: programs gather the codes of their pixels tap by tap, channels last. What lies outside
-the image has code 0, and `taps` takes back what the folded grid would have added there, in the tiles that touch the
-border only.
+the image has code 0, and `taps`, what the folded grid adds at each tap, is left out there: in the tiles that touch the
+border one by one.
 """
 
 from __future__ import annotations
@@ -99,18 +99,18 @@ def conv2d_kernel(
             sums, totals = add_products(sums, totals, a, weights, ones, start is not None, row_scale is not None)
     sums, row_sums = taken_back(sums, totals, start, n, N, ROW_BYTES * FIELDS)
 
-    shift = tl.load(bias + n, mask=n < N, other=0.0)
-    outside = tl.zeros((BM, BN), tl.float32)
+    shift = tl.zeros((BM, BN), tl.float32) + tl.load(bias + n, mask=n < N, other=0.0)[None, :]
     if taps is not None:
-        for tap in range(KH * KW):
-            shift += tl.load(taps + tap * TAPS_STRIDE + n, mask=n < N, other=0.0)
         bottom, right = top + KH > height, left + KW > width
         if tl.max(((top < 0) | (left < 0) | bottom | right).to(tl.int32), 0) > 0:
             for tap in range(KH * KW):
                 y, x = top + tap // KW, left + tap % KW
                 missed = (y < 0) | (y >= height) | (x < 0) | (x >= width)
                 one = tl.load(taps + tap * TAPS_STRIDE + n, mask=n < N, other=0.0)
-                outside += tl.where(missed[:, None], one[None, :], 0.0)
+                shift += tl.where(missed[:, None], 0.0, one[None, :])
+        else:
+            for tap in range(KH * KW):
+                shift += tl.load(taps + tap * TAPS_STRIDE + n, mask=n < N, other=0.0)[None, :]
     place = m.to(tl.int64)[:, None] * N + n[None, :]
     to = place
     if SHUFFLE > 1:  # columns come in runs that go to one pixel each, as `ops.spread` has it
@@ -121,7 +121,7 @@ def conv2d_kernel(
         to = (y * (out_width * SHUFFLE) + x) * run + c[None, :]
     inside = (m < pixels)[:, None] & (n < N)[None, :]
     finish(
-        sums, row_sums, shift[None, :] - outside, place, to, inside, n, scale, row_scale, residual, levels, out, slope,
+        sums, row_sums, shift, place, to, inside, n, scale, row_scale, residual, levels, out, slope,
         out_scale, out_offset, N, ACTIVATION,
     )  # fmt: skip
 
