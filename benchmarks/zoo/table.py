@@ -21,9 +21,9 @@ window (padded from outside where the architecture demands multiples). Then it i
 is taken with respect to the bounds, the checkpoint is saved, loaded and compared again, bit for bit, at each size. One
 process a network, one thread, 12 GB. Of both packages' architectures only MAT (inpainting at 512 x 512) is not tried.
 
-The records are those of torch 2.13.0, which `make zoo` installs. With torch 2.15.0, the newest, the
-same networks go all the way, with the same graphs, sites, guards and quantizers, and the same errors but for those of
-CodeFormer and DDColor (0 there):
+The records are those of torch 2.13.0, which `make zoo` installs. With torch 2.15.0, the newest, the project's tests
+pass, and the same networks go all the way, with the same graphs, sites, guards and quantizers, and the same errors but
+for those of CodeFormer and DDColor (0 there):
 
     make zoo ZOO=.venv-zoo-new ZOO_RESULTS=out/zoo-new TORCH=torch==2.15.0
 
