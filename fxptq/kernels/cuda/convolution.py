@@ -82,7 +82,8 @@ def conv2d_kernel(
             if TAP % CHUNK == 0:  # the whole slice is of one tap: where it lies is decided once a pixel
                 tap, c = first // TAP, tl.multiple_of(first % TAP, CHUNK) + j
                 y, x = tap // KW, tap % KW
-                seen = m < pixels * (tap < KH * KW)  # none past the last tap (no bool: the interpreter)
+                # No pixel is left past the last tap. (`&` with a bool gives no mask in Triton's interpreter.)
+                seen = m < pixels * (tap < KH * KW)
                 seen = seen & (top + y >= 0) & (top + y < height) & (left + x >= 0) & (left + x < width)
                 from_tap = (corner + (y * width + x) * C)[:, None] + c[None, :]
                 here = seen[:, None]
@@ -109,8 +110,10 @@ def conv2d_kernel(
                 one = tl.load(taps + tap * TAPS_STRIDE + n, mask=n < N, other=0.0)
                 shift += tl.where(missed[:, None], 0.0, one[None, :])
         else:
+            every = tl.zeros((BN,), tl.float32)
             for tap in range(KH * KW):
-                shift += tl.load(taps + tap * TAPS_STRIDE + n, mask=n < N, other=0.0)[None, :]
+                every += tl.load(taps + tap * TAPS_STRIDE + n, mask=n < N, other=0.0)
+            shift += every[None, :]
     place = m.to(tl.int64)[:, None] * N + n[None, :]
     to = place
     if SHUFFLE > 1:  # columns come in runs that go to one pixel each, as `ops.spread` has it
