@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from fxptq.quant.distribution import Distribution
 from fxptq.quant.observer import Histogram
 from fxptq.quant.search import Bounds, dobi2d, dobi_one_sided, dobi_two_sided, minmax
 
+SEARCHES = {"minmax": minmax, "dobi, two-sided": dobi_two_sided, "dobi, one-sided": dobi_one_sided, "dobi2d": dobi2d}
 BLOCKS, TOKENS, DIM, HEADS, WINDOW = 24, 64 * 64, 60, 6, 64
 
 
@@ -73,14 +75,8 @@ def main() -> None:
         print(f"  observe    {observing:7.2f} s  ({observing / values * 1e9:.1f} ms per million values)")
         print(f"  statistics {making:7.2f} s")
         for bits in args.bits:
-            searches: dict[str, Callable[[Distribution], Bounds]] = {
-                "minmax": lambda d, b=bits: minmax(d, b),  # type: ignore[misc]
-                "dobi, two-sided": lambda d, b=bits: dobi_two_sided(d, b),  # type: ignore[misc]
-                "dobi, one-sided": lambda d, b=bits: dobi_one_sided(d, b),  # type: ignore[misc]
-                "dobi2d": lambda d, b=bits: dobi2d(d, b),  # type: ignore[misc]
-            }
-            for name, search in searches.items():
-                print(f"  {bits} bits, {name:<16} {timed(search, distributions):7.2f} s")
+            for name, search in SEARCHES.items():
+                print(f"  {bits} bits, {name:<16} {timed(partial(search, bits=bits), distributions):7.2f} s")
 
 
 if __name__ == "__main__":
