@@ -17,7 +17,7 @@ from benchmarks.study import Study, common_options, inputs_of, open_study_networ
 from fxptq.commands.scores import Run, open_sets
 from fxptq.evaluate.sets import BenchmarkSet
 from fxptq.passes.base import run_passes
-from fxptq.passes.progress import RichProgress
+from fxptq.progress import RichProgress
 
 BOUNDS = {
     "MinMax": ("minmax", {}),

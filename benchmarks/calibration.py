@@ -20,7 +20,7 @@ from benchmarks.study import ROOT, Kept, Study, common_options, inputs_of, open_
 from fxptq.commands.scores import open_sets
 from fxptq.data.sources import SYNTHETIC
 from fxptq.evaluate.sets import BenchmarkSet
-from fxptq.passes.progress import RichProgress
+from fxptq.progress import RichProgress
 from fxptq.recipe import PassEntry, Preset
 
 OUT = ROOT / "out/calibration"

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.study import Study, common_options, inputs_of, open_study_network
 from fxptq.data.sources import SYNTHETIC
-from fxptq.passes.progress import RichProgress
+from fxptq.progress import RichProgress
 from fxptq.quant.distribution import Distribution
 
 BITS = 4  # sites and what they see do not depend on it

@@ -23,7 +23,7 @@ from fxptq.api import QuantizedModel, load
 from fxptq.commands.scores import open_sets
 from fxptq.data.sources import SYNTHETIC
 from fxptq.evaluate.sets import BenchmarkSet
-from fxptq.passes.progress import RichProgress
+from fxptq.progress import RichProgress
 
 
 def main() -> None:

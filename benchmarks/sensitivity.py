@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from fxptq.commands.network import example_of, open_network
+from fxptq.commands.source import example_of, open_network
 from fxptq.data.sources import calibration_images
 from fxptq.graph import Bits, Plan, Program
 from fxptq.passes.base import Context, run_passes
-from fxptq.passes.progress import RichProgress
+from fxptq.progress import RichProgress
 
 
 def main() -> None:

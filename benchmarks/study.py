@@ -22,16 +22,16 @@ from torch import Tensor, nn
 
 from benchmarks.zoo.one import declare_missing_operators
 from fxptq.api import QuantizedModel, metadata_of, plan_of, weights_digest
-from fxptq.commands.network import Source, example_of, open_network
+from fxptq.checkpoint.state import coded_weights, put_weights_on_grid, round_floats
 from fxptq.commands.scores import Run, score_sets
+from fxptq.commands.source import Source, example_of, open_network
 from fxptq.data.sources import calibration_images
 from fxptq.evaluate.sets import BenchmarkSet
 from fxptq.graph import Bits, Program
 from fxptq.io.files import write_json
-from fxptq.io.state import coded_weights, put_weights_on_grid, round_floats
 from fxptq.kernels.lower import lower
 from fxptq.passes.base import Context, PassReport, get_pass, run_passes
-from fxptq.passes.progress import Progress, Silent
+from fxptq.progress import Progress, Silent
 from fxptq.quant.distribution import Distribution
 from fxptq.recipe import PassEntry, Preset, Recipe
 

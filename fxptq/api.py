@@ -14,16 +14,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from fxptq.checkpoint import file as checkpoints
+from fxptq.checkpoint.metadata import ExampleRecord, FloatSite, Metadata, PassRecord
+from fxptq.checkpoint.state import program_of, put_weights_on_grid, round_floats, site_records, to_checkpoint
 from fxptq.data.sources import Inputs, calibration_images
 from fxptq.errors import CheckpointError, InputError
 from fxptq.graph import Bits, Plan, Program, Site
 from fxptq.graph.copies import independent_copy
 from fxptq.graph.parametrized import make_weights_plain
-from fxptq.io import checkpoint as checkpoints
-from fxptq.io.metadata import ExampleRecord, FloatSite, Metadata, PassRecord
-from fxptq.io.state import program_of, put_weights_on_grid, round_floats, site_records, to_checkpoint
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
-from fxptq.passes.progress import Progress, Silent
+from fxptq.progress import Progress, Silent
 from fxptq.recipe import PassEntry, QuantizeSettings, Recipe, parse_bits
 
 BEYOND_WHITE = 16

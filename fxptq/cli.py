@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fxptq.errors import FxptqError
 from fxptq.io.files import check_writable, write_json
-from fxptq.passes.progress import Progress, RichProgress, Silent
+from fxptq.progress import Progress, RichProgress, Silent
 
 app = typer.Typer(name="fxptq", add_completion=False, pretty_exceptions_enable=False)
 

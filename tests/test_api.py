@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import fxptq
 from fxptq import Bits, CaptureError, CheckpointError, InputError, QuantizedModel, Recipe
-from fxptq.io import checkpoint as checkpoints
-from fxptq.io.checkpoint import Checkpoint, sizes
-from fxptq.io.state import to_checkpoint
+from fxptq.checkpoint import file as checkpoints
+from fxptq.checkpoint.file import Checkpoint, sizes
+from fxptq.checkpoint.state import to_checkpoint
 from fxptq.recipe import PresetTable
 from tests.tiny import Medley, edsr, inputs, settings, swinir
 

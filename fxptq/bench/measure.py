@@ -19,7 +19,7 @@ from fxptq.bench import memory
 from fxptq.bench.ways import Call, Subject, parsed, subject, ways
 from fxptq.errors import InputError
 from fxptq.kernels.build import backend
-from fxptq.passes.progress import Progress
+from fxptq.progress import Progress
 
 WARMUP, ROUNDS = 2, 7
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.errors import InputError
-from fxptq.models.weights_format import read_state
+from fxptq.io.state_dict import read_state
 from fxptq.recipe import Recipe
 
 

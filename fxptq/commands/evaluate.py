@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from fxptq.api import QuantizedModel, load
-from fxptq.commands.network import device_of, from_factory
 from fxptq.commands.scores import as_json as score_json
 from fxptq.commands.scores import on_device, open_sets, score_sets
+from fxptq.commands.source import device_of, from_factory
 from fxptq.evaluate.score import SetScore
-from fxptq.passes.progress import Progress
+from fxptq.progress import Progress
 
 
 def open_checkpoint(path: Path, factory: str | None) -> QuantizedModel:

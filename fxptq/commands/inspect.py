@@ -8,7 +8,7 @@ from typing import Any
 
 from fxptq.api import plan_of
 from fxptq.commands.evaluate import open_checkpoint
-from fxptq.commands.network import example_of, from_factory, parse_site
+from fxptq.commands.source import example_of, from_factory, parse_site
 from fxptq.errors import InputError
 from fxptq.graph import Bits, Program, Site, write_graphml
 from fxptq.io.files import check_writable

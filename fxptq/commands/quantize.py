@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fxptq.api import QuantizedModel, quantize
-from fxptq.commands.network import Source, device_of, example_of, open_network, parse_site
+from fxptq.checkpoint.file import Sizes, sizes
 from fxptq.commands.scores import on_device, open_sets, score_sets
+from fxptq.commands.source import Source, device_of, example_of, open_network, parse_site
 from fxptq.data.sources import SYNTHETIC
 from fxptq.errors import InputError
 from fxptq.evaluate.score import SetScore
 from fxptq.graph import Bits, Program
-from fxptq.io.checkpoint import Sizes, sizes
 from fxptq.io.files import check_writable
 from fxptq.io.images import list_images
-from fxptq.passes.progress import Progress
+from fxptq.progress import Progress
 
 T = TypeVar("T")
 

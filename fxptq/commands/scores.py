@@ -14,7 +14,7 @@ from fxptq.errors import FxptqError, InputError
 from fxptq.evaluate.score import SetScore, evaluate
 from fxptq.evaluate.sets import BenchmarkSet, open_set, parse_data, samples
 from fxptq.evaluate.tiles import run_padded, run_tiled
-from fxptq.passes.progress import Advance, Progress
+from fxptq.progress import Advance, Progress
 from fxptq.recipe import Recipe
 
 Run = Callable[[Tensor], Tensor]

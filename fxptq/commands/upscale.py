@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from fxptq.commands.evaluate import open_checkpoint, runnable
-from fxptq.commands.network import device_of
 from fxptq.commands.scores import fitted, on_device
+from fxptq.commands.source import device_of
 from fxptq.errors import InputError
 from fxptq.io.images import SUFFIXES, list_images, read_image, to_image, to_tensor, write_png
-from fxptq.passes.progress import Progress
+from fxptq.progress import Progress
 
 
 def run(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fxptq.commands.network import weights_source
+from fxptq.commands.source import weights_source
 from fxptq.io.download import Downloaded
 from fxptq.io.weights import WeightsRow, known_weights
 from fxptq.io.weights import fetch as fetch_source
-from fxptq.passes.progress import Progress
+from fxptq.progress import Progress
 from fxptq.recipe import Recipe
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from fxptq.errors import CaptureError
 from fxptq.graph.calls import ARITHMETIC, name_of
-from fxptq.graph.fold import eliminate_dead_code, fold_constants
+from fxptq.graph.constants import eliminate_dead_code, fold_constants
 from fxptq.graph.holder import Holder
 from fxptq.graph.places import first_line, line_of_error
 from fxptq.graph.tracer import Trace, trace

@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 
 from fxptq.errors import CaptureError, InputError
 from fxptq.graph.capture import Capture, capture
+from fxptq.graph.constants import attribute
 from fxptq.graph.copies import independent_copy
-from fxptq.graph.fold import attribute
 from fxptq.graph.holder import Holder
 from fxptq.graph.insert import insert_quantizers, module_name
 from fxptq.graph.plan import Planner

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fxptq.errors import InputError
-from fxptq.kernels.packing import centred, pad_columns, with_sums
+from fxptq.kernels.panels import centred, pad_columns, with_sums
 from fxptq.quant.grid import levels
 from fxptq.quant.quantizer import Quantizer
 

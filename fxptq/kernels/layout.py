@@ -13,7 +13,7 @@ import torch
 
 from fxptq.kernels.fold import Grid, Layer
 from fxptq.kernels.geometry import Geometry
-from fxptq.kernels.packing import (
+from fxptq.kernels.panels import (
     LANES,
     pack_conv_weight,
     pack_narrow_conv_weight,

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxptq.kernels.packing import centred, unpack_weight
+from fxptq.kernels.panels import centred, unpack_weight
 
 
 class Activation(IntEnum):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxptq.graph.calls import ADD, LAYOUT, argument, name_of
-from fxptq.graph.fold import attribute
+from fxptq.graph.constants import attribute
 from fxptq.graph.functions import words, writes
 from fxptq.kernels.ops import Activation
 

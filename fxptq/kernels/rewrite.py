@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxptq.graph.calls import argument, name_of
-from fxptq.graph.fold import attribute, eliminate_dead_code
+from fxptq.graph.constants import attribute, eliminate_dead_code
 from fxptq.kernels import patterns
 from fxptq.kernels.attentions import AttentionPattern, Term
 from fxptq.kernels.convolution import GeneralConvolution
@@ -24,7 +24,7 @@ from fxptq.kernels.fold import Grid, Layer, fold_conv2d, fold_linear, product_te
 from fxptq.kernels.geometry import geometry_of
 from fxptq.kernels.layout import PANELS, Layout
 from fxptq.kernels.ops import Activation
-from fxptq.kernels.packing import LOG2E, key_major, pad_columns, places_first
+from fxptq.kernels.panels import LOG2E, key_major, pad_columns, places_first
 from fxptq.kernels.patterns import Stem
 from fxptq.kernels.survey import Survey
 from fxptq.quant.quantizer import Quantizer

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxptq.graph.calls import argument, name_of
-from fxptq.graph.fold import attribute
+from fxptq.graph.constants import attribute
 from fxptq.kernels import patterns
 from fxptq.kernels.attentions import AttentionPattern, attention_of
 from fxptq.kernels.fold import Grid, fits

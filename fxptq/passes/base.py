@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
-from fxptq.passes.progress import Progress, Silent
+from fxptq.progress import Progress, Silent
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
 

@@ -12,10 +12,10 @@ from PIL import Image
 from benchmarks import calibration, exactness
 from benchmarks.study import Kept, Study, inputs_of, parsed, scores
 from fxptq.api import load
-from fxptq.commands.network import Source
+from fxptq.commands.source import Source
 from fxptq.evaluate.sets import BenchmarkSet, samples
 from fxptq.passes.base import run_passes
-from fxptq.passes.progress import Silent
+from fxptq.progress import Silent
 from fxptq.recipe import PassEntry, Recipe
 from tests.tiny import RECIPE, swinir
 

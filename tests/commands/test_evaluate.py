@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fxptq.io import checkpoint as checkpoints
-from fxptq.io.checkpoint import Checkpoint
+from fxptq.checkpoint import file as checkpoints
+from fxptq.checkpoint.file import Checkpoint
 from tests.tiny import picture, run, write_checkpoint
 
 

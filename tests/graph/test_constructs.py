@@ -622,7 +622,8 @@ def test_recurrent_layers_are_listed(agrees: Agrees) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.rnn(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
 
-    assert [site.kind for site in agrees(Recurrent()).sites] == ["other"]
+    # Not bit for bit: on processors with AMX a GRU and its own deep copy differ in the last bit.
+    assert [site.kind for site in agrees(Recurrent(), tolerance=1e-6).sites] == ["other"]
 
 
 def test_fourier_transforms_are_listed(agrees: Agrees) -> None:

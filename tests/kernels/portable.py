@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fxptq.kernels import ops, packing
+from fxptq.kernels import ops, panels
 from fxptq.kernels.build import library
 from tests.kernels.helpers import codes, epilogue
 
@@ -17,39 +17,39 @@ def cases() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     torch.manual_seed(1)
 
     def layer(columns: int, levels: float | None = 15.0) -> dict[str, Any]:
-        written = epilogue(levels=None if levels is None else packing.pad_columns(torch.full((columns,), levels)))
-        written |= {"scale": packing.pad_columns(torch.rand(columns) * 1e-3), "activation": 2, "out_scale": 3.0}
-        return written | {"bias": packing.pad_columns(torch.randn(columns)), "columns": columns}
+        written = epilogue(levels=None if levels is None else panels.pad_columns(torch.full((columns,), levels)))
+        written |= {"scale": panels.pad_columns(torch.rand(columns) * 1e-3), "activation": 2, "out_scale": 3.0}
+        return written | {"bias": panels.pad_columns(torch.randn(columns)), "columns": columns}
 
     rows = codes((37, 30), 8)
     image = codes((2, 19, 13, 9), 4, seed=1)
     weight = torch.randint(-14, 15, (35, 19, 3, 3)).to(torch.int8)
-    place = {"padding": (1, 1), "taps": packing.pad_columns(torch.randn(9, 35))}
+    place = {"padding": (1, 1), "taps": panels.pad_columns(torch.randn(9, 35))}
     window = [codes((3, 2, size, 10), 4, seed=size) for size in (17, 21, 21)]
     grids = {"key_bits": 4, "value_bits": 4, "logit": [1e-3, 1e-3], "prob": [15.0, 0.0, 15.0], "levels": 15}
-    one = {"scale": packing.pad_columns(torch.rand(60) * 3), "offset": packing.pad_columns(torch.rand(60) * 7)}
+    one = {"scale": panels.pad_columns(torch.rand(60) * 3), "offset": panels.pad_columns(torch.rand(60) * 7)}
     return [
         (
             "linear",
-            (rows, packing.pack_weight(2 * torch.randint(-8, 8, (70, 30)).to(torch.int8) + 1)),
+            (rows, panels.pack_weight(2 * torch.randint(-8, 8, (70, 30)).to(torch.int8) + 1)),
             layer(70),
         ),
         ("quantize", (torch.randn(3, 71),), {"lower": -1.0, "step": 0.1, "levels": 15}),
         ("layer_norm_codes", (torch.randn(37, 60),), one | {"eps": 1e-5, "levels": 15}),
         (
             "linear",
-            (rows, packing.pack_weight(torch.randint(-128, 128, (70, 30)).to(torch.int8))),
+            (rows, panels.pack_weight(torch.randint(-128, 128, (70, 30)).to(torch.int8))),
             layer(70),
         ),
         (
             "conv2d",
-            (image, packing.pack_conv_weight(weight)),
+            (image, panels.pack_conv_weight(weight)),
             place | layer(35) | {"kernel_size": (3, 3), "stride": (1, 1)},
         ),
-        ("conv3x3", (image, packing.pack_taps(weight)), place | layer(35, None) | {"largest": 15}),
+        ("conv3x3", (image, panels.pack_taps(weight)), place | layer(35, None) | {"largest": 15}),
         (
             "narrow_conv2d",
-            (image, packing.pack_narrow_conv_weight(weight[:3])),
+            (image, panels.pack_narrow_conv_weight(weight[:3])),
             layer(3) | {"kernel_size": (3, 3), "padding": (1, 1), "taps": None},
         ),
         ("matmul", (codes((4, 7, 10), 8), codes((4, 10, 9), 8)), {"bits": 8, "out": [1e-3, 1e-2, 0.1, 0.2, 0.3]}),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxptq.kernels import packing, reference
+from fxptq.kernels import panels, reference
 from fxptq.kernels.build import backend
 from fxptq.kernels.fold import Layer, fold_conv2d, onto
 from fxptq.kernels.ops import Activation
@@ -26,8 +26,8 @@ def run(
     **changes: object,
 ) -> torch.Tensor:
     place = {"columns": layer.columns, "kernel_size": kernel, "stride": stride, "padding": padding}
-    place["taps"] = None if layer.taps is None else packing.pad_columns(layer.taps)
-    weight = packing.pack_conv_weight(layer.packable())
+    place["taps"] = None if layer.taps is None else panels.pad_columns(layer.taps)
+    weight = panels.pack_conv_weight(layer.packable())
     return operators.conv2d(a, weight, **place, **epilogue(**changes) | layer.epilogue())
 
 
@@ -40,7 +40,7 @@ def sums_by(operators: Operators, a: torch.Tensor, w: torch.Tensor, stride: Pair
 @pytest.mark.parametrize("kind", KINDS)
 def test_sums_equal_int64(operators: Operators, bits: int, kind: str) -> None:
     a = codes((2, 20, 9, 14), bits, kind, seed=1)
-    w = packing.centred(codes((35, 20, 3, 3), bits, kind, seed=2), bits)
+    w = panels.centred(codes((35, 20, 3, 3), bits, kind, seed=2), bits)
     assert torch.equal(sums_by(operators, a, w, (1, 1), (1, 1)).long(), reference.convolved_sums(a, w, (1, 1), (1, 1)))
 
 
@@ -55,7 +55,7 @@ def test_sums_equal_int64_for_any_shape(data: st.DataObject) -> None:
     channels, columns, seed = draw(st.integers(1, 9)), draw(st.integers(1, 70)), draw(st.integers(0, 99))
     a, w = (
         codes((1, channels, *size), 8, seed=seed),
-        packing.centred(codes((columns, channels, *kernel), 8, "extreme", seed), 8),
+        panels.centred(codes((columns, channels, *kernel), 8, "extreme", seed), 8),
     )
     if draw(st.booleans()):
         a = a.contiguous(memory_format=torch.channels_last)
@@ -109,7 +109,7 @@ def test_epilogue_and_memory_format(operators: Operators, coded: bool, added: bo
     expected = expected + residual.double() if added else expected
     arguments = {"activation": int(Activation.LEAKY), "residual": residual}
     if coded:
-        arguments["levels"] = packing.pad_columns(torch.full((64,), 15.0))
+        arguments["levels"] = panels.pad_columns(torch.full((64,), 15.0))
         arguments |= {"out_scale": 1 / target.step, "out_offset": -target.lower / target.step}
     found = run(operators, layer, a, (3, 3), **arguments)
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -125,7 +125,7 @@ def test_codes_without_activation_keep_the_exact_border(operators: Operators) ->
     a = codes((1, 4, 5, 5), 4, seed=6)
     layer = onto(fold_conv2d(weight, q, None, input_grid, (1, 1)), target)
     expected = reference.conv2d(reference.values(a, input_grid), decoded(q, weight), None, (1, 1), (1, 1))
-    found = run(operators, layer, a, (3, 3), levels=packing.pad_columns(torch.full((8,), 63.0)))
+    found = run(operators, layer, a, (3, 3), levels=panels.pad_columns(torch.full((8,), 63.0)))
     assert_codes(found, (expected - target.lower) / target.step, 63)
 
 
@@ -145,8 +145,8 @@ def test_few_columns_by_taps_equal_the_convolution(data: st.DataObject) -> None:
     )
     layer = fold_conv2d(weight, q, bias, input_grid, padding)
     place = {"columns": columns, "kernel_size": kernel, "padding": padding}
-    place["taps"] = None if layer.taps is None else packing.pad_columns(layer.taps)
-    packed = packing.pack_narrow_conv_weight(layer.weight)
+    place["taps"] = None if layer.taps is None else panels.pad_columns(layer.taps)
+    packed = panels.pack_narrow_conv_weight(layer.weight)
     expected = reference.conv2d(reference.values(a, input_grid), decoded(q, weight), bias, (1, 1), padding)
     for native in (True, False) if backend().native else (False,):
         found = Operators(native).narrow_conv2d(a, packed, **place, **epilogue() | layer.epilogue())

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxptq.kernels import packing, reference
+from fxptq.kernels import panels, reference
 from fxptq.kernels.build import backend
 from fxptq.kernels.fold import fold_conv2d
 from tests.kernels.helpers import KINDS, Operators, close, codes, decoded, epilogue, grid, quantizer
@@ -16,10 +16,10 @@ from tests.kernels.helpers import KINDS, Operators, close, codes, decoded, epilo
 def sums_by(
     operators: Operators, a: torch.Tensor, w: torch.Tensor, largest: int, padding: tuple[int, int]
 ) -> torch.Tensor:
-    assert packing.winograd_fits(w, largest)
-    one = packing.pad_columns(torch.ones(w.shape[0]))
+    assert panels.winograd_fits(w, largest)
+    one = panels.pad_columns(torch.ones(w.shape[0]))
     place = {"columns": w.shape[0], "largest": largest, "padding": padding, "taps": None}
-    return operators.conv3x3(a, packing.pack_taps(w), **place, bias=torch.zeros_like(one), scale=one / 4, **epilogue())
+    return operators.conv3x3(a, panels.pack_taps(w), **place, bias=torch.zeros_like(one), scale=one / 4, **epilogue())
 
 
 @pytest.mark.parametrize("bits", range(2, 7))
@@ -35,7 +35,7 @@ def test_sums_equal_int64(operators: Operators, bits: int, kind: str) -> None:
 def test_weights_in_half_bytes(operators: Operators, channels: int) -> None:
     a = codes((1, channels, 7, 10), 6, "highest")
     w = 2 * torch.randint(-4, 4, (19, channels, 3, 3), generator=torch.Generator().manual_seed(2)).to(torch.int8) + 1
-    assert packing.pack_taps(w).dtype == torch.uint8
+    assert panels.pack_taps(w).dtype == torch.uint8
     expected = reference.convolved_sums(a, w, (1, 1), (1, 1))
     assert torch.equal(sums_by(operators, a, w, 63, (1, 1)).long(), expected)
 
@@ -62,14 +62,14 @@ def test_border_is_the_real_zero(operators: Operators, symmetry: str, columns: i
     q, input_grid = quantizer(3, symmetry, columns, seed=3), grid(4, seed=4)
     a = codes((1, 18, 7, 12), 4, seed=6)
     layer = fold_conv2d(weight, q, bias, input_grid, (1, 1)).for_sums_times(4)
-    assert packing.winograd_fits(layer.packable(), 15)
-    place = {"columns": columns, "largest": 15, "padding": (1, 1), "taps": packing.pad_columns(layer.taps)}
-    found = operators.conv3x3(a, packing.pack_taps(layer.packable()), **place, **epilogue() | layer.epilogue())
+    assert panels.winograd_fits(layer.packable(), 15)
+    place = {"columns": columns, "largest": 15, "padding": (1, 1), "taps": panels.pad_columns(layer.taps)}
+    found = operators.conv3x3(a, panels.pack_taps(layer.packable()), **place, **epilogue() | layer.epilogue())
     assert close(found, reference.conv2d(reference.values(a, input_grid), decoded(q, weight), bias, (1, 1), (1, 1)))
 
 
 def test_what_does_not_fit_a_byte_is_left_to_the_other_kernel() -> None:
     nine = torch.full((1, 1, 3, 3), 15, dtype=torch.int8)
-    assert not packing.winograd_fits(nine, 15)  # nine times 15
-    assert packing.winograd_fits(nine - 1, 15)  # nine times 14
-    assert not packing.winograd_fits(nine - 1, 127)  # four times 127
+    assert not panels.winograd_fits(nine, 15)  # nine times 15
+    assert panels.winograd_fits(nine - 1, 15)  # nine times 14
+    assert not panels.winograd_fits(nine - 1, 127)  # four times 127

@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
-from fxptq.kernels import packing
+from fxptq.kernels import panels
 from fxptq.kernels.convolution import Geometry
 from fxptq.kernels.cuda import attention, convolution, elementwise, gemm, matmul
 from fxptq.kernels.fold import Grid, Layer
@@ -91,7 +91,7 @@ CASES = [(2, 4, {}), (4, 4, {"activation": 1}), (8, 8, {"activation": 2, "residu
 @pytest.mark.parametrize(("bits", "a_bits", "changes"), CASES, ids=["2-bit", "4-bit", "8-bit"])
 def test_convolution(compiled: list[str], bits: int, a_bits: int, changes: dict[str, Any]) -> None:
     served = ROWS.convolution(layer(60, 60, 3, 3), bits, Grid(0.0, 1.0, a_bits), Geometry(padding=(1, 1)))
-    levels = packing.pad_columns(torch.full((60,), 15.0)) if bits < 8 else None
+    levels = panels.pad_columns(torch.full((60,), 15.0)) if bits < 8 else None
     arguments = epilogue(**changes, levels=levels) | served.layer.epilogue() | served.arguments
     a = torch.zeros(2, 60, 8, 8, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     convolution.rows_conv2d(a, columns=60, **arguments)
@@ -109,7 +109,7 @@ def test_convolution_of_an_image_and_pixel_shuffle(compiled: list[str]) -> None:
 @pytest.mark.parametrize(("bits", "a_bits"), [(2, 4), (4, 4), (8, 8)], ids=["2-bit", "4-bit", "8-bit"])
 def test_linear(compiled: list[str], bits: int, a_bits: int) -> None:
     served = ROWS.linear(layer(180, 60), bits, Grid(0.0, 1.0, a_bits))
-    arguments = epilogue(levels=packing.pad_columns(torch.ones(180))) | served.layer.epilogue() | served.arguments
+    arguments = epilogue(levels=panels.pad_columns(torch.ones(180))) | served.layer.epilogue() | served.arguments
     gemm.rows_linear(torch.zeros(2, 64, 60, dtype=torch.uint8), columns=180, **arguments)
     assert_multiplies_bytes(compiled)
 

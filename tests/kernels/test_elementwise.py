@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxptq.kernels import ops, packing
+from fxptq.kernels import ops, panels
 from fxptq.kernels.build import backend
 from fxptq.quant.quantizer import Quantizer
 from tests.kernels.helpers import Operators, assert_codes, grid
@@ -64,8 +64,8 @@ def test_layer_norm(operators: Operators, width: int, mean: float) -> None:
     x = torch.randn(3, 17, width, generator=g) + mean
     weight, bias = torch.randn(width, generator=g), torch.randn(width, generator=g)
     target = grid(4, seed=1)
-    scale = packing.pad_columns(weight.double() / target.step)
-    offset = packing.pad_columns((bias.double() - target.lower) / target.step)
+    scale = panels.pad_columns(weight.double() / target.step)
+    offset = panels.pad_columns((bias.double() - target.lower) / target.step)
     found = operators.layer_norm_codes(x, scale=scale, offset=offset, eps=1e-5, levels=15)
     exact = (F.layer_norm(x.double(), (width,), weight.double(), bias.double(), 1e-5) - target.lower) / target.step
     if mean == 0.0:

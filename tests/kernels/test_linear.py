@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxptq.errors import InputError
-from fxptq.kernels import packing, reference
+from fxptq.kernels import panels, reference
 from fxptq.kernels.build import backend
 from fxptq.kernels.fold import Layer, fold_linear, onto
 from fxptq.kernels.ops import Activation
@@ -20,9 +20,9 @@ BITS = range(2, 9)
 
 def sums_by(operators: Operators, a: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """The accumulators as floats: an epilogue of scale one and bias zero."""
-    one = packing.pad_columns(torch.ones(w.shape[0]))
+    one = panels.pad_columns(torch.ones(w.shape[0]))
     return operators.linear(
-        a, packing.pack_weight(w), columns=w.shape[0], bias=torch.zeros_like(one), scale=one, **epilogue()
+        a, panels.pack_weight(w), columns=w.shape[0], bias=torch.zeros_like(one), scale=one, **epilogue()
     )
 
 
@@ -30,14 +30,14 @@ def sums_by(operators: Operators, a: torch.Tensor, w: torch.Tensor) -> torch.Ten
 @pytest.mark.parametrize("kind", KINDS)
 def test_sums_equal_int64(operators: Operators, bits: int, kind: str) -> None:
     a = codes((3, 41, 60), bits, kind, seed=1)
-    w = packing.centred(codes((180, 60), bits, kind, seed=2), bits)
+    w = panels.centred(codes((180, 60), bits, kind, seed=2), bits)
     assert torch.equal(sums_by(operators, a, w).long(), reference.sums(a, w))
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 20), st.integers(1, 150), st.integers(1, 200), st.sampled_from(KINDS), st.integers(0, 99))
 def test_sums_equal_int64_for_any_shape(rows: int, columns: int, depth: int, kind: str, seed: int) -> None:
-    a, w = codes((rows, depth), 8, kind, seed), packing.centred(codes((columns, depth), 8, "extreme", seed + 1), 8)
+    a, w = codes((rows, depth), 8, kind, seed), panels.centred(codes((columns, depth), 8, "extreme", seed + 1), 8)
     for native in (True, False) if backend().native else (False,):
         assert torch.equal(sums_by(Operators(native), a, w).long(), reference.sums(a, w))
 
@@ -66,7 +66,7 @@ def test_folded_layer_equals_float64(operators: Operators, symmetry: str, column
 
 
 def run(operators: Operators, layer: Layer, a: torch.Tensor, **changes: object) -> torch.Tensor:
-    weight = packing.pack_weight(layer.packable())
+    weight = panels.pack_weight(layer.packable())
     return operators.linear(a, weight, columns=layer.columns, **epilogue(**changes) | layer.epilogue())
 
 
@@ -101,7 +101,7 @@ def test_epilogues(operators: Operators, case, activation, slope, function, adde
         assert close(run(operators, layer, a, **arguments), expected)
         return
     target = grid(3, "asymmetric", seed=11)
-    arguments["levels"] = packing.pad_columns(torch.full((layer.columns,), float(target.levels)))
+    arguments["levels"] = panels.pad_columns(torch.full((layer.columns,), float(target.levels)))
     if activation == Activation.NONE and not added:
         layer = onto(layer, target)
     else:
@@ -125,7 +125,7 @@ def test_codes_of_columns_may_have_different_grids(operators: Operators, case) -
     lower = torch.cat([torch.full((30,), first.lower), torch.full((40,), second.lower)]).double()
     step = torch.cat([torch.full((30,), first.step), torch.full((40,), second.step)]).double()
     levels = torch.cat([torch.full((30,), 7.0), torch.full((40,), 255.0)])
-    found = run(operators, layer.plus(-lower).times(1 / step), a, levels=packing.pad_columns(levels))
+    found = run(operators, layer.plus(-lower).times(1 / step), a, levels=panels.pad_columns(levels))
     assert_codes(found[:, :30], ((plain - lower) / step)[:, :30], 7)
     assert_codes(found[:, 30:], ((plain - lower) / step)[:, 30:], 255)
 
@@ -133,9 +133,9 @@ def test_codes_of_columns_may_have_different_grids(operators: Operators, case) -
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("shape", [(16, 64), (17, 5), (1, 1), (35, 18)], ids=str)
 def test_packing_is_undone_and_four_bits_take_half_a_byte(bits: int, shape: tuple[int, int]) -> None:
-    w = packing.with_sums(packing.centred(codes(shape, bits, seed=bits), bits))
-    packed = packing.pack_weight(w)
-    assert torch.equal(packing.unpack_weight(packed, len(w))[:, : shape[1]], w)
+    w = panels.with_sums(panels.centred(codes(shape, bits, seed=bits), bits))
+    packed = panels.pack_weight(w)
+    assert torch.equal(panels.unpack_weight(packed, len(w))[:, : shape[1]], w)
     room = -(-len(w) // 16) * 16 * -(-shape[1] // 4) * 4
     assert packed.numel() * packed.element_size() == (room // 2 if bits <= 4 else room)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxptq.kernels import packing, reference
+from fxptq.kernels import panels, reference
 from fxptq.kernels.build import backend
 from fxptq.kernels.fold import Grid, product_terms
 from tests.kernels.helpers import KINDS, Operators, assert_codes, close, codes, grid
@@ -25,7 +25,7 @@ def test_sums_equal_int64(batch: int, rows: int, depth: int, columns: int, kind:
     a, b = codes((batch, rows, depth), 8, kind, 1), codes((batch, depth, columns), 8, "extreme", 2)
     if turned:
         b = b.transpose(-1, -2).contiguous().transpose(-1, -2)
-    expected = a.long() @ packing.centred(b, 8).long()
+    expected = a.long() @ panels.centred(b, 8).long()
     for native in (True, False) if backend().native else (False,):
         found = Operators(native).matmul(a, b, bits=8, out=[1.0, 0.0, 0.0, 0.0, 0.0])
         assert torch.equal(found.long(), expected)

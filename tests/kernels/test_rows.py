@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxptq.kernels import ops, packing, rows
+from fxptq.kernels import ops, panels, rows
 from fxptq.kernels.convolution import Geometry
 from fxptq.kernels.fold import fold_conv2d, fold_linear
 from fxptq.kernels.layout import PANELS, ROWS, Served, layout_for
@@ -16,7 +16,7 @@ from tests.kernels.helpers import codes, epilogue, grid, quantizer
 
 @given(st.integers(1, 8), st.integers(1, 9), st.integers(1, 300), st.integers(0, 99))
 def test_what_is_packed_comes_back(bits: int, columns: int, depth: int, seed: int) -> None:
-    weight = packing.centred(codes((columns, depth), bits, seed=seed), bits)
+    weight = panels.centred(codes((columns, depth), bits, seed=seed), bits)
     packed = rows.pack_rows(weight, bits)
     assert packed.dtype == torch.uint8
     assert torch.equal(rows.unpack_rows(packed, bits)[:, :depth], weight)
@@ -24,11 +24,11 @@ def test_what_is_packed_comes_back(bits: int, columns: int, depth: int, seed: in
 
 @pytest.mark.parametrize(("bits", "size"), [(1, 32), (2, 32), (3, 64), (4, 64), (5, 128), (8, 128)])
 def test_codes_take_two_four_or_eight_bits(bits: int, size: int) -> None:
-    assert rows.pack_rows(packing.centred(codes((3, 128), bits), bits), bits).shape == (3, size)
+    assert rows.pack_rows(panels.centred(codes((3, 128), bits), bits), bits).shape == (3, size)
 
 
 def test_bytes_hold_the_slices_side_by_side() -> None:
-    weight = packing.centred(torch.arange(64).remainder(16).to(torch.uint8).view(1, 64), 4)
+    weight = panels.centred(torch.arange(64).remainder(16).to(torch.uint8).view(1, 64), 4)
     assert rows.pack_rows(weight, 4)[0, :3].tolist() == [0x00, 0x11, 0x22]
     weight[0, 32:] = 15
     assert rows.pack_rows(weight, 4)[0, :3].tolist() == [0xF0, 0xF1, 0xF2]
@@ -37,7 +37,7 @@ def test_bytes_hold_the_slices_side_by_side() -> None:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_start_makes_up_for_128_less(bits: int) -> None:
     a = codes((5, 70), 8, seed=1)
-    weight = packing.centred(codes((9, 70), bits, seed=2), bits)
+    weight = panels.centred(codes((9, 70), bits, seed=2), bits)
     packed = rows.pack_rows(weight, bits)
     start = rows.start_of(packed, bits, largest=255)
     stored = rows.unpack_rows(packed, bits).int()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fxptq.kernels import packing
+from fxptq.kernels import panels
 from tests.kernels.helpers import Operators, codes, epilogue
 
 
@@ -18,16 +18,16 @@ def weights(columns: int, channels: int, seed: int = 0) -> torch.Tensor:
 
 def run(operators: Operators, kind: str, a: torch.Tensor, w: torch.Tensor, shuffle: int, coded: bool) -> torch.Tensor:
     columns = w.shape[0]
-    packed = {"conv2d": packing.pack_conv_weight, "narrow_conv2d": packing.pack_narrow_conv_weight}
+    packed = {"conv2d": panels.pack_conv_weight, "narrow_conv2d": panels.pack_narrow_conv_weight}
     if kind == "conv3x3":
-        arguments, place = (packing.pack_taps(w),), {"largest": 15}
+        arguments, place = (panels.pack_taps(w),), {"largest": 15}
     else:
         arguments, place = (packed[kind](w),), {"kernel_size": (3, 3)}
         place |= {"stride": (1, 1)} if kind == "conv2d" else {}
     scale = torch.full((columns,), 0.01 if kind != "conv3x3" else 0.0025)
     bias = torch.linspace(0, 9, columns)
-    levels = packing.pad_columns(torch.full((columns,), 15.0)) if coded else None
-    written = epilogue(levels=levels) | {"scale": packing.pad_columns(scale), "bias": packing.pad_columns(bias)}
+    levels = panels.pad_columns(torch.full((columns,), 15.0)) if coded else None
+    written = epilogue(levels=levels) | {"scale": panels.pad_columns(scale), "bias": panels.pad_columns(bias)}
     operator = getattr(operators, kind)
     return operator(a, *arguments, columns=columns, padding=(1, 1), taps=None, shuffle=shuffle, **place, **written)
 
@@ -49,6 +49,6 @@ def test_shuffled_columns(operators: Operators, kind: str, columns: int, factor:
     a, w = codes((2, 20, 37, 11), 4, seed=1), weights(columns, 20)
     plain = run(operators, kind, a, w, 1, coded)
     found = run(operators, kind, a, w, factor, coded)
-    back = torch.argsort(packing.places_first(columns, factor))
+    back = torch.argsort(panels.places_first(columns, factor))
     assert torch.equal(found, F.pixel_shuffle(plain[:, back].float(), factor).to(plain.dtype))
     assert found.is_contiguous(memory_format=torch.channels_last)

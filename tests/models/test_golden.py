@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from fxptq.io.state_dict import is_derived, load_state
 from fxptq.models.edsr import EDSR
 from fxptq.models.swinir import SwinIR
-from fxptq.models.weights_format import is_derived, load_state
 
 from .reference import hashed
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from fxptq.errors import InputError
 from fxptq.passes import base
 from fxptq.passes.base import Context, Pass, PassReport, build_pass, get_pass, pass_names, register, run_passes
-from fxptq.passes.progress import Advance, RichProgress
+from fxptq.progress import Advance, RichProgress
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 
 import fxptq
-from fxptq.commands.network import Source
+from fxptq.checkpoint.file import Sizes
 from fxptq.commands.quantize import Outcome
+from fxptq.commands.source import Source
 from fxptq.errors import InputError
 from fxptq.evaluate.score import Score, SetScore
-from fxptq.io.checkpoint import Sizes
 from fxptq.report import console, page
 from tests.tiny import Medley, inputs, settings
 

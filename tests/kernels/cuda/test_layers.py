@@ -11,7 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from fxptq.kernels import packing, reference, rows
+from fxptq.kernels import panels, reference, rows
 from fxptq.kernels.convolution import Geometry
 from fxptq.kernels.cuda import convolution, gemm
 from fxptq.kernels.cuda.tiles import TILES, Tile, tuned
@@ -42,7 +42,7 @@ def conv_sums(operators: Kernels, a: Tensor, w: Tensor, bits: int, a_bits: int, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_linear_sums_equal_int64(operators: Kernels, a_bits: int, bits: int, kind: str) -> None:
     a = codes((3, 41, 60), a_bits, kind, seed=1)
-    w = packing.centred(codes((70, 60), bits, kind, seed=2), bits)
+    w = panels.centred(codes((70, 60), bits, kind, seed=2), bits)
     assert torch.equal(linear_sums(operators, a, w, bits, a_bits), reference.sums(a, w))
 
 
@@ -52,7 +52,7 @@ def test_linear_sums_equal_int64_for_any_shape(  # type: ignore[no-untyped-def] 
     operators: Kernels, rows, columns, depth, bits, seed
 ) -> None:
     a = codes((rows, depth), 8, seed=seed)
-    w = packing.centred(codes((columns, depth), bits, "extreme", seed + 1), bits)
+    w = panels.centred(codes((columns, depth), bits, "extreme", seed + 1), bits)
     assert torch.equal(linear_sums(operators, a, w, bits, 8), reference.sums(a, w))
 
 
@@ -60,9 +60,9 @@ def test_linear_sums_equal_int64_for_any_shape(  # type: ignore[no-untyped-def] 
 def test_every_tile(operators: Kernels, monkeypatch: pytest.MonkeyPatch, tile: Tile) -> None:
     monkeypatch.setattr(gemm, "_linear", tuned([tile], ["N"])(gemm.linear_kernel))
     monkeypatch.setattr(convolution, "_conv2d", tuned([tile], ["N"])(convolution.conv2d_kernel))
-    a, w = codes((150, 70), 8, seed=1), packing.centred(codes((140, 70), 4, seed=2), 4)
+    a, w = codes((150, 70), 8, seed=1), panels.centred(codes((140, 70), 4, seed=2), 4)
     assert torch.equal(linear_sums(operators, a, w, 4, 8), reference.sums(a, w))
-    a, w = codes((1, 33, 12, 13), 8, seed=1), packing.centred(codes((140, 33, 3, 3), 4, seed=2), 4)
+    a, w = codes((1, 33, 12, 13), 8, seed=1), panels.centred(codes((140, 33, 3, 3), 4, seed=2), 4)
     found = conv_sums(operators, a, w, 4, 8, Geometry(padding=(1, 1)))
     assert torch.equal(found, reference.convolved_sums(a, w, (1, 1), (1, 1)))
 
@@ -73,7 +73,7 @@ def test_every_tile(operators: Kernels, monkeypatch: pytest.MonkeyPatch, tile: T
 def test_convolution_sums_equal_int64(operators: Kernels, a_bits: int, bits: int, channels: int) -> None:
     for kind in ("random", "extreme"):
         a = codes((2, channels, 7, 9), a_bits, kind, seed=1)
-        w = packing.centred(codes((35, channels, 3, 3), bits, kind, seed=2), bits)
+        w = panels.centred(codes((35, channels, 3, 3), bits, kind, seed=2), bits)
         found = conv_sums(operators, a, w, bits, a_bits, Geometry(padding=(1, 1)))
         assert torch.equal(found, reference.convolved_sums(a, w, (1, 1), (1, 1)))
 
@@ -141,7 +141,7 @@ def test_epilogues(operators: Kernels, activation, slope, function, added, coded
     expected = function(plain) + (residual.double() if added else 0)
     arguments = {"activation": int(activation), "slope": slope, "residual": residual}
     if coded:
-        arguments["levels"] = packing.pad_columns(torch.full((layer.columns,), float(target.levels)))
+        arguments["levels"] = panels.pad_columns(torch.full((layer.columns,), float(target.levels)))
         if activation == Activation.NONE and not added:
             layer = onto(layer, target)
         else:
@@ -165,7 +165,7 @@ def test_codes_of_columns_may_have_different_grids(operators: Kernels) -> None:
     step = torch.tensor([first.step] * 30 + [second.step] * 40).double()
     levels = torch.tensor([7.0] * 30 + [255.0] * 40)
     layer = fold_linear(weight, q, None, input_grid).plus(-lower).times(1 / step)
-    found = run(operators, ROWS.linear(layer, 4, input_grid), a, levels=packing.pad_columns(levels))
+    found = run(operators, ROWS.linear(layer, 4, input_grid), a, levels=panels.pad_columns(levels))
     exact = (reference.linear(reference.values(a, input_grid), decoded(q, weight), None) - lower) / step
     assert_codes(found[:, :30], exact[:, :30], 7)
     assert_codes(found[:, 30:], exact[:, 30:], 255)
@@ -179,9 +179,9 @@ def test_pixel_shuffle(operators: Kernels, factor: int, coded: bool) -> None:
     a = codes((2, 16, 4, 5), 4, seed=6)
     layer = onto(fold_conv2d(weight, q, None, input_grid, (1, 1)), grid(4, seed=5))
     served = ROWS.convolution(
-        layer.reordered(packing.places_first(layer.columns, factor)), 4, input_grid, Geometry(padding=(1, 1))
+        layer.reordered(panels.places_first(layer.columns, factor)), 4, input_grid, Geometry(padding=(1, 1))
     )
-    levels = packing.pad_columns(torch.full((layer.columns,), 15.0)) if coded else None
+    levels = panels.pad_columns(torch.full((layer.columns,), 15.0)) if coded else None
     served.arguments["shuffle"] = factor
     found = run(operators, served, a, levels=levels)
     plain = ROWS.convolution(layer, 4, input_grid, Geometry(padding=(1, 1)))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from fxptq.kernels import packing, reference
+from fxptq.kernels import panels, reference
 from fxptq.kernels.cuda import attention
 from fxptq.kernels.fold import Grid
 from tests.kernels.cuda.helpers import Kernels
@@ -42,7 +42,7 @@ def test_sums_equal_int64(operators: Kernels, data: st.DataObject) -> None:
     if draw(st.booleans()):
         a = a.transpose(-1, -2).contiguous().transpose(-1, -2)
     found = operators.matmul(a, b, bits=bits, out=[1.0, 0.0, 0.0, 0.0, 0.0])
-    assert torch.equal(found.long(), a.long() @ packing.centred(b, bits).long())
+    assert torch.equal(found.long(), a.long() @ panels.centred(b, bits).long())
 
 
 def test_sums_too_deep_for_32_bits(operators: Kernels) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.errors import InputError
+from fxptq.io.state_dict import load_state, read_state
 from fxptq.models.swinir import SwinIR
-from fxptq.models.weights_format import load_state, read_state
 
 
 def small() -> nn.Module:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxptq.models.edsr import EDSR
-from fxptq.models.patches import Pair
 from fxptq.models.swinir import SwinIR
+from fxptq.training.patches import Pair
 
 TAPS = 9
 COLOURS = 3
@@ -39,7 +39,8 @@ def fit_phase_kernels(pairs: Iterable[Pair], scale: int) -> Tensor:
         phases = F.pixel_unshuffle(pair.high.unsqueeze(1).double() / 255 - centre, scale)[:, :, 1:-1, 1:-1]
         gram += neighbours @ neighbours.T
         moment += neighbours @ phases.transpose(0, 1).flatten(1).T
-    return torch.linalg.solve(gram, moment).T.reshape(scale, scale, 3, 3).float()
+    kernels: Tensor = torch.linalg.solve(gram, moment)
+    return kernels.T.reshape(scale, scale, 3, 3).float()
 
 
 @torch.no_grad()
@@ -69,17 +70,23 @@ def start_as_interpolator(model: nn.Module, kernels: Tensor) -> None:
 
 def _carry_colours(conv: nn.Conv2d) -> None:
     """The first three outputs become the first three inputs; the other outputs stay as they are."""
+    _bias(conv)[:COLOURS] = 0
     conv.weight[:COLOURS] = 0
-    conv.bias[:COLOURS] = 0
     for colour in range(COLOURS):
         conv.weight[colour, colour, 1, 1] = 1
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    if conv.bias is None:
+        raise TypeError("a layer that starts as an interpolator has a bias")
+    return conv.bias
 
 
 def _phases_at_once(conv: nn.Conv2d, kernels: Tensor) -> None:
     """One convolution before one pixel shuffle: output channel colour * scale^2 + phase."""
     phases = kernels.flatten(0, 1)
     conv.weight.zero_()
-    conv.bias.zero_()
+    _bias(conv).zero_()
     for colour in range(COLOURS):
         conv.weight[colour * len(phases) : (colour + 1) * len(phases), colour] = phases
 
@@ -102,10 +109,10 @@ def _phases_by_stages(convs: list[nn.Conv2d], kernels: Tensor) -> None:
             for colour in range(COLOURS):
                 weight[(colour + COLOURS * rest) * now**2 + place, colour] = kernels[row, column]
     convs[0].weight.copy_(weight)
-    convs[0].bias.zero_()
+    _bias(convs[0]).zero_()
     for conv in convs[1:]:
         conv.weight[: COLOURS * later**2] = 0
-        conv.bias[: COLOURS * later**2] = 0
+        _bias(conv)[: COLOURS * later**2] = 0
         for rest in range(later**2):
             for colour in range(COLOURS):
                 conv.weight[colour * later**2 + rest, colour + COLOURS * rest, 1, 1] = 1

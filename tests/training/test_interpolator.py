@@ -15,9 +15,9 @@ from fxptq.data.degrade import Degradation
 from fxptq.evaluate.score import evaluate
 from fxptq.evaluate.sets import open_set
 from fxptq.models.edsr import EDSR
-from fxptq.models.interpolator import fit_phase_kernels, start_as_interpolator
-from fxptq.models.patches import make_pair, read_pair
 from fxptq.models.swinir import RGB_MEAN, SwinIR
+from fxptq.training.interpolator import fit_phase_kernels, start_as_interpolator
+from fxptq.training.patches import make_pair, read_pair
 
 
 def swinir(scale: int) -> nn.Module:

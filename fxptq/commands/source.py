@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from fxptq.commands.community import recognised
 from fxptq.errors import InputError
 from fxptq.graph import Bits
+from fxptq.io.state_dict import load_state, read_state
 from fxptq.io.weights import WeightsSource, locate
-from fxptq.models.weights_format import load_state, read_state
 from fxptq.recipe import Recipe, parse_bits
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt")

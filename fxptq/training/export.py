@@ -1,4 +1,4 @@
-"""From a training run to a bundled file: `python -m fxptq.models.export --recipe swinir_x4 --run DIR --out FILE`.
+"""From a training run to a bundled file: `python -m fxptq.training.export --recipe swinir_x4 --run DIR --out FILE`.
 
 Takes the averaged weights of the run's last snapshot, rounds them to half precision, measures them as rounded on the
 sets given, and writes the .safetensors file with its model card (.md) beside it.
@@ -22,9 +22,9 @@ from fxptq.data.degrade import Kind
 from fxptq.errors import FxptqError, InputError
 from fxptq.evaluate.score import FIGURES, TITLES, SetScore, evaluate
 from fxptq.evaluate.sets import open_set, parse_data
-from fxptq.models.train_loop import AVERAGE
-from fxptq.models.weights_format import load_state, read_state
+from fxptq.io.state_dict import load_state, read_state
 from fxptq.recipe import Recipe
+from fxptq.training.loop import AVERAGE
 
 OPTIONS = ("steps", "minutes", "lr", "warmup", "patches", "pixels", "clip", "decay", "seed")
 
@@ -139,7 +139,7 @@ def _card(
         minutes=float(history["seconds"]) / 60,
         machine=machine,
         seed=settings["seed"],
-        command=f"python -m fxptq.models.train --recipe {recipe.name} --data DIR --out DIR "
+        command=f"python -m fxptq.training.train --recipe {recipe.name} --data DIR --out DIR "
         + " ".join(f"--{name} {value}" for name, value in options.items()),
         figures=" | ".join(TITLES[figure] for figure in reported),
         rule="---|" * len(reported),

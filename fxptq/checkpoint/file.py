@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from fxptq.checkpoint.metadata import FORMAT_VERSION, FloatSite, Metadata, PassRecord, Record
 from fxptq.errors import CheckpointError
-from fxptq.io.metadata import FORMAT_VERSION, FloatSite, Metadata, PassRecord, Record
 
 __all__ = ["Checkpoint", "FloatSite", "Metadata", "PackedCodes", "PassRecord", "Sizes", "read", "sizes", "write"]
 
@@ -41,7 +41,7 @@ _Shape = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=16)]
 
 @dataclass(frozen=True)
 class PackedCodes:
-    """Codes of one weight: `packed` uint8 as `fxptq.kernels.pack` makes it, of `bits` bits, for a weight of `shape`."""
+    """Codes of one weight of `shape`: `packed` is what `fxptq.quant.bitstream.pack` makes of codes of `bits` bits."""
 
     packed: Tensor
     bits: int

@@ -1,4 +1,4 @@
-"""Trains a bundled network from scratch: `python -m fxptq.models.train --recipe swinir_x4 --data DIR --out DIR`.
+"""Trains a bundled network from scratch: `python -m fxptq.training.train --recipe swinir_x4 --data DIR --out DIR`.
 
 DIR holds photographs; the recipe's degradation makes the network's inputs from them. A few of them are kept back to
 watch the progress by. A network for super-resolution starts as a good interpolator, so that an hour on a small machine
@@ -14,10 +14,10 @@ import torch
 import typer
 
 from fxptq.errors import FxptqError, InputError
-from fxptq.models.interpolator import fit_phase_kernels, start_as_interpolator
-from fxptq.models.patches import read_pairs
-from fxptq.models.train_loop import Trainer, TrainSettings
 from fxptq.recipe import Recipe
+from fxptq.training.interpolator import fit_phase_kernels, start_as_interpolator
+from fxptq.training.loop import Trainer, TrainSettings
+from fxptq.training.patches import read_pairs
 
 DEFAULTS = TrainSettings()
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from fxptq.data.degrade import Degradation
 from fxptq.errors import InputError
-from fxptq.models.patches import Pair, PatchSampler, add_noise
-from fxptq.models.weights_format import is_derived
+from fxptq.io.state_dict import is_derived
+from fxptq.training.patches import Pair, PatchSampler, add_noise
 
 CHECKPOINT = "checkpoint.pt"
 AVERAGE = "ema.safetensors"
@@ -109,7 +109,7 @@ class Trainer:
         self.settings, self.out, self.value_range = settings, out, value_range
         self.device = torch.device(settings.device)
         # Convolutions on a CPU are a fifth faster with the channels last.
-        self.model = model.to(self.device, memory_format=torch.channels_last).train()
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # torch's stubs lack it
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.forward: Any = torch.compile(self.model) if settings.compile else self.model
         self.sampler = PatchSampler(pairs, degradation, settings.seed, max(settings.patches))
@@ -155,7 +155,8 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         self._average_weights()
-        return loss.detach()
+        detached: Tensor = loss.detach()
+        return detached
 
     @torch.no_grad()
     def _average_weights(self) -> None:

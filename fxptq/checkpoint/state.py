@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from fxptq.checkpoint.file import Checkpoint, PackedCodes
+from fxptq.checkpoint.metadata import Metadata, OperandRecord, SiteRecord
 from fxptq.errors import CheckpointError
 from fxptq.graph import Program, Site
-from fxptq.graph.fold import attribute
-from fxptq.io.checkpoint import Checkpoint, PackedCodes
-from fxptq.io.metadata import Metadata, OperandRecord, SiteRecord
-from fxptq.kernels.pack import pack, unpack
+from fxptq.graph.constants import attribute
+from fxptq.quant.bitstream import pack, unpack
 from fxptq.quant.quantizer import Quantizer
 
 _MODEL = "model."

@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 from fxptq.data.degrade import Degradation
 from fxptq.data.resize import imresize
 from fxptq.errors import InputError
-from fxptq.models import export, train
+from fxptq.io.state_dict import load_state, read_state
 from fxptq.models.edsr import EDSR
-from fxptq.models.patches import Pair, PatchSampler, make_pair, read_pairs
-from fxptq.models.train_loop import AVERAGE, CHECKPOINT, LOG, Trainer, TrainSettings
-from fxptq.models.weights_format import load_state, read_state
 from fxptq.recipe import Recipe
+from fxptq.training import export, train
+from fxptq.training.loop import AVERAGE, CHECKPOINT, LOG, Trainer, TrainSettings
+from fxptq.training.patches import Pair, PatchSampler, make_pair, read_pairs
 
 X2, X4 = (Degradation("bicubic", scale=scale) for scale in (2, 4))
 SETTINGS = TrainSettings(steps=6, warmup=2, patches=(8, 12), pixels=144, bf16=False, lr=1e-3)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fxptq.checkpoint import file as ck
+from fxptq.checkpoint.file import Checkpoint, FloatSite, Metadata, PackedCodes, PassRecord
+from fxptq.checkpoint.metadata import FORMAT_VERSION
 from fxptq.errors import CheckpointError
-from fxptq.io import checkpoint as ck
-from fxptq.io.checkpoint import Checkpoint, FloatSite, Metadata, PackedCodes, PassRecord
-from fxptq.io.metadata import FORMAT_VERSION
 
 SWINIR_BLOCKS = 24
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxptq.errors import InputError
-from fxptq.kernels.pack import pack, packed_size, unpack
+from fxptq.quant.bitstream import pack, packed_size, unpack
 
 BITS = range(1, 9)
 

@@ -1,0 +1,1 @@
+"""Programs that train the bundled networks and turn a training run into a file of weights."""
