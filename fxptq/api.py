@@ -83,15 +83,26 @@ class QuantizedModel(nn.Module):
         dtype = getattr(torch, self.meta.float_dtype)
         checkpoints.write(path, to_checkpoint(self.program, self.meta, dtype))
 
-    def to_integer(self, *, compile: bool = True) -> nn.Module:  # noqa: A002  # the name torch uses for it
+    def to_integer(
+        self,
+        *,
+        compile: bool = True,  # noqa: A002  # the name torch uses for it
+        backend: str | None = None,
+    ) -> nn.Module:
         """The network on integer kernels.
 
         Args:
-            compile: whether to hand what is between the kernels to torch.compile.
-        """
-        from fxptq.kernels.lower import lower  # noqa: PLC0415  # building kernels is only for those who ask
+            compile: whether torch.compile takes the operations between the kernels.
+            backend: the name of a back end (`cpu`, `triton`, `torch`, or another package's); None for the one of the
+                device the network is on.
 
-        return lower(self.program, compile=compile)
+        Raises:
+            InputError: there is no such back end.
+        """
+        from fxptq.kernels.backend import get_backend  # noqa: PLC0415  # building kernels is only for those who ask
+        from fxptq.kernels.lower import lower  # noqa: PLC0415
+
+        return lower(self.program, compile=compile, backend=None if backend is None else get_backend(backend))
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
