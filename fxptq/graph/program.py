@@ -114,10 +114,9 @@ class Program(nn.Module):
         if key in self._found:
             self._found.move_to_end(key)
             return self._variants[self._found[key]]
-        dtypes = tuple(dtype for _, dtype in key)
         for number, variant in self._variants.items():
             known = next(shapes for shapes, found in self._found.items() if found == number)
-            if tuple(dtype for _, dtype in known) == dtypes and variant.capture.holds(self.holder, inputs):
+            if _alike(known, key) and variant.capture.holds(self.holder, inputs):
                 self._found[key] = number
                 return variant
         taken = capture(self.holder.model, inputs, self._proved)
@@ -227,6 +226,17 @@ class Program(nn.Module):
         if weight is None:
             raise InputError(f"{key} quantizes an activation; only a weight can be set")
         weight.copy_(value)
+
+
+def _alike(known: Shapes, asked: Shapes) -> bool:
+    """Whether inputs have the types, the numbers of axes and, of pictures, the channels that a graph was made for.
+
+    Only the network itself can say what it makes of others, and refuses most.
+    """
+    forms = [
+        [(dtype, len(shape), shape[1] if len(shape) == 4 else 0) for shape, dtype in one] for one in (known, asked)
+    ]
+    return forms[0] == forms[1]
 
 
 def _python_module(model: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import fx
 
 from fxptq.graph.calls import ADD, argument, name_of
 from fxptq.kernels import patterns
+from fxptq.kernels.shapes import Shape, Shapes
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,13 @@ class AttentionPattern:
     inner: frozenset[fx.Node] = field(default_factory=frozenset)
 
 
-def attention_of(mix: fx.Node, lowered: frozenset[fx.Node]) -> AttentionPattern | None:
+def attention_of(mix: fx.Node, lowered: frozenset[fx.Node], shapes: Shapes) -> AttentionPattern | None:
     """The attention that ends in a product, if it is one over [windows, heads, queries, keys].
 
     Args:
         mix: a matmul node with quantized factors.
         lowered: the matmul nodes whose factors are codes.
+        shapes: of the graph's values.
     """
     probabilities = mix.args[0]
     if not isinstance(probabilities, fx.Node) or patterns.only_reader(probabilities) is not mix:
@@ -58,20 +60,26 @@ def attention_of(mix: fx.Node, lowered: frozenset[fx.Node]) -> AttentionPattern 
         or patterns.only_reader(softmax) is not probabilities
     ):
         return None
-    shape = softmax.meta.get("shape", ())
-    if len(shape) != 4 or argument(softmax, 1, "dim") not in (-1, 3):
+    if len(softmax.meta.get("shape", ())) != 4 or argument(softmax, 1, "dim") not in (-1, 3):
         return None
-    for factor, terms, path in _logits(softmax.args[0], softmax, lowered):
+    for factor, terms, path in _logits(softmax.args[0], softmax, lowered, shapes):
         scores = path[-1]
-        if scores.meta.get("shape") == shape and scores is not mix:
+        if scores is not mix and shapes.same(scores, softmax) and _fit(scores, mix, shapes):
             return AttentionPattern(
                 scores, mix, probabilities, factor, terms, frozenset({*path, softmax, probabilities})
             )
     return None
 
 
+def _fit(scores: fx.Node, mix: fx.Node, shapes: Shapes) -> bool:
+    """Whether both products are over the same windows and heads, with no factor repeated for the other's."""
+    factors = [node for node in (*scores.args[:2], mix.args[1]) if isinstance(node, fx.Node)]
+    leads = [[shape[:-2] for shape in shapes.of(node)] for node in (scores, *factors)]
+    return len(factors) == 3 and bool(leads[0]) and all(lead == leads[0] for lead in leads)
+
+
 def _logits(
-    node: object, reader: fx.Node, lowered: frozenset[fx.Node]
+    node: object, reader: fx.Node, lowered: frozenset[fx.Node], shapes: Shapes
 ) -> Iterator[tuple[float, tuple[Term, ...], tuple[fx.Node, ...]]]:
     """Ways to read a node as factor * product + terms: the factor, the terms and the nodes down to the product."""
     if not isinstance(node, fx.Node) or patterns.only_reader(node) is not reader:
@@ -80,34 +88,42 @@ def _logits(
     if node in lowered:
         yield 1.0, (), (node,)
     elif scaled is not None:
-        for factor, terms, path in _logits(node.args[0], node, lowered):
+        for factor, terms, path in _logits(node.args[0], node, lowered, shapes):
             yield factor * scaled, tuple(Term(t.tensor, t.factor * scaled, t.per_window) for t in terms), (node, *path)
     elif name_of(node) in ("view", "reshape", "contiguous"):
-        for factor, terms, path in _logits(node.args[0], node, lowered):
+        for factor, terms, path in _logits(node.args[0], node, lowered, shapes):
             yield factor, terms, (node, *path)
     elif name_of(node) in ADD and len(node.args) == 2 and not node.kwargs:
         for own, other in (node.args, node.args[::-1]):
-            for factor, terms, path in _logits(own, node, lowered):
-                term = _term(other, node.meta.get("shape", ()), path[-1].meta.get("shape", ()))
+            for factor, terms, path in _logits(own, node, lowered, shapes):
+                term = _term(other, node, path[-1], shapes)
                 if term is not None:
                     yield factor, (*terms, term), (node, *path)
 
 
-def _term(tensor: object, here: tuple[int, ...], scores: tuple[int, ...]) -> Term | None:
-    """What kind of term a tensor is that is added where the logits have shape `here`."""
-    if not isinstance(tensor, fx.Node) or len(scores) != 4:
+def _term(tensor: object, sum_: fx.Node, scores: fx.Node, shapes: Shapes) -> Term | None:
+    """A tensor that a sum adds to the logits, if it is the same kind of term at every size."""
+    if not isinstance(tensor, fx.Node):
         return None
-    shape = tuple(tensor.meta.get("shape", ()))
-    if len(shape) < 2 or shape[-2:] != scores[-2:] or len(shape) > len(here):
-        return None
+    sizes = list(zip(shapes.of(tensor), shapes.of(sum_), shapes.of(scores), strict=False))
+    readings = [_readings(*shapes_there) for shapes_there in sizes]
+    common = frozenset.intersection(*readings) if readings else frozenset()
+    return Term(tensor, 1.0, "windows" in common and "heads" not in common) if common else None
+
+
+def _readings(shape: Shape, here: Shape, scores: Shape) -> frozenset[str]:
+    """What a term of this shape can be, added where the logits have the shape `here`: one for `heads` or `windows`."""
+    if len(scores) != 4 or len(shape) < 2 or shape[-2:] != scores[-2:] or len(shape) > len(here):
+        return frozenset()
     lead = (1,) * (len(here) - len(shape)) + shape[:-2]
     windows, heads = scores[:2]
+    for_heads: list[Shape]
+    for_windows: list[Shape]
     if here == scores:
-        per_window = lead[0] > 1
-        fits = lead in ((1, 1), (1, heads)) if not per_window else lead == (windows, 1)
+        for_heads, for_windows = [(1, 1), (1, heads)], [(windows, 1)]
     elif len(here) == 5 and here[0] * here[1] == windows and here[2:] == scores[1:]:
-        per_window = lead[1] > 1 or (lead[2] == 1 and here[1] == 1)
-        fits = lead == (1, here[1], 1) if per_window else lead in ((1, 1, 1), (1, 1, heads))
+        for_heads, for_windows = [(1, 1, 1), (1, 1, heads)], [(1, here[1], 1), (here[0], here[1], 1)]
     else:
-        return None
-    return Term(tensor, 1.0, per_window) if fits else None
+        return frozenset()
+    found = [name for name, leads in (("heads", for_heads), ("windows", for_windows)) if lead in leads]
+    return frozenset(found)

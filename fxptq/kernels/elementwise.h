@@ -6,19 +6,26 @@
 namespace fxptq {
 
 // codes = round(clip((x - lower) / step, 0, levels)), in the simulation's own order of operations: equal to it bit for bit.
-inline void quantize(const float* x, uint8_t* codes, int64_t count, float lower, float step, float levels) {
+// Returns whether a value is NaN, for which no code can stand.
+inline bool quantize(const float* x, uint8_t* codes, int64_t count, float lower, float step, float levels) {
+  Ints nan = {};
   for (int64_t i = 0; i < count; i += kGroup) {
     const int n = count - i < kGroup ? (int)(count - i) : kGroup;
     Floats z[4];
-    for (int v = 0; v < 4; ++v) z[v] = minimum((load_part(x + i, v, n) - lower) / step, splat(levels));
+    for (int v = 0; v < 4; ++v) {
+      z[v] = (load_part(x + i, v, n) - lower) / step;
+      nan = nan | (Ints)(z[v] != z[v]);
+      z[v] = minimum(z[v], splat(levels));
+    }
     store_codes(codes + i, z, n);
   }
+  return sum(nan) != 0;
 }
 
 // Up to sixteen rows: codes = round(clip((x - mean) / sqrt(var + eps) * scale + offset, 0, levels)). Two passes over a row,
 // so that the variance of a large mean is right; the sums of sixteen rows are taken across lanes together. `scale` and
-// `offset` are padded to whole groups.
-inline void layer_norm_codes(const float* x, uint8_t* codes, int rows, int width, const float* scale, const float* offset,
+// `offset` are padded to whole groups. Returns whether a row holds NaN, for which no code can stand.
+inline bool layer_norm_codes(const float* x, uint8_t* codes, int rows, int width, const float* scale, const float* offset,
                              float eps, float levels) {
   alignas(64) float means[kLanes], inverses[kLanes];
   Floats totals[kLanes] = {};
@@ -53,6 +60,11 @@ inline void layer_norm_codes(const float* x, uint8_t* codes, int rows, int width
       store_codes(codes + r * width + i, y, width - i < kGroup ? width - i : kGroup);
     }
   }
+  // A row with NaN, or with an infinite mean, has no finite inverse.
+  for (int r = 0; r < rows; ++r) {
+    if (inverses[r] != inverses[r]) return true;
+  }
+  return false;
 }
 
 }  // namespace fxptq

@@ -43,6 +43,7 @@ struct RowsOut {
   uint8_t* codes;
   ptrdiff_t stride;  // elements from a row to the next
   const ptrdiff_t* groups = nullptr;  // where each group of columns of a row begins; null: one after the other
+  bool* nan = nullptr;  // set where a residual that codes are to stand for is NaN
 };
 
 template <Activation A, int N>
@@ -65,6 +66,7 @@ FXPTQ_INLINE void finish_group(const Epilogue& e, const RowsOut& o, int column, 
     if constexpr (kRowScale) row_scale[v] = load<Floats>(e.row_scale + at);
     if constexpr (kCodes) levels[v] = load<Floats>(e.levels + at);
   }
+  [[maybe_unused]] Ints nan = {};
   for (int r = 0; r < o.rows; ++r) {
     Floats y[N];
     for (int v = 0; v < N; ++v) {
@@ -78,6 +80,9 @@ FXPTQ_INLINE void finish_group(const Epilogue& e, const RowsOut& o, int column, 
     }
     if constexpr (kCodes) {
       Floats codes[4] = {};
+      if constexpr (kResidual) {
+        for (int v = 0; v < N; ++v) nan = nan | (Ints)(y[v] != y[v]);
+      }
       for (int v = 0; v < N; ++v) {
         // Without activation and residual the caller has folded the next grid into scale and bias.
         if constexpr (A != Activation::kNone || kResidual) y[v] = y[v] * e.out_scale + e.out_offset;
@@ -87,6 +92,9 @@ FXPTQ_INLINE void finish_group(const Epilogue& e, const RowsOut& o, int column, 
     } else {
       for (int v = 0; v < N; ++v) store_part(o.values + at, v, y[v], n);
     }
+  }
+  if constexpr (kResidual && kCodes) {
+    if (sum(nan)) *o.nan = true;
   }
 }
 

@@ -53,9 +53,8 @@ def _limit_of_layer(site: Site, grids: Grids) -> str:
 def _limit_of_product(site: Site, grids: Grids) -> str:
     if any(len(grids[slot]) > 1 or grids[slot][0].scale == 0 for slot in ("lhs", "rhs")):
         return "a factor has several ranges, or one of zero width"
-    lhs, rhs = site.shapes["lhs"], site.shapes["rhs"]
-    if lhs[:-2] != rhs[:-2] or len(lhs) < 3:
-        return "the factors have different batches"
+    if min(len(site.shapes["lhs"]), len(site.shapes["rhs"])) < 2:
+        return "a factor is a vector"
     return ""
 
 

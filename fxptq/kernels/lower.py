@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fxptq.graph.program import Program, Variant
 from fxptq.kernels.backend import Backend, Installed, backend_for
+from fxptq.kernels.ops import NO_CODE
 from fxptq.kernels.patterns import written
 from fxptq.kernels.rewrite import Rewritten, rewrite
 
@@ -83,9 +84,17 @@ class IntegerModel(nn.Module):
             variant = self.program.variant(inputs)
             if any(node.op == "placeholder" for node in written(variant.inserted)):
                 inputs = tuple(x.clone() for x in inputs)
+            if any(x.is_floating_point() and bool(x.isnan().any()) for x in inputs):
+                return self.program(*inputs)  # where NaN stays NaN, which no code can stand for
             rewritten = self.of(variant)
             compiled = self._lowered[id(variant)].takes(inputs)
-            return rewritten.module(*inputs) if compiled else rewritten.module.forward(*inputs)
+            try:
+                return rewritten.module(*inputs) if compiled else rewritten.module.forward(*inputs)
+            except RuntimeError as error:
+                if NO_CODE not in str(error):
+                    raise
+                _log.warning("the network makes NaN on its way: this input runs in the simulation, where NaN is seen")
+                return self.program(*inputs)
 
     def of(self, variant: Variant) -> Rewritten:
         """The lowered graph of a variant of the program."""

@@ -7,10 +7,12 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/copy.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ExpandUtils.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <array>
+#include <atomic>
 #include <vector>
 
 #include "attention.h"
@@ -68,15 +70,29 @@ fxptq::Epilogue epilogue_of(int64_t columns, const Tensor& scale, const Tensor& 
           (float)slope, data<float>(levels),           (float)out_scale,       (float)out_offset};
 }
 
+// A residual as the epilogue reads it: of the output's sizes, in its format. One that is smaller is repeated.
+optional<Tensor> added_to(const optional<Tensor>& residual, at::IntArrayRef sizes, at::MemoryFormat format) {
+  if (!residual) return residual;
+  TORCH_CHECK(at::is_expandable_to(residual->sizes(), sizes), "the residual ", residual->sizes(),
+              " cannot be added to an output of ", sizes);
+  TORCH_CHECK(residual->scalar_type() == at::kFloat, "a residual is float32, not ", residual->scalar_type());
+  return residual->sizes() == sizes ? residual->contiguous(format) : residual->expand(sizes).contiguous(format);
+}
+
+// No code stands for NaN: who calls an operator must know, and run the network where NaN stays NaN.
+void check_numbers(bool nan) { TORCH_CHECK(!nan, "no code can stand for NaN"); }
+
 Tensor quantize(const Tensor& x, double lower, double step, int64_t levels) {
   Tensor codes = at::empty_like(x, x.options().dtype(at::kByte));
   // Both in the order of memory; values with gaps or repeats between them are laid out as torch lays out its results.
   const Tensor dense = x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x);
   const float* from = dense.const_data_ptr<float>();
   uint8_t* to = codes.mutable_data_ptr<uint8_t>();
+  std::atomic<bool> nan = false;
   at::parallel_for(0, dense.numel(), 1 << 15, [&](int64_t begin, int64_t end) {
-    fxptq::quantize(from + begin, to + begin, end - begin, (float)lower, (float)step, (float)levels);
+    if (fxptq::quantize(from + begin, to + begin, end - begin, (float)lower, (float)step, (float)levels)) nan = true;
   });
+  check_numbers(nan);
   return codes;
 }
 
@@ -87,12 +103,16 @@ Tensor layer_norm_codes(const Tensor& x, const Tensor& scale, const Tensor& offs
   const float *from = rows.const_data_ptr<float>(), *s = scale.const_data_ptr<float>(), *o = offset.const_data_ptr<float>();
   uint8_t* to = codes.mutable_data_ptr<uint8_t>();
   const int64_t count = width ? rows.numel() / width : 0;
+  std::atomic<bool> nan = false;
   at::parallel_for(0, (count + kLanes - 1) / kLanes, 8, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin * kLanes; r < std::min(end * kLanes, count); r += kLanes) {
       const int here = (int)std::min<int64_t>(kLanes, count - r);
-      fxptq::layer_norm_codes(from + r * width, to + r * width, here, (int)width, s, o, (float)eps, (float)levels);
+      if (fxptq::layer_norm_codes(from + r * width, to + r * width, here, (int)width, s, o, (float)eps, (float)levels)) {
+        nan = true;
+      }
     }
   });
+  check_numbers(nan);
   return codes;
 }
 
@@ -100,15 +120,15 @@ Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, const 
               const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
               const optional<Tensor>& levels, double out_scale, double out_offset) {
   const Tensor input = codes.contiguous();
-  const optional<Tensor> added = residual ? optional<Tensor>(residual->contiguous()) : residual;
+  std::vector<int64_t> shape = input.sizes().vec();
+  shape.back() = columns;
+  const optional<Tensor> added = added_to(residual, shape, at::MemoryFormat::Contiguous);
   const Tensor bytes = widened(weight);
   const fxptq::Panels panels = panels_of(bytes);
   const fxptq::Epilogue epilogue =
       epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
   const int64_t depth = input.size(-1), rows = depth ? input.numel() / depth : 0;
   TORCH_CHECK(panels.words == words_of(depth), "weight does not fit the input");
-  std::vector<int64_t> shape = input.sizes().vec();
-  shape.back() = columns;
   Tensor out = at::empty(shape, input.options().dtype(levels ? at::kByte : at::kFloat));
   float* values = levels ? nullptr : out.mutable_data_ptr<float>();
   uint8_t* next = levels ? out.mutable_data_ptr<uint8_t>() : nullptr;
@@ -117,10 +137,12 @@ Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, const 
 
   const fxptq::Finish finish = fxptq::finish_of(epilogue, add != nullptr);
   const ptrdiff_t acc_stride = fxptq::padded_columns(panels);
+  std::atomic<bool> nan = false;
   at::parallel_for(0, (rows + fxptq::kTileRows - 1) / fxptq::kTileRows, 16, [&](int64_t begin, int64_t end) {
     fxptq::Buffer<int32_t> acc(acc_stride * fxptq::kTileRows);
     std::vector<uint8_t> padded(depth % 4 ? (size_t)panels.words * 4 * fxptq::kTileRows : 0);
     float sums[fxptq::kTileRows];
+    bool here = false;
     for (int64_t t = begin; t < end; ++t) {
       const int64_t first = t * fxptq::kTileRows;
       const int count = (int)std::min<int64_t>(fxptq::kTileRows, rows - first);
@@ -136,9 +158,11 @@ Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, const 
       }
       const int64_t at = first * columns;
       finish(epilogue, {acc.data(), acc_stride, count, bias.const_data_ptr<float>(), sums, add ? add + at : nullptr,
-                        values ? values + at : nullptr, next ? next + at : nullptr, columns});
+                        values ? values + at : nullptr, next ? next + at : nullptr, columns, nullptr, &here});
     }
+    if (here) nan = true;
   });
+  check_numbers(nan);
   return out;
 }
 
@@ -159,16 +183,20 @@ constexpr int64_t kStripRows = 16;  // few enough for a cache, and so many that 
 template <class Make>
 Tensor convolved(const fxptq::ConvShape& c, const Tensor& codes, const Output& output, Make make) {
   const auto format = at::MemoryFormat::ChannelsLast;
-  const optional<Tensor>& residual = output.residual;
-  const optional<Tensor> added = residual ? optional<Tensor>(residual->contiguous(format)) : residual;
   const bool coded = output.epilogue.levels != nullptr;
   Tensor out = at::empty({codes.size(0), output.columns / (c.shuffle * c.shuffle), c.out_height * c.shuffle, c.out_width * c.shuffle},
                          codes.options().dtype(coded ? at::kByte : at::kFloat), format);
   // At least two strips a thread, of whole patches.
+  // A residual lies as the sums do, before any shuffle; the two are never together.
+  const int64_t sums[] = {codes.size(0), output.columns, c.out_height, c.out_width};
+  const optional<Tensor> added = added_to(output.residual, sums, format);
+  TORCH_CHECK(!added || c.shuffle == 1, "a residual behind a pixel shuffle");
   const int64_t share = codes.size(0) * c.out_height / (2 * at::get_num_threads());
   const int64_t rows = std::clamp<int64_t>(share, 2, kStripRows) / 2 * 2, strips = (c.out_height + rows - 1) / rows;
+  std::atomic<bool> nan = false;
   at::parallel_for(0, codes.size(0) * strips, 1, [&](int64_t first, int64_t last) {
     auto kernel = make();
+    bool here = false;
     fxptq::Strip strip(c, rows, output.pixel_sums);
     for (int64_t i = first; i < last; ++i) {
       const int64_t image = i / strips, begin = i % strips * rows, at = image * c.out_height * c.out_width * output.columns;
@@ -179,10 +207,12 @@ Tensor convolved(const fxptq::ConvShape& c, const Tensor& codes, const Output& o
                                 {nullptr, output.acc_columns, 0, nullptr, nullptr,
                                  added ? added->const_data_ptr<float>() + at : nullptr,
                                  coded ? nullptr : out.mutable_data_ptr<float>() + at,
-                                 coded ? out.mutable_data_ptr<uint8_t>() + at : nullptr, output.columns});
+                                 coded ? out.mutable_data_ptr<uint8_t>() + at : nullptr, output.columns, nullptr, &here});
       kernel.run(strip, finish, begin, std::min(begin + rows, c.out_height));
     }
+    if (here) nan = true;
   });
+  check_numbers(nan);
   return out;
 }
 
@@ -310,8 +340,10 @@ void pack_columns(const uint8_t* from, int64_t depth, int64_t columns, int64_t k
   }
 }
 
-Tensor matmul(const Tensor& lhs, const Tensor& rhs, int64_t bits, at::ArrayRef<double> terms) {
-  TORCH_CHECK(lhs.dim() == rhs.dim() && lhs.dim() >= 2 && lhs.size(-1) == rhs.size(-2), "factors do not fit");
+// More products of two 8-bit codes than this could leave 32 bits; a multiple of the four that one step takes.
+constexpr int64_t kDepth = 1 << 16;
+
+Tensor matmul_of_batches(const Tensor& lhs, const Tensor& rhs, int64_t bits, at::ArrayRef<double> terms) {
   const int64_t rows = lhs.size(-2), depth = lhs.size(-1), columns = rhs.size(-1);
   const double scale = terms[0], row_scale = terms[1], column_scale = terms[2];
   const double constant = terms[3] * (double)depth + terms[4];
@@ -352,6 +384,29 @@ Tensor matmul(const Tensor& lhs, const Tensor& rhs, int64_t bits, at::ArrayRef<d
   return out;
 }
 
+Tensor matmul(const Tensor& left, const Tensor& right, int64_t bits, at::ArrayRef<double> terms) {
+  TORCH_CHECK(left.dim() >= 2 && right.dim() >= 2 && left.size(-1) == right.size(-2), "the factors ", left.sizes(), " and ",
+              right.sizes(), " do not fit");
+  // Batches of one factor are repeated for the other as torch.matmul does.
+  std::vector<int64_t> batch = at::infer_size(left.sizes().slice(0, left.dim() - 2), right.sizes().slice(0, right.dim() - 2));
+  if (batch.empty()) batch.push_back(1);
+  const auto repeated = [&](const Tensor& t) {
+    std::vector<int64_t> sizes = batch;
+    sizes.insert(sizes.end(), {t.size(-2), t.size(-1)});
+    return t.sizes() == at::IntArrayRef(sizes) ? t : t.expand(sizes).contiguous();
+  };
+  const Tensor lhs = repeated(left), rhs = repeated(right);
+  const int64_t depth = lhs.size(-1);
+  Tensor out = matmul_of_batches(lhs.narrow(-1, 0, std::min(depth, kDepth)), rhs.narrow(-2, 0, std::min(depth, kDepth)), bits, terms);
+  std::vector<double> more = terms.vec();
+  more[4] = 0.0;
+  for (int64_t first = kDepth; first < depth; first += kDepth) {
+    const int64_t count = std::min(kDepth, depth - first);
+    out.add_(matmul_of_batches(lhs.narrow(-1, first, count), rhs.narrow(-2, first, count), bits, more));
+  }
+  return left.dim() == 2 && right.dim() == 2 ? out.squeeze(0) : out;
+}
+
 fxptq::Heads heads_of(const Tensor& t) {
   const uint8_t* from = t.const_data_ptr<uint8_t>();
   int64_t last = 0;
@@ -364,8 +419,21 @@ Tensor dense_rows(const Tensor& t) { return t.stride(3) == 1 || t.size(3) == 1 ?
 Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const optional<Tensor>& bias,
                  const optional<Tensor>& mask, int64_t key_bits, int64_t value_bits, at::ArrayRef<double> logit,
                  at::ArrayRef<double> prob, at::ArrayRef<double> out, int64_t levels) {
+  TORCH_CHECK(query.dim() == 4 && key.dim() == 4 && value.dim() == 4, "attention takes [windows, heads, rows, width]");
   const Tensor q = dense_rows(query), k = dense_rows(key), v = dense_rows(value);
-  const int64_t windows = q.size(0), heads = q.size(1), rows = q.size(2), width = v.size(3);
+  const int64_t windows = q.size(0), heads = q.size(1), rows = q.size(2), width = v.size(3), keys = k.size(2);
+  TORCH_CHECK(q.sizes().slice(0, 2) == k.sizes().slice(0, 2) && q.sizes().slice(0, 2) == v.sizes().slice(0, 2) &&
+                  q.size(3) == k.size(3) && keys == v.size(2),
+              "the factors ", q.sizes(), ", ", k.sizes(), " and ", v.sizes(), " do not fit");
+  TORCH_CHECK(keys < kDepth, "attention over ", keys, " keys: its sums do not fit 32 bits");
+  const int64_t padded = (rows + kLanes - 1) / kLanes * kLanes;
+  for (const optional<Tensor>* term : {&bias, &mask}) {
+    TORCH_CHECK(!*term || ((*term)->dim() == 3 && (*term)->size(1) == keys && (*term)->size(2) == padded &&
+                           (*term)->is_contiguous() && (*term)->scalar_type() == at::kFloat),
+                "a term of the logits does not fit");
+  }
+  TORCH_CHECK(!bias || bias->size(0) == 1 || bias->size(0) == heads, "a bias for each of ", heads, " heads, not ", bias->size(0));
+  TORCH_CHECK(!mask || (mask->size(0) > 0 && windows % mask->size(0) == 0), "masks for ", windows, " windows, not ", mask->size(0));
   const fxptq::AttentionSettings settings{
       centre_of(key_bits), centre_of(value_bits), (float)logit[0], (float)logit[1], (float)prob[0], (float)prob[1],
       (uint8_t)prob[2],    (float)out[0],         (float)out[2],   (float)out[1],

@@ -103,6 +103,20 @@ def holding(depth: int) -> torch.dtype:
     return torch.float32 if depth * 255 * 128 < 1 << 24 else torch.float64
 
 
+NO_CODE = "no code can stand for NaN"
+"""What an operator raises as a RuntimeError where values that are to become codes hold NaN; kernels say the same."""
+
+
+def check_numbers(x: Tensor) -> None:
+    """Refuses NaN, which codes would hide.
+
+    Raises:
+        RuntimeError: `x` holds NaN.
+    """
+    if bool(x.isnan().any()):
+        raise RuntimeError(NO_CODE)
+
+
 def quantize(x: Tensor, *, lower: float, step: float, levels: int) -> Tensor:
     """Codes of values, uint8: the simulation's own operations in its own order, so that every code is the same."""
     return torch.sub(x, lower).div_(step).clamp_(0, levels).round_().to(torch.uint8)
@@ -249,7 +263,7 @@ def _finish(acc: Tensor, row_sum: Tensor, bias: Tensor, epilogue: Epilogue) -> T
 
 
 def matmul(lhs: Tensor, rhs: Tensor, *, bits: int, out: Sequence[float]) -> Tensor:
-    """The product of codes A [..., M, K] and codes [..., K, N], batches alike: float32 [..., M, N].
+    """The product of codes A [..., M, K] and codes [..., K, N]: float32 [..., M, N], batches broadcast as torch does.
 
     With B the centred right codes of `bits` bits and `out` = (a, b, c, d, e) the result is
     a sum(A B) + b sum(A) + c sum(B) + d K + e.
@@ -324,13 +338,25 @@ PLAIN: dict[str, Callable[..., Tensor]] = {
 _library: Any = torch.library.Library("fxptq", "DEF")  # type: ignore[no-untyped-call]  # torch's own
 
 
-def define(name: str, schema: str, plain: Callable[..., Tensor]) -> None:
-    """Declares the operator `torch.ops.fxptq.<name>`, which runs its plain form wherever no kernel takes over."""
+def define(name: str, schema: str, plain: Callable[..., Tensor], *, checked: bool = False) -> None:
+    """Declares the operator `torch.ops.fxptq.<name>`, which runs its plain form wherever no kernel takes over.
+
+    Args:
+        name: of the operator.
+        schema: its arguments and its result.
+        plain: computes it.
+        checked: whether its first argument is looked through for NaN when it runs.
+    """
+
+    def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        check_numbers(x)
+        return plain(x, *args, **kwargs)
+
     _library.define(name + schema)
-    _library.impl(name, plain, "CompositeExplicitAutograd")
+    _library.impl(name, run if checked else plain, "CompositeExplicitAutograd")
     # The plain form also says what shape, dtype and strides come out, which torch.compile needs to know.
     torch.library.register_fake(f"fxptq::{name}", plain, lib=_library)
 
 
 for _name, _schema in _SCHEMAS.items():
-    define(_name, _schema, PLAIN[_name])
+    define(_name, _schema, PLAIN[_name], checked=_name in ("quantize", "layer_norm_codes"))

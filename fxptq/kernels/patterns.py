@@ -16,6 +16,7 @@ from fxptq.graph.calls import ADD, LAYOUT, argument, name_of
 from fxptq.graph.constants import attribute
 from fxptq.graph.functions import words, writes
 from fxptq.kernels.ops import Activation
+from fxptq.kernels.shapes import Shapes
 
 _MOVES = LAYOUT - words("to type type_as half float double bfloat16 cpu cuda unfold data")
 _COPYING_PADS = words("reflect replicate circular")
@@ -139,12 +140,18 @@ class Stem:
     shuffle: int = 1
 
 
-def stem_of(layer: fx.Node, excluded: frozenset[fx.Node] = frozenset()) -> Stem:
-    """The longest stem that begins with a layer and holds none of the excluded nodes."""
+def stem_of(layer: fx.Node, shapes: Shapes, excluded: frozenset[fx.Node] = frozenset()) -> Stem:
+    """The longest stem that begins with a layer and holds none of the excluded nodes.
+
+    Args:
+        layer: the linear or convolution node.
+        shapes: of the graph's values.
+        excluded: nodes that cannot vanish inside an operator.
+    """
     end, factor = layer, 1.0
     activation, slope = Activation.NONE, 0.0
     while (user := only_reader(end)) is not None and user not in excluded:
-        scaled, active, added = factor_of(user), _activation(user), _addend(user, end)
+        scaled, active, added = factor_of(user), _activation(user), _addend(user, end, shapes)
         if scaled is not None and activation is Activation.NONE:
             factor *= scaled
         elif active is not None and activation is Activation.NONE:
@@ -178,16 +185,15 @@ def _activation(node: fx.Node) -> tuple[Activation, float] | None:
     return None
 
 
-def _addend(node: fx.Node, own: fx.Node) -> fx.Node | None:
-    """The other term of a sum of two tensors of one shape."""
+def _addend(node: fx.Node, own: fx.Node, shapes: Shapes) -> fx.Node | None:
+    """The other term of a sum of two tensors that have one shape at every size."""
     if name_of(node) not in ADD or len(node.args) != 2 or node.kwargs:
         return None
     others = [term for term in node.args if term is not own]
     if len(others) != 1 or not isinstance(others[0], fx.Node):
         return None
     other = others[0]
-    same = all(other.meta.get(key) == own.meta.get(key) for key in ("shape", "dtype")) and "shape" in own.meta
-    return other if same else None
+    return other if shapes.same(other, own) and other.meta.get("dtype") == own.meta.get("dtype") else None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fxptq.kernels.attentions import AttentionPattern, attention_of
 from fxptq.kernels.backend import Backend, FusedLayer, Product, Served
 from fxptq.kernels.ops import Activation
 from fxptq.kernels.patterns import Stem
+from fxptq.kernels.shapes import Shapes
 from fxptq.quant.grid import Grid
 from fxptq.quant.quantizer import Quantizer
 from fxptq.refusal import Refusal
@@ -48,6 +49,7 @@ class Survey:
 
     Attributes:
         written: nodes whose memory some call writes into.
+        shapes: of the graph's values, at more sizes than one.
         sites: nodes that are computed on codes, and how the back end does it.
         simulated: the other quantized sites by name, with the reason.
         coded: quantizers whose readers all take codes.
@@ -62,6 +64,7 @@ class Survey:
         self._site_of = {site.name: site for site in variant.sites}
         self.simulated: dict[str, str] = {}
         self.written = patterns.written(self.graph)
+        self.shapes = Shapes(variant, holder)
         self.sites = self._find_sites()
         self.coded = frozenset(
             source
@@ -159,7 +162,7 @@ class Survey:
         products = frozenset(node for node in self.sites if self.is_product(node))
         found: dict[fx.Node, AttentionPattern] = {}
         for node in self.graph.nodes:
-            pattern = attention_of(node, products) if node in products else None
+            pattern = attention_of(node, products, self.shapes) if node in products else None
             # Nodes that some in-place call writes into cannot vanish inside the fused operator.
             if pattern is not None and not pattern.inner & self.written:
                 found[node] = pattern
@@ -172,7 +175,7 @@ class Survey:
             if node not in self.sites or self.is_product(node):
                 continue
             bare = node in self.written or not self.is_fused(node)
-            stem = Stem(node, node) if bare else patterns.stem_of(node, self.written)
+            stem = Stem(node, node) if bare else patterns.stem_of(node, self.shapes, self.written)
             # Two layers summed: the later one's stem takes the sum, the earlier one is its residual.
             if stem.end in taken:
                 earlier = taken.pop(stem.end)

@@ -81,13 +81,15 @@ _matmul = tuned(TILES, ["N", "BITS", "magnitude"])(matmul_kernel)
 
 def matmul(lhs: Tensor, rhs: Tensor, *, bits: int, out: Sequence[float]) -> Tensor:
     """`ops.matmul`; sums too deep for 32 bits are left to its plain form."""
+    batch = torch.broadcast_shapes(lhs.shape[:-2], rhs.shape[:-2])
+    lhs, rhs = (codes.expand(*batch, *codes.shape[-2:]) for codes in (lhs, rhs))
     rows, depth, columns = lhs.shape[-2], lhs.shape[-1], rhs.shape[-1]
     if depth > _DEPTH:
         return ops.matmul(lhs, rhs, bits=bits, out=out)
     result = lhs.new_empty((*lhs.shape[:-1], columns), dtype=torch.float32)
     if result.numel() == 0:
         return result
-    a, b = (codes.flatten(0, -3).view(torch.int8) for codes in (lhs, rhs))
+    a, b = (codes.reshape(-1, *codes.shape[-2:]).view(torch.int8) for codes in (lhs, rhs))
 
     def grid(tile: dict[str, int]) -> tuple[int]:
         return (len(a) * triton.cdiv(rows, tile["BM"]) * triton.cdiv(columns, tile["BN"]),)

@@ -1,0 +1,106 @@
+"""Shapes of a graph's values at other sizes than that of its capture, so that nothing is fused by coincidence.
+
+Two tensors of one image may have the same shape by chance: a position map [1, N, C] and the features it is added to, a
+mask for each window and a bias for each head. At two images, or at twice the size, the shapes differ. Every pattern
+that needs equal shapes asks here, and holds only where the shapes are equal at every size tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fxptq.graph.program import Variant
+
+Shape = tuple[int, ...]
+
+
+class Shapes:
+    """The shapes of each value of a graph, one for each size that was tried.
+
+    Args:
+        variant: a graph with quantizers; its nodes carry the shapes of the capture.
+        holder: what the graph reads.
+    """
+
+    def __init__(self, variant: Variant, holder: nn.Module) -> None:
+        nodes = list(variant.inserted.nodes)
+        self._found: dict[fx.Node, tuple[Shape, ...]] = {
+            node: (tuple(node.meta["shape"]),) for node in nodes if "shape" in node.meta
+        }
+        for inputs in _other_inputs(nodes):
+            seen = _shapes_at(variant, holder, inputs)
+            if seen is not None:
+                self._found = {node: (*shapes, seen[node]) for node, shapes in self._found.items() if node in seen}
+
+    def of(self, node: fx.Node) -> tuple[Shape, ...]:
+        """The shapes of a value: at the capture's size first, then at the others; empty if it is no tensor."""
+        return self._found.get(node, ())
+
+    def same(self, first: fx.Node, second: fx.Node) -> bool:
+        """Whether two values have one shape, at every size."""
+        return bool(self.of(first)) and self.of(first) == self.of(second)
+
+
+def _other_inputs(nodes: list[fx.Node]) -> Iterator[tuple[Tensor, ...]]:
+    """Inputs of another batch, and of twice the height and width."""
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    shapes = [tuple(node.meta.get("shape", ())) for node in placeholders]
+    dtypes = [node.meta.get("dtype", torch.float32) for node in placeholders]
+    if not shapes or len(shapes[0]) != 4:
+        return
+    batch, _, *sides = shapes[0]
+    for repeat, stretch in ((2, 1), (1, 2)):
+        yield tuple(
+            torch.zeros(_changed(shape, batch, sides, repeat, stretch), dtype=dtype, device="cpu")
+            for shape, dtype in zip(shapes, dtypes, strict=True)
+        )
+
+
+def _changed(shape: Shape, batch: int, sides: list[int], repeat: int, stretch: int) -> Shape:
+    """A shape with more images, or with larger pictures where it is one."""
+    first = shape[:1] if not shape or shape[0] != batch else (batch * repeat,)
+    rest = shape[1:]
+    if list(rest[-2:]) == sides:
+        rest = (*rest[:-2], *(side * stretch for side in sides))
+    return (*first, *rest)
+
+
+def _shapes_at(variant: Variant, holder: nn.Module, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Shape] | None:
+    """The shapes for these inputs; None where the graph does not hold for them, or the network refuses them."""
+    device = next((tensor.device for tensor in holder.parameters()), torch.device("cpu"))
+    inputs = tuple(x.to(device) for x in inputs)
+    if not variant.capture.holds(holder, inputs):
+        return None
+    recorder = _Recorder(variant.module)
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            recorder.run(*(mode.from_tensor(x) for x in inputs))
+    except Exception:  # noqa: BLE001  # values that decide something, or an operation without a fake: run it in earnest
+        recorder = _Recorder(variant.module)
+        try:
+            with torch.no_grad():
+                recorder.run(*(x.clone() for x in inputs))
+        except Exception:  # noqa: BLE001  # the network does not take this size, whatever it raises
+            return None
+    return recorder.shapes
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps the shape of each value."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self.extra_traceback = False
+        self.shapes: dict[fx.Node, Shape] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs a node."""
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = tuple(value.shape)
+        return value
