@@ -1,8 +1,8 @@
-"""Bounds from a Distribution: pure functions, one a method, vectorised over groups.
+"""Searches for bounds on a Distribution: pure functions, one for each method, vectorised over groups.
 
-Every search returns the candidate of least squared error, the first of equals, where candidates run from the widest
-inwards: what a loop over candidates with a strict `<` finds. `lowest` is a lower end known from the network (0 after a
-softmax or a ReLU); it stands in for the smallest value observed.
+Candidates run from the widest inwards. Every search returns the candidate of least squared error, and the first of
+equal ones, as a loop over candidates with a strict `<` does. `lowest` is a lower end known from the network (0 after a
+softmax or a ReLU); it replaces the smallest observed value.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor
 from fxptq.quant.distribution import Distribution
 
 _SLACK = 1.0 + 1e-9
-"""Relative room for float64 rounding when a candidate is ruled out by a bound on its error."""
+"""Relative room for float64 rounding when a lower limit of its error rules a candidate out."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds found by a search.
+    """The result of a search.
 
     Attributes:
         lower: [groups].
         upper: [groups], not below `lower`.
-        error: mean squared error of quantizing between them, [groups].
+        error: mean squared error of quantization between the bounds, [groups].
     """
 
     lower: Tensor
@@ -35,20 +35,20 @@ class Bounds:
 
 
 def minmax(values: Distribution, bits: int, lowest: float | None = None) -> Bounds:
-    """The whole range of the values; nothing is clipped."""
+    """Takes the whole range of the values; no value is clipped."""
     return _best(values, bits, _start(values, lowest), values.maximum[:, None])
 
 
 def percentile(
     values: Distribution, bits: int, percent: float, *, one_sided: bool = False, lowest: float | None = None
 ) -> Bounds:
-    """Clip the same fraction of the values whatever their size (Li et al., "Fully quantized network", CVPR 2019).
+    """Clips a fixed fraction of the values, whatever their size (Li et al., "Fully quantized network", CVPR 2019).
 
     Args:
-        values: what the quantizer sees.
+        values: the values that the quantizer sees.
         bits: 2 to 8.
         percent: the upper bound is this percentile, the lower one the (100 - percent)th; 50 to 100.
-        one_sided: leave the lower end where it is.
+        one_sided: whether the lower end stays at the smallest value.
         lowest: known lower end, used with `one_sided`.
     """
     lower = _start(values, lowest) if one_sided else values.quantile(1.0 - percent / 100.0)[:, None]
@@ -57,7 +57,7 @@ def percentile(
 
 
 def dobi_two_sided(values: Distribution, bits: int, candidates: int = 100) -> Bounds:
-    """DOBI for bell-shaped values: both bounds move inwards together (2DQuant, arXiv 2406.06649).
+    """Searches by DOBI for bell-shaped values: both bounds move inwards together (2DQuant, arXiv 2406.06649).
 
     Candidate i of K is [min + i d, max - i d] with d = (max - min) / 2K, i = 0 .. K-1.
     """
@@ -67,7 +67,7 @@ def dobi_two_sided(values: Distribution, bits: int, candidates: int = 100) -> Bo
 
 
 def dobi_one_sided(values: Distribution, bits: int, candidates: int = 100, lowest: float | None = None) -> Bounds:
-    """DOBI for skewed values: the lower bound stays, the upper moves inwards (2DQuant, arXiv 2406.06649).
+    """Searches by DOBI for skewed values: the upper bound moves inwards, the lower stays (2DQuant, arXiv 2406.06649).
 
     Candidate i of K is [min, max - i (max - min) / K], i = 0 .. K-1, with `lowest` for min where it is known.
     """
@@ -77,10 +77,10 @@ def dobi_one_sided(values: Distribution, bits: int, candidates: int = 100, lowes
 
 
 def dobi2d(values: Distribution, bits: int, candidates: int = 100, lowest: float | None = None) -> Bounds:
-    """Both bounds free: the best of all [min + i d, max - j d] with d = (max - min) / K and i + j < K.
+    """Searches over both bounds: all [min + i d, max - j d] with d = (max - min) / K and i + j < K.
 
-    Candidates are ordered by i, then j. Those whose clipping alone costs more than some grid's whole error are skipped:
-    no others, so the result is that of the full search.
+    Candidates are ordered by i, then j. A candidate is skipped only if its clipping alone costs more than the whole
+    error of another candidate, so the result equals the result of the full search.
     """
     low, high = _start(values, lowest), values.maximum[:, None]
     steps = torch.arange(candidates)
@@ -95,19 +95,19 @@ def dobi2d(values: Distribution, bits: int, candidates: int = 100, lowest: float
     clipping = values.clipping_error(lowers, "below")[:, i] + values.clipping_error(uppers, "above")[:, j]
     worth = (clipping <= reachable * _SLACK) | (i + j == 0)
 
-    # One row a group: the candidates worth a look in their order, then (in shorter rows) others, which cannot win.
+    # One row a group: first the candidates that can win, in their order, then (in shorter rows) others, which cannot.
     order = worth.logical_not().byte().argsort(stable=True, dim=1)[:, : int(worth.sum(1).max())]
     return _best(values, bits, lowers.gather(1, i[order]), uppers.gather(1, j[order]))
 
 
 def _start(values: Distribution, lowest: float | None) -> Tensor:
-    """The lower end candidates start from, [groups, 1]: not above the largest value, so that no range is negative."""
+    """The lower end of the widest candidate, [groups, 1], not above the largest value, so that no range is negative."""
     start = values.minimum if lowest is None else torch.full_like(values.minimum, lowest)
     return torch.minimum(start, values.maximum)[:, None]
 
 
 def _best(values: Distribution, bits: int, lower: Tensor, upper: Tensor) -> Bounds:
-    """The first candidate ([groups, candidates]) of least squared error, of each group."""
+    """Picks the first candidate ([groups, candidates]) of least squared error for each group."""
     error = values.squared_error(lower, upper, bits)
     best = error.argmin(1, keepdim=True)
     low, high, least = (t.gather(1, best)[:, 0] for t in (lower, upper, error))
