@@ -5,9 +5,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types unit test-slow test-cuda zoo clean
+.PHONY: demo test lint types unit api test-slow test-cuda zoo clean
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml fxptq/_version.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet -e ".[dev]"
@@ -27,6 +27,10 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not cuda and not zoo"
+
+# docs/api.md, from the docstrings.
+api: $(STAMP)
+	$(BIN)/python -m docs.make_api
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow

@@ -3,8 +3,8 @@
     python -m benchmarks.accuracy swinir_x4 --sets Set5 --bits 4 3 2
     python -m benchmarks.accuracy craft_x4.safetensors --sets Set5 --calib DIR --plan paper --images 8
 
-The network is a recipe, or a weights file that spandrel recognises. Prints a Markdown table: a row is a method, a
-column a set; figures are PSNR in dB and SSIM, on Y, of the network on integer kernels.
+The network is a recipe, or a weights file that spandrel recognises. The script prints a Markdown table: a row is a
+method, a column a set; figures are PSNR in dB and SSIM, on Y, of the network on integer kernels.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def run(study: Study, sets: Sequence[BenchmarkSet], bits: int, options: argparse
 
 
 def row(bits: str, label: str, model: Run, study: Study, sets: Sequence[BenchmarkSet]) -> None:
-    found = scores(model, sets, study.source).values()
-    cells = " | ".join(f"{score['psnr_y']:.2f}/{score['ssim_y']:.4f}" for score in found)
+    by_set = scores(model, sets, study.source).values()
+    cells = " | ".join(f"{score['psnr_y']:.2f}/{score['ssim_y']:.4f}" for score in by_set)
     print(f"| {bits} | {label} | {cells} |", flush=True)
 
 

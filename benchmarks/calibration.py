@@ -1,12 +1,12 @@
-"""Calibration without data against photographs: what a network scores, calibrated on either.
+"""Calibration without data against photographs: the scores of a network calibrated on either.
 
     python -m benchmarks.calibration swinir_x4 --photographs ../shared/data/calib
     python -m benchmarks.calibration craft_x4.safetensors --photographs DIR --dqc steps=50,batch=2
 
-Prints a Markdown table of PSNR on Y in dB, after the standard preset's bounds and after its DQC; a cell reads
-synthetic / photographs (difference). Networks are scored on integer kernels; for each number of bits the first set is
-also scored in simulation, and both figures are printed to stderr. Checkpoints go to out/calibration, and so do
-finished rows, which are not measured again.
+The script prints a Markdown table of PSNR on Y in dB, after the standard preset's bounds and after its DQC; a cell
+reads synthetic / photographs (difference). Networks are scored on integer kernels; for each number of bits the first
+set is also scored in simulation, and both figures are printed to stderr. Checkpoints and finished rows go to
+out/calibration; rows found there are not measured again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study import ROOT, Kept, Study, common_options, inputs_of, open_study_network, parsed, scores
+from benchmarks.study import ROOT, FigureStore, Study, common_options, inputs_of, open_study_network, parsed, scores
 from fxptq.commands.scores import open_sets
 from fxptq.data.sources import SYNTHETIC
 from fxptq.evaluate.sets import BenchmarkSet
@@ -44,18 +44,18 @@ def main() -> None:
         )
         for name, origin in (("synthetic", SYNTHETIC), ("photographs", options.photographs))
     }
-    kept = Kept(OUT / "rows.json")
+    store = FigureStore(OUT / "rows.json")
     print(f"{source.name}, {options.images} inputs of either kind; synthetic / photographs (difference), PSNR in dB\n")
     print("| bits | after | " + " | ".join(benchmark.name for benchmark in sets) + " |")
     print("|---|---|" + "---|" * len(sets), flush=True)
     for bits in options.bits:
-        both = [measured(study, name, bits, sets, kept) for name, study in studies.items()]
+        both = [measured(study, name, bits, sets, store) for name, study in studies.items()]
         for step in both[0]:
             print(line(bits, step, *(rows[step]["scores"] for rows in both)), flush=True)
 
 
 def with_dqc(preset: Preset, changes: Mapping[str, object]) -> Preset:
-    """The preset with other settings of DQC."""
+    """Changes the settings of DQC in a preset."""
     passes = tuple(
         PassEntry.model_validate({"name": entry.name, **entry.settings, **(changes if entry.name == "dqc" else {})})
         for entry in preset.passes
@@ -63,15 +63,15 @@ def with_dqc(preset: Preset, changes: Mapping[str, object]) -> Preset:
     return preset.model_copy(update={"passes": passes})
 
 
-def measured(study: Study, origin: str, bits: int, sets: Sequence[BenchmarkSet], kept: Kept) -> dict[str, Row]:
-    """Scores after each step of the preset, measured now unless they are kept."""
+def measured(study: Study, origin: str, bits: int, sets: Sequence[BenchmarkSet], store: FigureStore) -> dict[str, Row]:
+    """Scores the network after each step of the preset; stored rows are not measured again."""
     names = [benchmark.name for benchmark in sets]
     done: tuple[PassEntry, ...] = ()
     keys = {}
     for step, passes in study.steps:
         done += passes
         keys[step] = {**study.key, "bits": bits, "passes": [dict(entry) for entry in done], "sets": names}
-    rows = {step: known for step, key in keys.items() if (known := kept.get(key)) is not None}
+    rows = {step: known for step, key in keys.items() if (known := store.get(key)) is not None}
     if len(rows) < len(keys):
         context, done = study.at(bits), ()
         for step, passes in study.steps:
@@ -93,20 +93,20 @@ def measured(study: Study, origin: str, bits: int, sets: Sequence[BenchmarkSet],
                 if (origin, step) == ("synthetic", study.steps[0][0]):
                     row["simulated"] = scores(quantized, sets[:1], study.source)
                     compare(bits, row["simulated"], row["scores"])
-            rows[step] = kept.put(keys[step], row)
+            rows[step] = store.put(keys[step], row)
             print(f"W{bits}A{bits} {origin} after {step}: {row['scores']} {row['notes']}", file=sys.stderr, flush=True)
     return rows
 
 
 def checkpoint(study: Study, bits: int, step: str) -> Path:
-    """Where the network goes that was calibrated so."""
+    """The path of the checkpoint of a network calibrated so."""
     return OUT / f"{study.source.name}_w{bits}a{bits}_{step.lower()}_{study.key['inputs']}.safetensors"
 
 
 def compare(
     bits: int, simulated: Mapping[str, Mapping[str, float]], integer: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """Say to stderr how far the integer kernels are from the simulation, and whether that is too far."""
+    """Prints the difference between integer kernels and simulation to stderr, with a remark if it is too large."""
     for name, score in simulated.items():
         ours, theirs = integer[name]["psnr_y"], score["psnr_y"]
         verdict = "" if abs(ours - theirs) < AGREEMENT else f": more than {AGREEMENT} dB apart"
@@ -116,11 +116,13 @@ def compare(
 def line(
     bits: int, step: str, ours: Mapping[str, Mapping[str, float]], theirs: Mapping[str, Mapping[str, float]]
 ) -> str:
-    """A row of the table."""
+    """Makes a row of the table."""
     cells = []
     for name in ours:
-        made, photographed = ours[name]["psnr_y"], theirs[name]["psnr_y"]
-        cells.append(f"{made:.2f} / {photographed:.2f} ({round(made - photographed, 2) + 0.0:+.2f})")  # no -0.00
+        synthetic, photographs = ours[name]["psnr_y"], theirs[name]["psnr_y"]
+        cells.append(
+            f"{synthetic:.2f} / {photographs:.2f} ({round(synthetic - photographs, 2) + 0.0:+.2f})"
+        )  # no -0.00
     return f"| W{bits}A{bits} | {step} | " + " | ".join(cells) + " |"
 
 

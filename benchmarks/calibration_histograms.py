@@ -1,11 +1,11 @@
-"""Where generated pictures and photographs lead a network to different activations, site by site.
+"""Differences between the activations of a network under generated pictures and under photographs, site by site.
 
     python -m benchmarks.calibration_histograms swinir_x4 --photographs ../shared/data/calib --images 32
 
-For every activation that is quantized: the Wasserstein distance between what it is under either kind of picture, in
-units of its standard deviation under photographs; the same between two draws of photographs, which says what is only
-chance; and the ratio of standard deviations and of largest magnitudes. Prints the worst as a Markdown table, and the
-medians.
+For every quantized activation, the script computes the Wasserstein distance between its values under either kind of
+picture, in units of its standard deviation under photographs; the same distance between two draws of photographs, which
+is the size of chance; and the ratios of standard deviations and of largest magnitudes. It prints the worst activations
+as a Markdown table, and the medians.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fxptq.data.sources import SYNTHETIC
 from fxptq.progress import RichProgress
 from fxptq.quant.distribution import Distribution
 
-BITS = 4  # sites and what they see do not depend on it
+BITS = 4  # sites and their values do not depend on it
 
 
 def main() -> None:
@@ -29,16 +29,16 @@ def main() -> None:
     options = parser.parse_args()
     source = open_study_network(options.network)
     preset = source.recipe.preset("standard")
-    seen = []
+    statistics = []
     for origin, seed in ((SYNTHETIC, 0), (options.photographs, 0), (options.photographs, 1)):
         inputs = inputs_of(source.recipe, origin, options.images, options.seed + seed)
-        seen.append(Study(source, inputs, preset, options.seed, RichProgress()).at(BITS).statistics)
-    made, photographed, again = seen
+        statistics.append(Study(source, inputs, preset, options.seed, RichProgress()).at(BITS).statistics)
+    synthetic, photographed, again = statistics
     rows = []
     for key, truth in photographed.items():
         unit = spread(truth)
-        distances = (wasserstein(other, truth) / unit for other in (made[key], again[key]))
-        rows.append((key, *distances, spread(made[key]) / unit, reach(made[key]) / reach(truth)))
+        distances = (wasserstein(other, truth) / unit for other in (synthetic[key], again[key]))
+        rows.append((key, *distances, spread(synthetic[key]) / unit, reach(synthetic[key]) / reach(truth)))
     rows.sort(key=lambda row: -row[1])
     print(f"{source.name}, {options.images} inputs of either kind, {len(rows)} activations\n")
     print("| activation | synthetic to photographs | photographs to others | spread | largest |")
@@ -50,26 +50,26 @@ def main() -> None:
 
 
 def wasserstein(first: Distribution, second: Distribution) -> float:
-    """The area between two cumulative distributions of one group each, in the values' unit."""
+    """Computes the area between two cumulative distributions of one group each, in the unit of the values."""
     points = torch.cat([first.values[0], second.values[0]]).sort().values
-    apart = below(first, points) - below(second, points)
-    return float((apart[:-1].abs() * points.diff()).sum())
+    difference = below(first, points) - below(second, points)
+    return float((difference[:-1].abs() * points.diff()).sum())
 
 
 def below(distribution: Distribution, points: torch.Tensor) -> torch.Tensor:
-    """The share of elements at or below each point."""
+    """Computes the share of elements at or below each point."""
     shares = torch.nn.functional.pad(distribution.counts[0].cumsum(0), (1, 0)) / distribution.total[0]
     return shares[torch.searchsorted(distribution.values[0], points, right=True)]
 
 
 def spread(distribution: Distribution) -> float:
-    """The standard deviation."""
+    """Computes the standard deviation."""
     mean = distribution.sums.sum() / distribution.total[0]
     return float((distribution.power[0] - mean.square()).clamp_min(1e-30).sqrt())
 
 
 def reach(distribution: Distribution) -> float:
-    """The largest magnitude."""
+    """Finds the largest magnitude."""
     return float(torch.maximum(distribution.minimum.abs(), distribution.maximum.abs())[0].clamp_min(1e-30))
 
 

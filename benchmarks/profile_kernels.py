@@ -1,10 +1,10 @@
-"""Where the time of a network on integers goes: milliseconds by operator, and how near its products come to the limit.
+"""The time of a network on integers by operator, beside the limit of the processor.
 
     python benchmarks/profile_kernels.py edsr.safetensors --size 64x64
 
-One thread, uncompiled, so that every operator stands alone. The limit is what the processor's byte products do at most,
-measured by peak.cpp on the spot (x86 with AVX512-VNNI; elsewhere the column is empty). Winograd does 4 products
-where other convolutions do 9; its row counts 9.
+The network runs on one thread, uncompiled, so that every operator is timed alone. The limit is the largest rate of the
+processor's byte products, measured by peak.cpp on the spot (x86 with AVX512-VNNI; on other processors the column is
+empty). GMAC/s are counted as for a direct convolution (9 products an output); Winograd does 4.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fxptq.bench.ways import subject
 
 
 class Timed(fx.Interpreter):
-    """Runs a graph and keeps the seconds of each node."""
+    """Runs a graph and records the seconds of each node."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -35,7 +35,7 @@ class Timed(fx.Interpreter):
         self.shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Runs a node by the clock."""
+        """Runs a node and records its time."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         started = time.perf_counter()
         result = getattr(self, n.op)(n.target, args, kwargs)
@@ -69,14 +69,14 @@ def main() -> None:
 
 
 def peak() -> tuple[float, float] | None:
-    """GMAC/s and GB/s of this machine; None where peak.cpp does not build or run."""
+    """Measures GMAC/s and GB/s of this machine; returns None if peak.cpp does not build or run."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "peak"
         try:
-            # The user's own compiler on a file of the project.
+            # The command is the user's own compiler with a file of the project.
             source = str(Path(__file__).parent / "peak.cpp")
             subprocess.run([compiler, "-O3", "-march=native", source, "-o", str(program)], check=True)  # noqa: S603
             printed = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout  # noqa: S603
@@ -87,7 +87,7 @@ def peak() -> tuple[float, float] | None:
 
 
 def lines(runner: Timed, limit: float | None) -> list[str]:
-    """One line an operator, the slowest first; all that is not an operator of fxptq together."""
+    """Makes one line for each operator, the slowest first, and one for all operations that are not fxptq's."""
     ms: dict[str, float] = collections.defaultdict(float)
     macs: dict[str, int] = collections.defaultdict(int)
     calls: dict[str, int] = collections.defaultdict(int)
@@ -103,14 +103,14 @@ def lines(runner: Timed, limit: float | None) -> list[str]:
     table = []
     for name in sorted(ms, key=lambda name: -ms[name]):
         rate = macs[name] / ms[name] / 1e6
-        near = f"{100 * rate / limit:.0f} %" if limit and macs[name] else ""
-        work = f"{macs[name] / 1e9:.2f} | {rate:.0f} | {near} |" if macs[name] else "| | |"
+        share = f"{100 * rate / limit:.0f} %" if limit and macs[name] else ""
+        work = f"{macs[name] / 1e9:.2f} | {rate:.0f} | {share} |" if macs[name] else "| | |"
         table.append(f"| {name} | {calls[name]} | {ms[name]:.2f} | {100 * ms[name] / total:.0f} % | {work}")
     return [*table, f"| all | {sum(calls.values())} | {total:.2f} | | | | |"]
 
 
 def products_of(name: str, node: fx.Node, runner: Timed) -> int:
-    """Multiply-adds of one call."""
+    """Counts the multiply-adds of one call."""
     out, *inputs = runner.shapes[node.name]
     if name == "linear":
         return prod(inputs[0]) * int(node.kwargs["columns"])

@@ -1,7 +1,8 @@
-"""Time to find bounds for a network of SwinIR-light's size: observing grows with the images, searching does not.
+"""The time of a search for bounds in a network of SwinIR-light's size.
 
-Values are drawn, not computed by a network: 24 blocks, each with the ten activations and six weights (qkv as three) of
-a Swin block at a 64x64 input, bell-shaped, after softmax and after GELU. One core.
+The values are random numbers, not the activations of a network: 24 blocks, each with the ten activations and six
+weights (qkv as three) of a Swin block at a 64x64 input, bell-shaped, after softmax and after GELU. Everything runs on
+one core. The time of observation grows with the images; the time of a search does not.
 
     python benchmarks/search.py [--images 1 4] [--bits 2 4 8]
 """
@@ -26,24 +27,27 @@ BLOCKS, TOKENS, DIM, HEADS, WINDOW = 24, 64 * 64, 60, 6, 64
 
 
 def activations(generator: torch.Generator) -> dict[str, Tensor]:
-    """What the activation quantizers of one block see for one image."""
+    """Draws the values of one block's activation quantizers for one image."""
 
     def bell(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    wide = ("q.input", "k.input", "v.input", "q", "k", "v", "proj.input", "fc1.input")
+    bell_shaped = ("q.input", "k.input", "v.input", "q", "k", "v", "proj.input", "fc1.input")
     maps = bell(TOKENS // WINDOW * HEADS, WINDOW, WINDOW).mul_(2).softmax(-1)
-    return {name: bell(TOKENS, DIM) for name in wide} | {"attention": maps, "fc2.input": F.gelu(bell(TOKENS, 2 * DIM))}
+    return {name: bell(TOKENS, DIM) for name in bell_shaped} | {
+        "attention": maps,
+        "fc2.input": F.gelu(bell(TOKENS, 2 * DIM)),
+    }
 
 
 def weights(generator: torch.Generator) -> list[Tensor]:
-    """The six weight matrices of one block."""
+    """Draws the six weight matrices of one block."""
     shapes = [(DIM, DIM)] * 4 + [(2 * DIM, DIM), (DIM, 2 * DIM)]
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
 def timed(search: Callable[[Distribution], Bounds], distributions: list[Distribution]) -> float:
-    # The sums a distribution caches for its searches are part of the cost: start without them.
+    # A distribution caches sums for its searches. Their cost belongs to the search, so each search gets a fresh one.
     fresh = [Distribution(d.values, d.counts, d.sums, d.squares, d.minimum, d.maximum) for d in distributions]
     start = time.process_time()
     for d in fresh:

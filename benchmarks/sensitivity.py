@@ -1,10 +1,10 @@
-"""Which operands cost a network most: the error of its output when one operand alone is quantized.
+"""The error of a network's output when one operand alone is quantized, for each operand.
 
     python benchmarks/sensitivity.py swinir_x4 --bits 4 --calib ../shared/data/calib
     python benchmarks/sensitivity.py craft_x4.safetensors --bits 4 --calib DIR
 
-The network is a recipe, or a weights file that spandrel recognises. Prints the worst operands as a Markdown table: the
-mean squared error of the output in units of its range, and the signal-to-noise ratio of the operand itself.
+The network is a recipe, or a weights file that spandrel recognises. The script prints the worst operands as a Markdown
+table, with the mean squared error of the output in units of its range, and the signal-to-noise ratio of the operand.
 """
 
 from __future__ import annotations

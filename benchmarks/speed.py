@@ -3,8 +3,8 @@
     pip install -e ".[bench]"
     python benchmarks/speed.py swinir.safetensors edsr.safetensors --threads 1 2 --sizes 64x64 128x128 320x180
 
-Each table is a run of `fxptq bench` in a process of its own, in which all ways are measured in turns. What was measured
-is kept in --out and not measured again; --fresh forgets it.
+Each table is a run of `fxptq bench` in a process of its own, which measures all ways in turns. Finished measurements
+are stored in --out and not repeated; --fresh repeats them.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ def main() -> None:
 
 
 def measured(checkpoint: Path, size: str, threads: int, options: argparse.Namespace) -> dict[str, Any]:
-    kept = options.out / f"{checkpoint.stem}_{size}_{threads}.json"
-    if options.fresh or not kept.exists():
+    file = options.out / f"{checkpoint.stem}_{size}_{threads}.json"
+    if options.fresh or not file.exists():
         only = [part for way in options.only for part in ("--only", way)]
         program = "import sys; from fxptq.cli import main; sys.exit(main())"
         command = [sys.executable, "-c", program, "bench", str(checkpoint), "--size", size, "--threads", str(threads)]
-        # The interpreter that runs this, on fxptq's own command.
-        subprocess.run([*command, *only, "--json", str(kept)], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
-    found: dict[str, Any] = json.loads(kept.read_text())
-    return found
+        # The command is the running interpreter with fxptq's own program.
+        subprocess.run([*command, *only, "--json", str(file)], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    run: dict[str, Any] = json.loads(file.read_text())
+    return run
 
 
 def table(runs: list[dict[str, Any]]) -> None:
-    """One row a way; for each size milliseconds, times faster than eager, and peak and working memory."""
+    """Prints a row for each way, with milliseconds, speed-up over eager, and peak and working memory at each size."""
     print("| |" + "".join(f" {run['size']} | | MB (working) |" for run in runs))
     print("|---|" + "---:|---:|---:|" * len(runs))
     for name in dict.fromkeys(row["name"] for run in runs for row in run["rows"]):

@@ -1,11 +1,11 @@
-"""Milliseconds on a GPU of fxptq's integers beside torch in float, and beside what the GPU could do at best.
+"""Milliseconds of fxptq's integers on a GPU, beside torch in float and beside the limits of the GPU.
 
     python -m benchmarks.speed_cuda swinir_x4_w4a4.safetensors edsr_x4_w4a4.safetensors
     python -m benchmarks.speed_cuda --quick edsr_x4_w4a4.safetensors
 
 Sizes are WIDTHxHEIGHT of the output. Times are medians between CUDA events: `call` is a call from Python, `graph` the
-replay of a CUDA graph of it, which leaves out what Python takes to launch kernels. The limits are measured on this very
-GPU: the speed of a copy, and of large products of bytes. Prints Markdown.
+replay of a CUDA graph of it, without the time that Python takes to launch kernels. The limits are measured on the same
+GPU: the speed of a copy, and of large products of bytes. The script prints Markdown.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Call = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Limits:
-    """What the GPU does at best: bytes read and written a second by a copy, operations a second by large products."""
+    """The limits of the GPU: bytes read and written a second by a copy, operations a second by large products."""
 
     bandwidth: float
     int8: float
@@ -42,7 +42,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Row:
-    """One way to run a network; None where there is no figure, and `note` says why."""
+    """One way to run a network; a missing figure is None, and `note` gives the reason."""
 
     checkpoint: str
     size: str
@@ -89,12 +89,12 @@ def report(options: argparse.Namespace) -> None:
             for batch in options.batches:
                 rows += table(checkpoint, size, batch, options.rounds, limits)
     if options.json is not None:
-        found = {
+        record = {
             "device": torch.cuda.get_device_name(),
             "limits": asdict(limits),
             "rows": [asdict(row) for row in rows],
         }
-        options.json.write_text(json.dumps(found, indent=1))
+        options.json.write_text(json.dumps(record, indent=1))
 
 
 def measured_limits(side: int) -> Limits:
@@ -112,7 +112,7 @@ def measured_limits(side: int) -> Limits:
 
 
 def times(call: Call, rounds: int) -> list[float]:
-    """Milliseconds of each of some calls, after two to warm up."""
+    """Measures the milliseconds of each call, after two calls to warm up."""
     for _ in range(2):
         call()
     marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
@@ -141,21 +141,21 @@ def table(checkpoint: Path, size: str, batch: int, rounds: int, limits: Limits) 
         print("| | call, ms | graph, ms | times as fast as eager | peak, MB |\n|---|---:|---:|---:|---:|")
         rows: list[Row] = []
         for way, make in ways(what, network, x).items():
-            found = measured(make, rounds)
-            rows.append(Row(checkpoint.stem, size, batch, way, *found[:3], note=found[3]))
+            *figures, note = measured(make, rounds)
+            rows.append(Row(checkpoint.stem, size, batch, way, *figures, note=note))
             print(line(rows[-1], rows[0]), flush=True)
     return rows
 
 
 def input_size(checkpoint: Path, height: int, width: int) -> str:
-    """HEIGHTxWIDTH of the input for an output of at least this size, in the multiples the network takes."""
+    """Computes HEIGHTxWIDTH of the input for an output of at least this size, in multiples that the network takes."""
     task = subject(checkpoint, None, "8x8").quantized.task
     sides = (-(-side // task.task.scale) for side in (height, width))
     return "x".join(str(side + -side % task.input.multiple) for side in sides)
 
 
 def ways(what: Subject, network: nn.Module, x: Tensor) -> dict[str, Callable[[], Call]]:
-    """How to prepare each way to run the network."""
+    """The functions that prepare each way to run the network, by name."""
 
     def compiled(model: nn.Module, y: Tensor) -> Call:
         torch._dynamo.reset()  # noqa: SLF001  # its only name
@@ -192,7 +192,7 @@ def ways(what: Subject, network: nn.Module, x: Tensor) -> dict[str, Callable[[],
 
 @contextmanager
 def allowed_tf32() -> Iterator[None]:
-    """Products and convolutions of float32 in TF32 meanwhile; otherwise they are in float32, as set below."""
+    """Lets float32 products and convolutions run in TF32 inside the block; outside they run in float32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     try:
         yield
@@ -201,7 +201,7 @@ def allowed_tf32() -> Iterator[None]:
 
 
 def measured(make: Callable[[], Call], rounds: int) -> tuple[float | None, float | None, float | None, str]:
-    """Milliseconds of a call and of a graph's replay, peak memory in MB, and why one is missing."""
+    """Measures milliseconds of a call and of a graph's replay, and peak memory in MB; the text explains a gap."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         call = make()
@@ -210,7 +210,7 @@ def measured(make: Callable[[], Call], rounds: int) -> tuple[float | None, float
         call()
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() / 1e6
-    except Exception as error:  # noqa: BLE001  # whatever a way raises, it has no figure, and the table says why
+    except Exception as error:  # noqa: BLE001  # the table shows the error of a way in place of a figure
         return None, None, None, first_line(error)
     try:
         graph = torch.cuda.CUDAGraph()

@@ -1,8 +1,8 @@
 """A network under study: captured once, observed once, then calibrated at any number of bits, stored and scored.
 
-What several measurements share. Promises: a network quantized here is the one `fxptq quantize` makes with the same
-images and settings; finished figures are kept under all that they depend on but the code, so that a run that was cut
-off goes on where it was.
+Several measurements share this module. Promises: a network quantized here equals the network that `fxptq quantize`
+makes with the same images and settings; finished figures are stored under everything that they depend on except the
+code, so that a run that was cut off continues where it stopped.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SETS = ("Set5", "Set14", "B100")
 
 
 def open_study_network(name: str) -> Source:
-    """The network of a recipe, or of a weights file that spandrel recognises."""
+    """Opens the network of a recipe, or of a weights file that spandrel recognises."""
     if not Path(name).is_file():
         return open_network(name)
     declare_missing_operators()
@@ -51,7 +51,7 @@ def open_study_network(name: str) -> Source:
 
 
 def common_options(description: str | None) -> argparse.ArgumentParser:
-    """The options that every study has."""
+    """Makes a parser with the options that every study has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", help="a recipe's name, or a weights file that spandrel recognises")
     parser.add_argument("--benchmarks", type=Path, default=ROOT / "../shared/data/benchmarks", metavar="DIR")
@@ -62,7 +62,7 @@ def common_options(description: str | None) -> argparse.ArgumentParser:
 
 
 def inputs_of(recipe: Recipe, origin: str | Path, count: int, seed: int) -> tuple[list[Tensor], str]:
-    """Calibration inputs of the recipe's size, and one line that says what they are."""
+    """Makes calibration inputs of the recipe's size, and one line that describes them."""
     task = recipe.input
     return calibration_images(
         origin,
@@ -81,10 +81,10 @@ class Study:
 
     Args:
         source: the network.
-        inputs: calibration inputs, and the line that says what they are.
+        inputs: calibration inputs, and the line that describes them.
         preset: the choice of sites and widths.
-        seed: of everything random.
-        progress: shows how far the work is.
+        seed: seed of all random numbers.
+        progress: shows the state of the work.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Study:
 
     @cached_property
     def key(self) -> dict[str, Any]:
-        """What every figure of this study depends on."""
+        """The settings that every figure of this study depends on."""
         return {
             "network": self.source.name,
             "weights": weights_digest(self.source.model)[:12],
@@ -126,11 +126,11 @@ class Study:
         }
 
     def at(self, bits: int) -> Context:
-        """A student of that many bits whose bounds are still to be set, with what its operands were seen to be."""
+        """Makes a student of that many bits, without bounds yet, and the statistics of its operands."""
         plan = plan_of(self.preset.quantize, Bits(bits, bits))
         student = Program(self._rounded, self.example, plan, twin=self.teacher)
         context = Context(student, self.teacher, self.images, seed=self.seed, progress=self.progress)
-        # What an operand is in float does not depend on bits; which operands share a quantizer may.
+        # The values of an operand in float do not depend on bits; the choice of operands that share a quantizer may.
         activations = {key for key in student.quantizers if student.weight_of(key) is None}
         if activations <= self._statistics.keys():
             context.statistics, context.collected = dict(self._statistics), {"histogram"}
@@ -140,19 +140,19 @@ class Study:
         return context
 
     def run(self, context: Context, passes: Sequence[PassEntry]) -> tuple[PassReport, ...]:
-        """Runs passes but for those whose statistics are there already."""
+        """Runs the passes, except the passes whose statistics are already gathered."""
         known = ((entry, get_pass(entry.name).provides) for entry in passes)
         missing = [entry for entry, provides in known if not provides or not provides <= context.collected]
         return run_passes([(entry.name, entry.settings) for entry in missing], context)
 
     def integer(self, context: Context) -> nn.Module:
-        """The student as it is now on integer kernels, not compiled: benchmark pictures come in many sizes."""
+        """Lowers the student to integer kernels, not compiled, because benchmark pictures have many sizes."""
         assert isinstance(context.student, Program)
         return lower(context.student, compile=False)
 
     @contextmanager
     def finished(self, context: Context, bits: int, passes: Sequence[PassEntry]) -> Iterator[QuantizedModel]:
-        """The student as `quantize` would give it; its float weights are back afterwards, for passes to come."""
+        """Gives the student as `quantize` would return it; later passes find its float weights restored."""
         student = context.student
         assert isinstance(student, Program)
         weights = ((key, student.weight_of(key)) for key in coded_weights(student))
@@ -177,7 +177,7 @@ class Study:
 
 
 def scores(run: Run, sets: Sequence[BenchmarkSet], source: Source) -> dict[str, dict[str, float]]:
-    """PSNR in dB and SSIM on Y, by set."""
+    """Computes PSNR in dB and SSIM on Y, by set."""
     return {
         score.name: {"psnr_y": score.mean.psnr_y, "ssim_y": score.mean.ssim_y}
         for score in score_sets(run, sets, source.recipe, Silent(), source.name)
@@ -186,17 +186,17 @@ def scores(run: Run, sets: Sequence[BenchmarkSet], source: Source) -> dict[str, 
 
 def _digest(tensors: Sequence[Tensor]) -> str:
     """The first 12 hexadecimal digits of a SHA-256 over values."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().contiguous().numpy().data)
-    return found.hexdigest()[:12]
+        digest.update(tensor.detach().contiguous().numpy().data)
+    return digest.hexdigest()[:12]
 
 
-class Kept:
-    """Finished figures in a JSON file, by what they depend on.
+class FigureStore:
+    """Finished figures in a JSON file, by the settings that they depend on.
 
     Args:
-        path: of the file; it is written whole after each figure.
+        path: path of the file, which is written whole after each figure.
     """
 
     def __init__(self, path: Path) -> None:
@@ -204,11 +204,11 @@ class Kept:
         self._rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
 
     def get(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What was kept for these settings."""
+        """Returns the figures stored for these settings, or None."""
         return self._rows.get(_key(settings))
 
     def put(self, settings: Mapping[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
-        """Keep figures; those of another run that shares the file stay."""
+        """Stores figures; figures of another run that shares the file stay."""
         others = json.loads(self.path.read_text()) if self.path.is_file() else {}
         self._rows = {**others, **self._rows, _key(settings): figures}
         write_json(self.path, self._rows)
@@ -220,6 +220,6 @@ def _key(settings: Mapping[str, Any]) -> str:
 
 
 def parsed(text: str) -> dict[str, int | float]:
-    """Settings written as KEY=NUMBER,..."""
+    """Reads settings written as KEY=NUMBER,..."""
     pairs = (part.split("=", 1) for part in text.split(",") if part)
     return {key: float(value) if "." in value or "e" in value else int(value) for key, value in pairs}

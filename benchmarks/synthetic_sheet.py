@@ -1,4 +1,4 @@
-"""Draw docs/images/synthetic_sheet.png, a contact sheet of generated calibration pictures at half size.
+"""Draws docs/images/synthetic_sheet.png, a contact sheet of generated calibration pictures at half size.
 
 python benchmarks/synthetic_sheet.py [--seed 0]
 """
@@ -22,7 +22,7 @@ def main() -> None:
     options = parser.parse_args()
     picture = Image.fromarray(imresize(sheet(options.seed), 1 / 2))
     TARGET.parent.mkdir(parents=True, exist_ok=True)
-    # A palette keeps the file of a picture full of texture small.
+    # With a palette, the file of a picture full of texture stays small.
     picture.quantize(200).save(TARGET, optimize=True)
     print(f"{TARGET}: {TARGET.stat().st_size / 1000:.0f} kB")
 

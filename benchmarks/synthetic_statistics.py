@@ -1,10 +1,10 @@
-"""Compare the generated calibration pictures with photographs, statistic by statistic.
+"""Compares the generated calibration pictures with photographs, statistic by statistic.
 
     python benchmarks/synthetic_statistics.py FOLDER [--count 100] [--size 256]
 
 FOLDER holds photographs; a random crop of each is measured. Each row gives the 10 %, 50 % and 90 % quantiles over the
-pictures, and how far the synthetic median lies from the photographs' median in units of half their 10-90 % spread:
-within +-1 the median picture is an ordinary photograph in that respect.
+pictures, and the distance of the synthetic median from the photographs' median in units of half their 10-90 % spread.
+Within +-1, the median picture is an ordinary photograph in that respect.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def laplacian(picture: Array) -> Array:
 
 
 def spectrum_exponent(picture: Array) -> float:
-    """A of power ~ 1/f^a, fitted to the radial mean between 0.02 and 0.4 cycles per pixel."""
+    """Fits the exponent a of power ~ 1/f^a to the radial mean between 0.02 and 0.4 cycles per pixel."""
     grey = luma(picture)
     height, width = grey.shape
     window = np.hanning(height)[:, None] * np.hanning(width)
@@ -73,7 +73,7 @@ def saturation(picture: Array) -> float:
 
 
 def local_contrast_spread(picture: Array) -> float:
-    """Standard deviation over 8x8 blocks of log2 of their contrast: how unevenly detail is spread."""
+    """Computes the standard deviation over 8x8 blocks of log2 of their contrast, the uneven spread of detail."""
     grey = luma(picture)
     height, width = grey.shape[0] // 8 * 8, grey.shape[1] // 8 * 8
     blocks = grey[:height, :width].reshape(height // 8, 8, width // 8, 8).std(axis=(1, 3))
@@ -117,7 +117,7 @@ def main() -> None:
     options = parser.parse_args()
     real = list(photographs(options.folder, options.count, options.size))
     start = time.perf_counter()
-    made = [
+    synthetic = [
         synthetic_image(options.size, options.size, 3, np.random.default_rng([0, i])).astype(np.float64)
         for i in range(options.count)
     ]
@@ -128,7 +128,7 @@ def main() -> None:
     for heading in ("statistic", "photographs 10/50/90 %", "synthetic 10/50/90 %", "distance"):
         table.add_column(heading, justify="left" if heading == "statistic" else "right")
     for name, measure in STATISTICS.items():
-        p, s = (np.quantile([measure(x) for x in pictures], [0.1, 0.5, 0.9]) for pictures in (real, made))
+        p, s = (np.quantile([measure(x) for x in pictures], [0.1, 0.5, 0.9]) for pictures in (real, synthetic))
         distance = (s[1] - p[1]) / max((p[2] - p[0]) / 2, 1e-9)
         table.add_row(name, *(" ".join(f"{v:8.2f}" for v in q) for q in (p, s)), f"{distance:+.2f}")
     Console(width=120).print(table)

@@ -1,4 +1,4 @@
-"""What a lowered network has to do, whatever its speed: multiplications, and bytes that its kernels read and write."""
+"""The work of a lowered network: its multiplications, and the bytes that its kernels read and write."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class Work(TorchDispatchMode):
-    """Counts the operations that run meanwhile, one kernel each: pass an uncompiled network.
+    """Counts the work of the operations that run inside the block, one kernel each; the network must be uncompiled.
 
     Attributes:
         products: multiplications of integer codes.
-        bytes: of all tensors that operations take, and of those they make; views are free.
+        bytes: size of all tensors that operations read and write; views are free.
     """
 
     def __init__(self) -> None:
@@ -25,26 +25,26 @@ class Work(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        taken = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        places = {x.untyped_storage().data_ptr() for x in taken}
-        if any(x.untyped_storage().data_ptr() not in places for x in made):
-            self.bytes += sum(x.numel() * x.element_size() for x in (*taken, *made))
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        storages = {x.untyped_storage().data_ptr() for x in inputs}
+        if any(x.untyped_storage().data_ptr() not in storages for x in outputs):
+            self.bytes += sum(x.numel() * x.element_size() for x in (*inputs, *outputs))
         if func.namespace == "fxptq":
-            self.products += products(func.__name__.split(".")[0], args, kwargs, made[0])
+            self.products += products(func.__name__.split(".")[0], args, kwargs, outputs[0])
         return result
 
 
-def products(operator: str, args: Any, kwargs: dict[str, Any], made: Tensor) -> int:
-    """Multiplications of codes in a call of an operator that made a tensor."""
+def products(operator: str, args: Any, kwargs: dict[str, Any], output: Tensor) -> int:
+    """Counts the multiplications of codes in a call of an operator, whose output is a tensor."""
     if operator in ("linear", "rows_linear"):
-        return made.numel() * args[0].shape[-1]
+        return output.numel() * args[0].shape[-1]
     if operator in ("conv2d", "narrow_conv2d", "rows_conv2d"):
-        return made.numel() * args[0].shape[1] * prod(kwargs["kernel_size"])
+        return output.numel() * args[0].shape[1] * prod(kwargs["kernel_size"])
     if operator == "conv3x3":
-        return made.numel() * args[0].shape[1] * 9
+        return output.numel() * args[0].shape[1] * 9
     if operator == "matmul":
-        return made.numel() * args[0].shape[-1]
+        return output.numel() * args[0].shape[-1]
     if operator == "attention":
         query, key, value = args
         return query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
@@ -52,7 +52,7 @@ def products(operator: str, args: Any, kwargs: dict[str, Any], made: Tensor) -> 
 
 
 def work_of(network: nn.Module, x: Tensor) -> Work:
-    """The work of one call, after one in which it may prepare for the size."""
+    """Counts the work of one call, after a first call in which the network may prepare for the size."""
     network(x)
     with Work() as work:
         network(x)

@@ -5,8 +5,7 @@ q.save("network.safetensors")
 fast = fxptq.load("network.safetensors", model=MyNetwork()).to_integer()
 """
 
-__version__ = "0.1.0"
-
+from fxptq._version import __version__
 from fxptq.api import QuantizedModel, load, quantize
 from fxptq.errors import CaptureError, CheckpointError, FxptqError, InputError
 from fxptq.graph import Bits
@@ -20,6 +19,7 @@ __all__ = [
     "InputError",
     "QuantizedModel",
     "Recipe",
+    "__version__",
     "load",
     "quantize",
 ]

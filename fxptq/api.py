@@ -6,7 +6,6 @@ import hashlib
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from fxptq._version import __version__
 from fxptq.checkpoint import file as checkpoints
 from fxptq.checkpoint.metadata import ExampleRecord, FloatSite, Metadata, PassRecord, version_for
 from fxptq.checkpoint.state import program_of, put_weights_on_grid, round_floats, site_records, to_checkpoint
@@ -255,7 +255,7 @@ def metadata_of(
     first, *more = example if isinstance(example, tuple) else (example,)
     records = site_records(student)
     return Metadata(
-        created_by=f"fxptq {version('fxptq')}",
+        created_by=f"fxptq {__version__}",
         recipe=recipe.name if _rebuilds(recipe, model) else None,
         task=recipe.model_dump(mode="json", include={"name", "title", "scale", "input", "degradation"}),
         bits_w=bits.w,

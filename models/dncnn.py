@@ -1,9 +1,9 @@
-"""A denoiser in the manner of DnCNN: a row of convolutions that estimates the noise, which is taken from the input.
+"""A denoiser in the manner of DnCNN: convolutions estimate the noise, and the network subtracts it from the input.
 
 Source: Zhang et al., "Beyond a Gaussian Denoiser: Residual Learning of Deep CNN for Image Denoising", IEEE TIP 2017,
-arXiv 1608.03981. Where the paper has a chain with batch normalization, here are the residual blocks of EDSR: a chain
-without skips adds up the errors of all its layers, and at few bits little is left of the picture. Promises that a fresh
-network gives back its input.
+arXiv 1608.03981. The paper has a chain of convolutions with batch normalization; this network has the residual blocks
+of EDSR, because a chain without skips adds up the rounding errors of all its layers and fails at few bits. Promises: a
+fresh network returns its input.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ class DnCNN(nn.Module):
     """A convolution, residual blocks and a convolution, whose output is subtracted from the input.
 
     Args:
-        channels: of the image, 3 or 1.
-        features: of the layers between.
-        blocks: residual blocks of two convolutions.
+        channels: channels of the image, 3 or 1.
+        features: channels between the layers.
+        blocks: number of residual blocks of two convolutions.
     """
 
     def __init__(self, *, channels: int = 3, features: int = 64, blocks: int = 8) -> None:
@@ -31,5 +31,5 @@ class DnCNN(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, H, W] -> the same, both in 0..1."""
+        """Removes noise: [B, channels, H, W] -> [B, channels, H, W], both in 0..1."""
         return x - self.tail(self.body(self.head(x)))

@@ -1,7 +1,7 @@
-"""EDSR: a residual network of convolutions alone for super-resolution.
+"""EDSR: a residual network of convolutions for super-resolution.
 
 Source: Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPR Workshops 2017,
-arXiv 1707.02921. Promises the state-dict keys and shapes of the authors' PyTorch release (baseline and full, x2, x3,
+arXiv 1707.02921. Promises: the state-dict keys and shapes of the authors' PyTorch release (baseline and full, x2, x3,
 x4), mean-shift layers included. Input and output are in 0..rgb_range, not 0..1.
 """
 
@@ -14,7 +14,7 @@ from fxptq.models.swinir import RGB_MEAN, shuffle_stages
 
 
 def mean_shift(rgb_range: float, sign: int) -> nn.Conv2d:
-    """Adds (`sign` 1) or subtracts (-1) the mean of DIV2K as a fixed 1x1 convolution, the form of the release."""
+    """Builds the fixed 1x1 convolution that adds (`sign` 1) or subtracts (-1) the mean of DIV2K, as in the release."""
     shift = nn.Conv2d(3, 3, 1)
     with torch.no_grad():
         shift.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
@@ -41,8 +41,8 @@ class EDSR(nn.Module):
     """EDSR, baseline (16 blocks, 64 features, `res_scale` 1) or full (32 blocks, 256 features, `res_scale` 0.1).
 
     Args:
-        n_resblocks: residual blocks.
-        n_feats: features.
+        n_resblocks: number of residual blocks.
+        n_feats: channels of the features.
         scale: 2, 3 or 4.
         res_scale: factor of each residual branch.
         rgb_range: the largest value of the input, 255 for the release.

@@ -1,9 +1,9 @@
-"""A network of NAFNet's blocks at one size, for repairing images at their own size.
+"""A network of NAFNet's blocks that repairs images at their own size.
 
-Source of the block: Chen et al., "Simple Baselines for Image Restoration", ECCV 2022, arXiv 2204.04676: layer norm, a
-depthwise convolution, products of channels instead of activation functions, and channel attention without a sigmoid.
-Where the paper has a U of five sizes, here all blocks stand in one row behind a pixel unshuffle. Promises that a fresh
-network gives back its input.
+Source of the block: Chen et al., "Simple Baselines for Image Restoration", ECCV 2022, arXiv 2204.04676. A block has
+layer norm, a depthwise convolution, products of channels instead of activation functions, and channel attention without
+a sigmoid. The paper arranges the blocks in a U of five sizes; this network has them in one row behind a pixel
+unshuffle. Promises: a fresh network returns its input.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class NAFNet(nn.Module):
     """Pixel unshuffle, convolution, blocks, convolution, pixel shuffle, and the input added.
 
     Args:
-        channels: of the image, 3 or 1.
-        features: of the blocks.
-        blocks: how many.
+        channels: channels of the image, 3 or 1.
+        features: channels of the blocks.
+        blocks: number of blocks.
         unshuffle: side of the squares of pixels that become channels; height and width must be multiples of it.
     """
 

@@ -2,9 +2,9 @@
 
 Source: Liang et al., "SwinIR: Image Restoration Using Swin Transformer", ICCV Workshops 2021, arXiv 2108.10257.
 Promises: the state-dict keys and shapes of the authors' releases, and their arithmetic in the same order, for every
-published variant (light, classical, real-world, denoising, JPEG). Only what restoration never uses is left out:
-patches larger than one pixel, dropout and stochastic depth. `forward` leaves no trace in the model: what depends on
-the size of the image is computed from it by torch operations.
+published variant (light, classical, real-world, denoising, JPEG). Three options that restoration never uses are left
+out: patches larger than one pixel, dropout and stochastic depth. `forward` changes nothing in the model: torch
+operations compute every tensor that depends on the size of the image.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ class SwinIR(nn.Module):
     as large. The image is reflect-padded to a multiple of the window, and the result cropped back.
 
     Args:
-        img_size: training size, a multiple of the window; the size of the stored masks and, with `ape`, the only one
-            accepted.
-        in_chans: colours; with 3 the mean of DIV2K is subtracted before and added after.
-        embed_dim: features.
+        img_size: training size, a multiple of the window; the size of the stored masks and, with `ape`, the only
+            size of an input.
+        in_chans: number of colours; with 3 the mean of DIV2K is subtracted before and added after.
+        embed_dim: channels of the features.
         depths: blocks in each residual group.
         num_heads: heads in each residual group.
         window_size: side of the attention window, pixels.

@@ -27,7 +27,7 @@ def window_reverse(windows: Tensor, window: int, height: int, width: int) -> Ten
 
 
 def shifted_window_mask(height: int, width: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """What each pixel of a shifted window may attend to.
+    """Computes which pixels of a shifted window may attend to each other.
 
     The cyclic shift brings opposite borders of the image into one window; pixels from different borders must not see
     each other. Each axis has three regions: before the last window, in it but not wrapped around, wrapped around.
@@ -47,7 +47,7 @@ def shifted_window_mask(height: int, width: int, window: int, device: torch.devi
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Where in the bias table the offset between two pixels of a window stands.
+    """Computes, for each two pixels of a window, the row of the bias table that belongs to their offset.
 
     Returns:
         [window^2, window^2], int64, in 0 .. (2 * window - 1)^2 - 1.
@@ -89,7 +89,7 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def position_bias(self) -> Tensor:
-        """[heads, pixels, pixels], looked up in the table."""
+        """Looks the bias up in the table, [heads, pixels, pixels]."""
         pixels = self.relative_position_index.shape[0]
         bias = self.relative_position_bias_table[self.relative_position_index.view(-1)]
         return bias.view(pixels, pixels, self.heads).permute(2, 0, 1).contiguous()
@@ -133,7 +133,7 @@ class SwinTransformerBlock(nn.Module):
         self.attn = WindowAttention(dim, window, heads, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        # The mask of the training size; part of the published files, so that it must stand in the state dict.
+        # The mask of the training size is part of the published files, so it must be in the state dict.
         mask = None
         if shifted:
             mask = shifted_window_mask(resolution, resolution, window, torch.device("cpu"), torch.get_default_dtype())
@@ -145,7 +145,7 @@ class SwinTransformerBlock(nn.Module):
         Args:
             x: [B, H * W, dim].
             size: (H, W), multiples of the window.
-            mask: the shifted windows' mask for `size`; None where the stored one is of that size.
+            mask: the mask of the shifted windows for `size`; None if the stored mask has that size.
 
         Returns:
             [B, H * W, dim].

@@ -1,6 +1,7 @@
 """Takes every architecture spandrel knows through fxptq and prints a table: `python -m benchmarks.zoo`.
 
-One process a network, with a limit of time and memory; what is done is kept as JSON and not done again.
+Each network runs in a process of its own with a limit of time and memory. Finished records are stored as JSON and not
+made again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def networks() -> dict[str, str]:
-    """What is special about each network, by name."""
+    """The note on each network's configuration, by name."""
     from benchmarks.zoo.networks import NETWORKS, TRAINED  # noqa: PLC0415  # torch is not needed to print a table
 
     return {network.name: network.note for network in (*NETWORKS, *([TRAINED] if TRAINED.file.is_file() else []))}
@@ -48,7 +49,7 @@ def examine(name: str, note: str, seconds: int) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__)
     parser.add_argument("--only", nargs="*", help="names of networks; all by default")
-    parser.add_argument("--again", action="store_true", help="also those that are done")
+    parser.add_argument("--again", action="store_true", help="also networks whose record is finished")
     parser.add_argument("--seconds", type=int, default=1200, help="limit for one network")
     parser.add_argument("--results", type=Path, default=ROOT / "out/zoo", help="folder of the records")
     parser.add_argument("--markdown", action="store_true", help="print docs/architectures.md, run nothing")

@@ -1,6 +1,6 @@
 """Small configurations of the image-restoration architectures that spandrel knows, built from its own classes.
 
-Facts about how each is called: channels, sizes it takes, the multiple it must be padded to from outside.
+Each configuration states how the network is called: its channels, the sizes it takes, the multiple of its padding.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import torch
 from torch import Tensor, nn
 
 SIZES = ((32, 32), (40, 48), (29, 37))
-"""The size of the capture, another, and one that is a multiple of no window."""
+"""The size of the capture, another size, and a size that is no multiple of any window."""
 
 
 @dataclass(frozen=True)
-class Network:
+class ZooNetwork:
     """One configuration.
 
     Attributes:
-        name: of the architecture.
+        name: name of the architecture.
         source: "module:class" below spandrel's `architectures` package.
-        options: of the class.
-        channels: of the input.
-        multiple: what height and width are padded to from outside, as spandrel does for this architecture.
-        sizes: heights and widths to try; one of them when it takes no other.
-        adapt: makes of the class's instance a module of one image input.
-        note: what is special about the configuration.
+        options: arguments of the class.
+        channels: channels of the input.
+        multiple: height and width are padded from outside to multiples of this, as spandrel does.
+        sizes: heights and widths to try; a single one if the network takes no other.
+        adapt: turns the instance of the class into a module with one image input.
+        note: the peculiarity of the configuration.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Network:
     note: str = ""
 
     def build(self) -> nn.Module:
-        """The network in evaluation mode; what starts as all zeros or ones is nudged, so that it hides no branch."""
+        """Builds the network in evaluation mode; tensors of one value are nudged, so that zeros hide no branch."""
         path, kind = self.source.split(":")
         torch.manual_seed(0)
         model = self.adapt(getattr(importlib.import_module(path), kind)(**self.options)).eval()
@@ -66,14 +66,14 @@ class ImageAndMask(nn.Module):
         return self.network(x[:, :3], x[:, 3:])
 
 
-def _arch(name: str, module: str, kind: str, package: str = "spandrel", **about: Any) -> Network:
+def _arch(name: str, module: str, kind: str, package: str = "spandrel", **about: Any) -> ZooNetwork:
     options = about.pop("options", {})
-    return Network(
+    return ZooNetwork(
         name, f"{package}.architectures.{name.split(maxsplit=1)[0]}.__arch.{module}:{kind}", options, **about
     )
 
 
-def _extra(name: str, module: str, kind: str, **about: Any) -> Network:
+def _extra(name: str, module: str, kind: str, **about: Any) -> ZooNetwork:
     return _arch(name, module, kind, "spandrel_extra_arches", **about)
 
 
@@ -179,13 +179,13 @@ NETWORKS = (
 
 
 @dataclass(frozen=True)
-class Trained(Network):
+class Trained(ZooNetwork):
     """A trained network from a file, loaded by spandrel."""
 
     file: Path = Path()
 
     def build(self) -> nn.Module:
-        """The trained network in evaluation mode."""
+        """Loads the trained network in evaluation mode."""
         from spandrel import ModelLoader  # noqa: PLC0415  # the test bed's own environment has it
 
         return ModelLoader().load_from_file(self.file).model.eval()

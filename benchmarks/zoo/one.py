@@ -1,7 +1,7 @@
 """Takes one network through all of fxptq and prints a JSON record: captured, compared, quantized, trained, stored.
 
-Run by `benchmarks.zoo` in a process of its own, so that a crash, a hang or a hunger for memory costs one line of the
-table.
+`benchmarks.zoo` runs this program in a process of its own, so that a crash, a hang or too much memory costs one line of
+the table.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxptq
-from benchmarks.zoo.networks import NETWORKS, TRAINED, Network
+from benchmarks.zoo.networks import NETWORKS, TRAINED, ZooNetwork
 from fxptq.api import plan_of
 from fxptq.graph import Bits, Program
 from fxptq.recipe import Recipe
 
 GIGABYTES = 12
-KEPT: list[torch.library.Library] = []
-"""A library's operators go when it goes."""
+LIBRARIES: list[torch.library.Library] = []
+"""Libraries of declared operators; an operator exists as long as its library."""
 
 
 def declare_missing_operators() -> None:
-    """Lets torchvision be imported beside a torch of another build.
+    """Makes torchvision importable beside a torch of another build.
 
-    The registries' torchvision is built for CUDA; beside a CPU torch its compiled operators do not load, and its import
-    stops at two that it describes. They are declared here, without code; nothing in the networks calls them.
+    The published torchvision is built for CUDA. Beside a CPU torch, its compiled operators do not load, and its import
+    stops at two operators that it describes. This function declares the two without code; no network calls them.
     """
     if importlib.util.find_spec("torchvision") is None:
         return
     try:
         importlib.import_module("torchvision")
     except RuntimeError:
-        KEPT.append(torch.library.Library("torchvision", "FRAGMENT"))
+        LIBRARIES.append(torch.library.Library("torchvision", "FRAGMENT"))
         for name in ("nms", "qnms"):
-            KEPT[0].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            LIBRARIES[0].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
 
 
 def picture(channels: int, size: tuple[int, int], multiple: int, seed: int) -> Tensor:
-    """Smooth noise in 0..1, [1, channels, H, W], reflect-padded to the multiple."""
+    """Makes smooth noise in 0..1, [1, channels, H, W], reflect-padded to the multiple."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(1, channels, size[0] // 3 + 2, size[1] // 3 + 2, generator=generator)
     x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
@@ -62,18 +62,18 @@ def picture(channels: int, size: tuple[int, int], multiple: int, seed: int) -> T
 
 
 def images_of(output: Any) -> list[Tensor]:
-    """The tensors in what a network returns."""
+    """Collects the floating-point tensors of a network's output."""
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def seeded(run: Callable[..., Any], x: Tensor) -> Any:
-    """The output, with the same random numbers each time."""
+    """Runs a network with the same random numbers each time."""
     torch.manual_seed(1)
     return run(x.clone())
 
 
-def apart(ours: Any, theirs: Any) -> float:
-    """The largest difference over the largest value; 0 is bit for bit."""
+def largest_difference(ours: Any, theirs: Any) -> float:
+    """Computes the largest difference, relative to the largest value; 0 is bit for bit."""
     pairs = list(zip(images_of(ours), images_of(theirs), strict=True))
     assert pairs
     assert all(b.isfinite().all() for _, b in pairs), "the network's own output is not finite"
@@ -81,28 +81,28 @@ def apart(ours: Any, theirs: Any) -> float:
 
 
 def gradient(run: Callable[..., Any], x: Tensor) -> Tensor | None:
-    """The gradient of the mean square of the output with respect to the input; None where the output has none."""
+    """Computes the gradient of the output's mean square at the input; returns None if the output has no gradient."""
     x = x.clone().requires_grad_(True)
     torch.stack([y.square().mean() for y in images_of(seeded(run, x)) if y.requires_grad]).sum().backward()
     return x.grad
 
 
 def dobi_alone() -> Recipe:
-    """The default recipe with the bound search of 2DQuant and nothing else."""
+    """Makes the default recipe with the bound search of 2DQuant as its only pass."""
     data = Recipe.load("default").model_dump(exclude_unset=True)
     data["presets"]["standard"] = {"images": 1, "passes": [{"name": "observe"}, {"name": "dobi"}]}
     return Recipe.model_validate(data)
 
 
 class Examination:
-    """One network's way, step by step; `record` holds what was found, and which step was the last."""
+    """The examination of one network, step by step; `record` holds the results and the name of the last step."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: ZooNetwork) -> None:
         self.network = network
         self.record: dict[str, Any] = {"name": network.name, "note": network.note, "seconds": {}}
 
     def run(self) -> None:
-        """Takes all steps; raises at the first that fails."""
+        """Takes all steps; the first step that fails raises."""
         started = time.perf_counter()
         for step in (self.build, self.capture, self.compare, self.gradient, self.quantize, self.train, self.store):
             self.record["step"] = step.__name__
@@ -111,7 +111,7 @@ class Examination:
         self.record["seconds"]["done"] = round(time.perf_counter() - started, 2)
 
     def build(self) -> None:
-        """The network, pictures of its sizes, and its cost as PyTorch counts it."""
+        """Builds the network and pictures of its sizes, and counts its cost as PyTorch does."""
         network = self.network
         self.model = network.build()
         self.pictures = [picture(network.channels, size, network.multiple, i) for i, size in enumerate(network.sizes)]
@@ -124,14 +124,14 @@ class Examination:
         }
 
     def capture(self) -> None:
-        """The program, with quantizers that are off."""
+        """Captures the program, with quantizers that are off."""
         settings = Recipe.load("default").preset("quick")
         self.program = Program(self.model, self.pictures[0], plan_of(settings.quantize, Bits(4, 4)))
 
     def compare(self) -> None:
-        """Program and network at every size."""
+        """Compares program and network at every size."""
         with torch.no_grad():
-            differences = [apart(seeded(self.program, x), seeded(self.model, x)) for x in self.pictures]
+            differences = [largest_difference(seeded(self.program, x), seeded(self.model, x)) for x in self.pictures]
         first, sites = self.program.variants[0], self.program.sites
         self.record |= {
             "difference": differences,
@@ -147,7 +147,7 @@ class Examination:
         assert max(differences) <= (1e-4 if first.capture.decomposed else 0.0), "differs from eager"
 
     def gradient(self) -> None:
-        """The gradient of program and network, where the network has one."""
+        """Compares the gradients of program and network, if the network has one."""
         try:
             theirs = gradient(self.model, self.pictures[0])
         except RuntimeError as error:
@@ -156,11 +156,11 @@ class Examination:
         if theirs is None:
             self.record["eager_gradient"] = "none reaches the input"
             return
-        self.record["gradient_difference"] = apart(gradient(self.program, self.pictures[0]), theirs)
+        self.record["gradient_difference"] = largest_difference(gradient(self.program, self.pictures[0]), theirs)
         assert self.record["gradient_difference"] <= 1e-3, "gradient differs from eager's"
 
     def quantize(self) -> None:
-        """DOBI at W4A4."""
+        """Quantizes by DOBI at W4A4."""
         x = self.pictures[0]
         self.quantized = fxptq.quantize(self.network.build(), x, Bits(4, 4), calib=[x], recipe=dobi_alone())
         with torch.no_grad():
@@ -169,7 +169,7 @@ class Examination:
         self.record["snr_db"] = round(float(10 * torch.log10(full.square().mean() / (low - full).square().mean())), 1)
 
     def train(self) -> None:
-        """Which bounds a gradient reaches."""
+        """Finds the bounds that a gradient reaches."""
         gradient(self.quantized, self.pictures[0])
         quantizers = self.quantized.program.quantizers
         unreached = [
@@ -182,7 +182,7 @@ class Examination:
         assert self.record["reached"], "no gradient reaches any quantizer"
 
     def store(self) -> None:
-        """Saved and loaded, at every size."""
+        """Saves and loads the network, and compares at every size."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "network.safetensors"
             self.quantized.save(file)
@@ -190,7 +190,7 @@ class Examination:
             loaded = fxptq.load(file, model=self.network.build())
         with torch.no_grad():
             for x in self.pictures:
-                same = apart(seeded(loaded, x), seeded(self.quantized, x)) == 0
+                same = largest_difference(seeded(loaded, x), seeded(self.quantized, x)) == 0
                 assert same, f"the loaded network differs at {tuple(x.shape)}"
 
 
@@ -202,7 +202,7 @@ def main(name: str) -> None:
     examination = Examination(next(one for one in (*NETWORKS, TRAINED) if one.name == name))
     try:
         examination.run()
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is this network's line of the table
+    except Exception as error:  # noqa: BLE001  # the error becomes this network's line of the table
         traceback.print_exc()
         examination.record["error"] = f"{type(error).__name__}: {error}"
     examination.record["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

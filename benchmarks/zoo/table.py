@@ -8,34 +8,36 @@ from typing import Any
 HEAD = """\
 # Architectures
 
-What fxptq does with image-restoration networks it was not written for: those that
-[spandrel](https://github.com/chaiNNer-org/spandrel) 0.4.2 and spandrel_extra_arches 0.2.0 can build. Nothing in fxptq
-knows their names. This page is printed by
+This page shows how fxptq handles image-restoration networks that it was not written for: the networks of
+[spandrel](https://github.com/chaiNNer-org/spandrel) 0.4.2 and spandrel_extra_arches 0.2.0. Nothing in fxptq knows
+their names. These commands print the page:
 
     make zoo                                              # an environment of its own, then all networks
     .venv-zoo/bin/python -m benchmarks.zoo --markdown     # this page, from the records in out/zoo
 
-Each network is a small configuration (few blocks and channels, random weights, what starts as zeros or ones nudged),
-made from spandrel's classes. It is captured at one size and compared with eager at three, the last a multiple of no
-window (padded from outside where the architecture demands multiples). Then it is quantized at W4A4 by DOBI, a gradient
-is taken with respect to the bounds, the checkpoint is saved, loaded and compared again, bit for bit, at each size. One
-process a network, one thread, 12 GB. Of both packages' architectures only MAT (inpainting at 512 x 512) is not tried.
+Each network is a small configuration made from spandrel's classes: it has few blocks and channels and random weights,
+and weights that start as zeros or ones are nudged. The network is captured at one size and compared with eager at
+three sizes, the last of which is no multiple of any window (it is padded from outside where the architecture demands
+multiples). Then the network is quantized at W4A4 by DOBI, a gradient is taken with respect to the bounds, and the
+checkpoint is saved, loaded and compared again, bit for bit, at each size. Each network runs in a process of its own
+with one thread and 12 GB. Of both packages' architectures only MAT (inpainting at 512 x 512) is not tried.
 
-The records are those of torch 2.13.0, which `make zoo` installs. With torch 2.15.0, the newest, the project's tests
-pass, and the same networks go all the way, with the same graphs, sites, guards and quantizers, and the same errors but
-for those of CodeFormer and DDColor (0 there):
+The records come from torch 2.13.0, which `make zoo` installs. With torch 2.15.0, the newest, the project's tests
+pass, and the same networks go all the way, with the same graphs, sites, guards and quantizers. The errors are the
+same too, except for CodeFormer and DDColor (0 there):
 
     make zoo ZOO=.venv-zoo-new ZOO_RESULTS=out/zoo-new TORCH=torch==2.15.0
 
-- **graph**: calls in the captured graph. **sites**: convolutions / linear layers / attention products / others.
-- **MACs**: share of all multiply-accumulates (counted apart from the graph, by PyTorch's flop counter) that is
-  quantized. What a network recomputes in each forward without need of the image (the kernels of SPAN, the position
-  biases of Swin2SR) is computed once in the graph, and counts as not quantized here.
-- **graphs**: how many the three sizes need, and how many comparisons of sizes guard the first.
-- **eager**: largest difference from the network itself over the sizes, relative to the largest value; 0 is bit for bit.
-  Networks that call fused attention are captured by its parts, which round differently.
-- **gradient**: the same of the gradient at the input; "-" where eager itself has none.
-- **bounds**: quantizers that a gradient reaches, of all.
+- **graph**: number of calls in the captured graph. **sites**: numbers of convolutions / linear layers / attention
+  products / others.
+- **MACs**: share of all multiply-accumulates (counted by PyTorch's flop counter, independently of the graph) that is
+  quantized. Tensors that a network recomputes in each forward without need of the image (the kernels of SPAN, the
+  position biases of Swin2SR) are computed once in the graph, and count as not quantized here.
+- **graphs**: number of graphs for the three sizes, and number of comparisons of sizes that guard the first graph.
+- **eager**: largest difference from the network itself over the sizes, relative to the largest value; 0 is bit for
+  bit. Networks that call fused attention are captured by its parts, which round differently.
+- **gradient**: the same difference for the gradient at the input; "-" where eager itself has no gradient.
+- **bounds**: number of quantizers that a gradient reaches, of all.
 - **capture**: seconds, with the checks at another image and another size, on a machine busy with other work.
 """
 
@@ -50,9 +52,9 @@ def markdown(records: list[dict[str, Any]]) -> str:
     lines += [_row(record) for record in records]
     failed = [record for record in records if "error" in record]
     if failed:
-        lines += ["", "## What does not go all the way", ""]
+        lines += ["", "## Networks that do not go all the way", ""]
         lines += [f"- **{r['name']}**, at the step `{r.get('step', 'start')}`: {r['error']}" for r in failed]
-    lines += ["", "## What is left in float, and why", ""]
+    lines += ["", "## Sites left in float, with the reason", ""]
     reasons: dict[str, Counter[str]] = {}
     for record in records:
         for reason, count in record.get("float", {}).items():
@@ -61,7 +63,7 @@ def markdown(records: list[dict[str, Any]]) -> str:
         lines.append(f"- {reason}: " + ", ".join(f"{name} ({count})" for name, count in where.items()))
     unreached = [record for record in records if record.get("unreached")]
     if unreached:
-        lines += ["", "## Bounds that no gradient reaches", "", "They keep what DOBI gave them.", ""]
+        lines += ["", "## Bounds that no gradient reaches", "", "These bounds stay as DOBI has set them.", ""]
         lines += [f"- {r['name']}: " + ", ".join(f"`{key}`" for key in _some(r["unreached"])) for r in unreached]
     noted = [record for record in records if record.get("note")]
     lines += ["", "## About the configurations", ""]

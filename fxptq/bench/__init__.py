@@ -1,1 +1,1 @@
-"""How fast a checkpoint runs on a machine, how much memory it takes, and how its peers do there."""
+"""Time and memory of a checkpoint on a machine, beside the time and memory of other engines."""

@@ -1,7 +1,7 @@
 """Measures the ways to run a network in turns, so that a slow spell of the machine meets them all.
 
-A turn is two calls, of which the second is timed: at the first, threads of the way before may still spin on the cores
-(those of OpenMP and of ONNX Runtime do, for milliseconds), and the caches hold that way's weights.
+A turn is two calls, and the second is timed. During the first call, threads of the previous way may still spin on the
+cores (threads of OpenMP and of ONNX Runtime do, for milliseconds), and the caches hold the weights of the previous way.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Row:
         fastest_ms: the least time of a call.
         prepare_s: seconds until the first result, compilation included.
         peak_mb: largest memory of a process that does nothing else, while it runs; None where not measured.
-        working_mb: its activations and workspaces.
-        note: why there is no figure.
+        working_mb: memory of the activations and workspaces of a call.
+        note: the reason why there is no figure.
     """
 
     name: str
@@ -53,9 +53,9 @@ class Bench:
 
     Attributes:
         size: HEIGHTxWIDTH of the input.
-        threads: that each way might use.
-        kernels: what ran fxptq's integers, such as avx512-vnni.
-        rows: one a way.
+        threads: number of threads that each way might use.
+        kernels: the engine of fxptq's integers, such as avx512-vnni.
+        rows: one row for each way.
     """
 
     size: str
@@ -64,7 +64,7 @@ class Bench:
     rows: tuple[Row, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The shape scripts rely on; rows without a figure are left out."""
+        """The form that scripts rely on; rows without a figure are left out."""
         rows = [asdict(row) for row in self.rows if row.ms is not None]
         return {"size": self.size, "threads": self.threads, "kernels": self.kernels, "rows": rows}
 
@@ -77,10 +77,10 @@ def run(
     Args:
         checkpoint: a file that `fxptq quantize` wrote.
         size: HEIGHTxWIDTH of the input.
-        factory: builds the network if it is no bundled one.
-        progress: shows how far it is.
+        factory: `module:function` that builds the network if it is no bundled one.
+        progress: shows the state of the work.
         only: names of the ways to measure; all that are installed if empty.
-        threads: that each way may use; torch's own number if 0.
+        threads: number of threads that each way may use; torch's own number if 0.
 
     Raises:
         InputError: the size is malformed, or a way unknown.
@@ -95,8 +95,8 @@ def run(
             for i, row in enumerate(rows):
                 if row.ms is not None:
                     advance(0, note=row.name)
-                    found = memory.measure(checkpoint, row.name, size, torch.get_num_threads(), factory)
-                    rows[i] = row if found is None else Row(**asdict(row) | asdict(found))
+                    footprint = memory.measure(checkpoint, row.name, size, torch.get_num_threads(), factory)
+                    rows[i] = row if footprint is None else Row(**asdict(row) | asdict(footprint))
                 advance()
         return Bench(f"{height}x{width}", torch.get_num_threads(), backend().name, tuple(rows))
     finally:
@@ -125,7 +125,7 @@ def _rows(chosen: dict[str, Callable[[Subject], Call]], what: Subject, progress:
                 prepared[name] = time.perf_counter() - started
                 for _ in range(WARMUP):
                     calls[name]()
-            except Exception as error:  # noqa: BLE001  # whatever a peer raises, it has no figure, and the table says why
+            except Exception as error:  # noqa: BLE001  # the table shows the error of a peer in place of a figure
                 notes[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
                 calls.pop(name, None)
             advance()

@@ -1,7 +1,7 @@
-"""The memory of one way to run a network, measured in a process of its own, which this module is also the program of.
+"""The memory of one way to run a network, measured in a process of its own; this module is also that process's program.
 
-Linux tells a process its largest memory and lets it forget it, so that what loading and compiling took is not counted.
-Elsewhere the largest memory of the whole life of the process is all there is.
+On Linux a process can reset the record of its largest memory, so that the memory of loading and compiling is not
+counted. Other systems report only the largest memory of the whole life of the process.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _TIMEOUT = 900  # seconds
 
 @dataclass(frozen=True)
 class Memory:
-    """MB, 2**20 bytes.
+    """Memory in MB, 2**20 bytes.
 
     Attributes:
-        peak_mb: largest memory of the process while the network runs, libraries, weights and all.
-        working_mb: how much of it the process had not held before the call: activations and workspaces.
+        peak_mb: largest memory of the process while the network runs, with libraries and weights.
+        working_mb: memory that the call takes on top of the memory before it: activations and workspaces.
     """
 
     peak_mb: float
@@ -37,10 +37,10 @@ class Memory:
 
 
 def measure(checkpoint: Path, way: str, size: str, threads: int, factory: str | None) -> Memory | None:
-    """Runs one way in a new process; None where that fails."""
+    """Runs one way in a new process; returns None if the process fails."""
     command = [sys.executable, "-m", "fxptq.bench.memory", str(checkpoint), way, size, str(threads), factory or ""]
     try:
-        # The interpreter that runs this, on this package's own module.
+        # The command is the running interpreter with a module of this package.
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT)  # noqa: S603
     except (subprocess.SubprocessError, OSError):
         return None
@@ -59,11 +59,11 @@ def _main(checkpoint: str, way: str, size: str, threads: str, factory: str) -> N
 
 
 def _settle() -> float:
-    """Hands free memory back, forgets the largest so far, and says what is held, MB."""
+    """Hands free memory back, resets the record of the largest memory, and returns the present memory, MB."""
     gc.collect()
     if not _FORGET.exists():
         return _peak()
-    # Without glibc free memory stays with the process, and counts as held.
+    # Without glibc, free memory stays with the process, and counts as in use.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

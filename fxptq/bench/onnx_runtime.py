@@ -16,22 +16,22 @@ from torch import Tensor, nn
 
 
 def run(network: nn.Module, x: Tensor, threads: int) -> Callable[[], Any]:
-    """The network in float32."""
+    """Prepares the network in float32."""
     with tempfile.TemporaryDirectory() as folder:
         return _session(_exported(network, x, Path(folder)), x, threads)
 
 
 def run_int8(network: nn.Module, x: Tensor, threads: int) -> Callable[[], Any]:
-    """The network with weights and activations in 8 bits, weights per channel, as its own tool quantizes them."""
+    """Prepares the network as ONNX Runtime's own tool quantizes it: 8 bits, weights per channel."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static  # noqa: PLC0415  # a peer
     from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415  # likewise
 
     class One(CalibrationDataReader):  # type: ignore[misc]  # the peer has no types
         def __init__(self) -> None:
-            self.left = [{"x": x.numpy()}]
+            self.unread = [{"x": x.numpy()}]
 
         def get_next(self) -> dict[str, Any] | None:
-            return self.left.pop() if self.left else None
+            return self.unread.pop() if self.unread else None
 
     with tempfile.TemporaryDirectory() as folder:
         plain, ready, quantized = (Path(folder) / name for name in ("x.onnx", "ready.onnx", "int8.onnx"))

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 
 def run(network: nn.Module, x: Tensor, threads: int, precision: str) -> Callable[[], Any]:
-    """The network in `precision` (f32 or bf16)."""
+    """Prepares the network in `precision` (f32 or bf16)."""
     return _compiled(_converted(network, x), x, threads, precision)
 
 
 def run_int8(network: nn.Module, x: Tensor, threads: int, transformer: bool) -> Callable[[], Any]:
-    """The network quantized by NNCF's defaults; what that leaves in float computes in bfloat16 where it can."""
+    """Prepares the network as NNCF's defaults quantize it; the remaining float operations use bfloat16 if they can."""
     import nncf  # noqa: PLC0415  # a peer is loaded only when it is measured
 
     nncf.set_log_level("ERROR")

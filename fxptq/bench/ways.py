@@ -1,7 +1,7 @@
-"""The ways to run one network: in float as torch does, on fxptq's integers, and by whatever peer is installed.
+"""The ways to run one network: in float by torch, on fxptq's integers, and by the peers that are installed.
 
-A peer gets the float network with the recipe's own weights, whose values do not change its speed, and its own 8-bit
-quantization where it has one, calibrated on the input that is timed.
+A peer is another engine. It gets the float network with weights of any values, because values do not change its speed;
+its own 8-bit quantization, if it has one, is calibrated on the input that is timed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is run.
+    """The network that all ways run, with its input.
 
     Attributes:
-        quantized: the checkpoint.
-        network: the same network in float.
+        quantized: the loaded checkpoint.
+        network: the same architecture in float.
         x: the input, [1, C, H, W] in the network's range.
-        threads: that a way may use.
+        threads: number of threads that a way may use.
     """
 
     quantized: QuantizedModel
@@ -43,10 +43,10 @@ class Subject:
 
 
 def parsed(size: str) -> tuple[int, int]:
-    """Height and width of `HEIGHTxWIDTH`.
+    """Reads height and width from `HEIGHTxWIDTH`.
 
     Raises:
-        InputError: it reads otherwise.
+        InputError: the text has another form.
     """
     parts = size.lower().split("x")
     if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
@@ -55,7 +55,7 @@ def parsed(size: str) -> tuple[int, int]:
 
 
 def subject(checkpoint: Path, factory: str | None, size: str) -> Subject:
-    """A checkpoint with its float network and a random input.
+    """Opens a checkpoint and adds its float network and a random input.
 
     Args:
         checkpoint: a file that `fxptq quantize` wrote.
@@ -78,26 +78,28 @@ def subject(checkpoint: Path, factory: str | None, size: str) -> Subject:
 
 
 def ways() -> dict[str, Callable[[Subject], Call]]:
-    """How to prepare each way that can be tried here, by name."""
-    found: dict[str, Callable[[Subject], Call]] = {
+    """The functions that prepare each way, by name; peers that are not installed are left out."""
+    preparations: dict[str, Callable[[Subject], Call]] = {
         "eager-fp32": _eager,
         "compile-fp32": _compiled,
         "compile-bf16": _compiled_bf16,
         "fxptq-int": _integer,
     }
     if _installed("openvino"):
-        found |= {
+        preparations |= {
             "openvino-fp32": lambda s: openvino.run(s.network, s.x, s.threads, "f32"),
             "openvino-bf16": lambda s: openvino.run(s.network, s.x, s.threads, "bf16"),
         }
     if _installed("openvino") and _installed("nncf"):
-        found["openvino-int8"] = lambda s: openvino.run_int8(s.network, s.x, s.threads, _is_transformer(s.quantized))
+        preparations["openvino-int8"] = lambda s: openvino.run_int8(
+            s.network, s.x, s.threads, _is_transformer(s.quantized)
+        )
     if _installed("onnxruntime") and _installed("onnx"):
-        found |= {
+        preparations |= {
             "onnxruntime-fp32": lambda s: onnx_runtime.run(s.network, s.x, s.threads),
             "onnxruntime-int8": lambda s: onnx_runtime.run_int8(s.network, s.x, s.threads),
         }
-    return found
+    return preparations
 
 
 def _installed(package: str) -> bool:

@@ -1,6 +1,6 @@
 """How a network's input is made from a clean picture: bicubic shrinking, Gaussian noise, JPEG, or nothing.
 
-Promises: a degradation is a frozen description that can be stored; applying it is deterministic given the generator.
+Promises: a degradation is a frozen description that can be stored; the same generator state gives the same input.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Kind = Literal["bicubic", "noise", "jpeg", "none"]
 
 @dataclass(frozen=True)
 class Degradation:
-    """What separates a network's input from the clean picture.
+    """The damage that makes a network's input from the clean picture.
 
     Attributes:
         kind: "bicubic", "noise", "jpeg" or "none".
-        scale: how many times smaller the input is; above 1 only for "bicubic".
-        sigma: for "noise", its standard deviation on the scale 0..255.
-        quality: for "jpeg", 1 (worst) to 100.
+        scale: size of the clean picture over the size of the input; above 1 only for "bicubic".
+        sigma: standard deviation of "noise" on the scale 0..255; 0 for other kinds.
+        quality: quality of "jpeg", 1 (worst) to 100; 0 for other kinds.
 
     Raises:
         InputError: a value out of its range, or a level that belongs to another kind.
@@ -66,16 +66,16 @@ class Degradation:
         return self.kind + level[self.kind]
 
     def apply(self, hr: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.float32]:
-        """Make the degraded picture.
+        """Makes the degraded picture.
 
         Args:
             hr: clean picture, `[H, W, C]` uint8 with C of 1 or 3. For bicubic, H and W are first cropped at the bottom
                 and right to multiples of the scale.
-            rng: source of the noise; drawn from only by "noise".
+            rng: source of the noise; only "noise" draws from it.
 
         Returns:
-            `[H // scale, W // scale, C]` float32 on the scale 0..255: whole levels, except for noise, which is neither
-            rounded nor clipped, as the denoising literature has it.
+            `[H // scale, W // scale, C]` float32 on the scale 0..255. Levels are whole numbers; only "noise" is neither
+            rounded nor clipped, as in the denoising literature.
 
         Raises:
             InputError: the picture is smaller than the scale.
@@ -93,7 +93,7 @@ class Degradation:
 
 
 def _jpeg(image: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
-    """Compress and decompress, colour with 4:2:0 chroma as encoders do by default."""
+    """Compresses and decompresses; colour gets 4:2:0 chroma, the default of encoders."""
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     with io.BytesIO() as file:
         picture.save(file, format="JPEG", quality=quality, subsampling="4:2:0")

@@ -1,7 +1,7 @@
-"""Bicubic resizing as MATLAB's `imresize` does it, the degradation every super-resolution benchmark is made with.
+"""Bicubic resizing as MATLAB's `imresize` does it: the degradation of every super-resolution benchmark.
 
-Promises: the low-resolution files published for Set5 are reproduced bit for bit; results do not depend on the BLAS or
-the number of threads, because the taps are summed one by one in a fixed order.
+Promises: `imresize` reproduces the low-resolution files published for Set5 bit for bit; results do not depend on the
+BLAS or the number of threads, because the weighted samples are summed one by one in a fixed order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Pixel = TypeVar("Pixel", np.uint8, np.float32, np.float64)
 
 
 def imresize(image: npt.NDArray[Pixel], scale: float) -> npt.NDArray[Pixel]:
-    """Resize by bicubic interpolation, widening the kernel when shrinking (antialiasing).
+    """Resizes by bicubic interpolation, with a wider kernel for shrinking (antialiasing).
 
     Rows are resized first, then columns, each in float64. A `uint8` image is rounded (half up) and clipped to 0..255
     after each of the two passes, as MATLAB does for its own `uint8` images; floats are neither rounded nor clipped, so
@@ -64,30 +64,31 @@ def contributions(length: int, scale: float) -> tuple[npt.NDArray[np.float64], n
         scale: output size over input size.
 
     Returns:
-        Weights `[out, taps]`, each row summing to 1, and the 0-based positions `[out, taps]` they apply to. Positions
-        beyond the ends are mirrored with the edge sample repeated, as often as it takes: one sample is enough.
+        Weights `[out, samples]`, each row summing to 1, and the 0-based positions `[out, samples]` of the input samples
+        that they multiply. Positions beyond the ends are mirrored with the edge sample repeated, as often as
+        necessary, so that an input of one sample is enough.
     """
     out = math.ceil(length * scale)
     shrink = min(scale, 1.0)
     width = 4.0 / shrink
     # The centre of output sample i, in 0-based input coordinates: pixels are areas, so centres are half a pixel in.
     centre = (np.arange(out) + 0.5) / scale - 0.5
-    taps = math.ceil(width) + 2
-    positions = np.floor(centre - width / 2).astype(np.intp)[:, None] + np.arange(taps)
+    samples = math.ceil(width) + 2
+    positions = np.floor(centre - width / 2).astype(np.intp)[:, None] + np.arange(samples)
     weights = shrink * cubic(shrink * (centre[:, None] - positions))
     weights /= weights.sum(axis=1, keepdims=True)
-    folded = positions % (2 * length)
-    positions = np.where(folded < length, folded, 2 * length - 1 - folded)
+    periodic = positions % (2 * length)
+    positions = np.where(periodic < length, periodic, 2 * length - 1 - periodic)
     used = weights.any(axis=0)
     return weights[:, used], positions[:, used]
 
 
 def _resize_axis(image: npt.NDArray[Pixel], scale: float, axis: int) -> npt.NDArray[Pixel]:
     weights, positions = contributions(image.shape[axis], scale)
-    along = (-1,) + (1,) * (image.ndim - 1 - axis)
+    weight_shape = (-1,) + (1,) * (image.ndim - 1 - axis)
     total = np.zeros((*image.shape[:axis], len(weights), *image.shape[axis + 1 :]))
     for weight, position in zip(weights.T, positions.T, strict=True):
-        total += weight.reshape(along) * np.take(image, position, axis=axis)
+        total += weight.reshape(weight_shape) * np.take(image, position, axis=axis)
     if image.dtype == np.uint8:
         total = np.clip(np.floor(total + 0.5), 0, 255)
     return total.astype(image.dtype)

@@ -1,8 +1,8 @@
 """The outlines that synthetic pictures are made of, and lines of writing.
 
-Promises: outlines are functions of position in units of the shape's radius and of a few uniform random numbers, so that
-a shape can be drawn at any size and place; negative inside, growing outwards with a slope near 1, and inside the circle
-of radius 1 but for its edge.
+An outline is a function of the position, in units of the shape's radius, and of a few uniform random numbers, so that a
+shape can be drawn at any size and place. Promises: an outline is negative inside the shape and grows outwards with a
+slope near 1; the shape lies within the circle of radius 1, except for its soft edge.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Outline = Callable[[Plane, Plane, Sequence[float]], Plane]
 
 
 def ellipse(u: Plane, v: Plane, numbers: Sequence[float]) -> Plane:
-    """Half axes 1 and 1 / aspect, with an aspect of 1 to 2.5."""
+    """An ellipse with the half axes 1 and 1 / aspect, and an aspect of 1 to 2.5."""
     aspect = 1 + 1.5 * numbers[0]
     distance: Plane = np.hypot(u, v * aspect)
     return (distance - 1) / aspect
@@ -34,19 +34,19 @@ def blob(u: Plane, v: Plane, numbers: Sequence[float]) -> Plane:
 
 
 def rectangle(u: Plane, v: Plane, numbers: Sequence[float]) -> Plane:
-    """Inscribed in the circle of radius 1, its half height 0.2 to 0.7."""
+    """A rectangle inscribed in the circle of radius 1, with a half height of 0.2 to 0.7."""
     half = 0.2 + 0.5 * numbers[0]
     return np.maximum(np.abs(u) - float(np.sqrt(1 - half * half)), np.abs(v) - half)
 
 
 def bar(u: Plane, v: Plane, numbers: Sequence[float]) -> Plane:
-    """Long, thin and slightly bent: branches, wires, window frames."""
+    """A long, thin and slightly bent bar: branches, wires, window frames."""
     half = 0.02 + 0.1 * numbers[0] ** 2
     return np.maximum(np.abs(u) - 0.95, np.abs(v - (0.3 * numbers[1] - 0.15) * u * u) - half)
 
 
 def polygon(u: Plane, v: Plane, numbers: Sequence[float]) -> Plane:
-    """Convex, with three to five sides; corners that would reach beyond the circle are cut by it."""
+    """A convex polygon with three to five sides; the circle cuts corners that would reach beyond it."""
     sides = 3 + int(3 * numbers[0])
     edges: list[Plane] = [np.hypot(u, v) - 1]
     for side in range(sides):
@@ -61,7 +61,7 @@ NUMBERS = 6  # random numbers an outline may use
 
 
 def writing(height: int, width: int, cell: int, rng: np.random.Generator) -> Plane:
-    """Lines of text-like strokes: an alphabet of random glyphs, set in lines.
+    """Draws lines of text-like strokes: an alphabet of random glyphs, set in lines.
 
     Args:
         height: of the mask, in pixels.
@@ -78,7 +78,7 @@ def writing(height: int, width: int, cell: int, rng: np.random.Generator) -> Pla
     alphabet = np.zeros((10, cell, advance), np.float32)
     for glyph in alphabet[2:]:  # the first two are spaces
         for _ in range(rng.integers(2, 5)):
-            # Strokes run between the points of a 3x3 grid, as those of most scripts nearly do.
+            # Strokes run between the points of a 3x3 grid, as the strokes of most scripts nearly do.
             (x0, y0), (x1, y1) = rng.permutation(_ANCHORS)[:2] * (advance - 1, cell - 1)
             dx, dy = float(x1 - x0), float(y1 - y0)
             along = np.clip(((columns - float(x0)) * dx + (rows - float(y0)) * dy) / (dx * dx + dy * dy), 0, 1)

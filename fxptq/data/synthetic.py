@@ -1,10 +1,11 @@
-"""Pictures made from nothing but a seed, whose statistics resemble those of photographs.
+"""Pictures made from a seed alone, with statistics that resemble the statistics of photographs.
 
-A network can be calibrated on them when no photograph is at hand. A picture is a dead-leaves scene (Lee, Mumford and
-Huang, "Occlusion models for natural images", 2001): opaque shapes at random places, of sizes distributed as r^-3, hide
-each other; each is lit by a gradient, carries a 1/f^a texture and may carry stripes or writing. Light, contrast, colour
-and noise vary from picture to picture as among photographs (benchmarks/synthetic_statistics.py prints the comparison).
-Promises: the same generator state gives the same picture; numpy only; some 30 ms for 256x256.
+A network can be calibrated on such pictures when no photograph is at hand. A picture is a dead-leaves scene (Lee,
+Mumford and Huang, "Occlusion models for natural images", 2001): opaque shapes at random places, of sizes distributed as
+r^-3, hide each other; each is lit by a gradient, carries a 1/f^a texture and may carry stripes or writing. Light,
+contrast, colour and noise vary from picture to picture as among photographs (benchmarks/synthetic_statistics.py prints
+the comparison).
+Promises: the same generator state gives the same picture; the generator needs numpy alone, and some 30 ms for 256x256.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ TILE = 256  # side of the periodic textures
 
 @dataclass(frozen=True)
 class Style:
-    """What one picture has in common throughout; drawn anew for each.
+    """The properties that all shapes of one picture share; each picture draws its own style.
 
     Attributes:
         brightness, contrast: mean and standard deviation of the luminance, in levels of 255.
-        cover: how many times over the shapes cover the picture.
+        cover: total area of the shapes over the area of the picture.
         smallest: radius of the smallest shapes, in pixels.
         detail: contrast of the textures relative to the luminance they lie on.
         tint, tints: mean and spread of the chromaticity over the shapes, along (red - blue, magenta - green).
@@ -47,7 +48,7 @@ class Style:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Style:
-        """A style at random, distributed as photographs are."""
+        """Draws a style; styles are distributed as the properties of photographs are."""
         return cls(
             brightness=float(np.clip(rng.normal(112, 28), 45, 190)),
             contrast=float(np.clip(rng.lognormal(np.log(47), 0.35), 15, 90)),
@@ -62,7 +63,7 @@ class Style:
 
 
 class Leaf(NamedTuple):
-    """One opaque shape: place, outline, and what its surface looks like."""
+    """One opaque shape: its position, its outline and its surface."""
 
     row: float
     column: float
@@ -81,13 +82,13 @@ class Leaf(NamedTuple):
 
 
 def synthetic_image(height: int, width: int, channels: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Make one picture.
+    """Makes one picture.
 
     Args:
         height: in pixels.
         width: in pixels.
         channels: 3 for RGB, 1 for the luminance alone.
-        rng: where all of it comes from.
+        rng: source of all random numbers.
 
     Returns:
         `[height, width, channels]` uint8.
@@ -102,13 +103,13 @@ def synthetic_image(height: int, width: int, channels: int, rng: np.random.Gener
 
 
 def sheet(seed: int, rows: int = 3, columns: int = 6, size: int = 256) -> npt.NDArray[np.uint8]:
-    """A contact sheet of `rows` by `columns` colour pictures of `size` by `size`, edge to edge, `[H, W, 3]`."""
+    """Draws a contact sheet of `rows` by `columns` colour pictures of `size` by `size`, edge to edge, `[H, W, 3]`."""
     pictures = [synthetic_image(size, size, 3, np.random.default_rng([seed, i])) for i in range(rows * columns)]
     return np.concatenate([np.concatenate(pictures[row * columns :][:columns], axis=1) for row in range(rows)])
 
 
 def leaves(height: int, width: int, style: Style, rng: np.random.Generator) -> list[Leaf]:
-    """The shapes of a scene from the back to the front; the first covers all of it.
+    """Draws the shapes of a scene from the back to the front; the first covers the whole scene.
 
     The picture is a window on an endless plane: the density of radii is r^-3, and a shape of radius r touches the
     window if its centre lies within r of it.
@@ -122,16 +123,16 @@ def leaves(height: int, width: int, style: Style, rng: np.random.Generator) -> l
     limit = 160 * max(1.0, height * width / 256**2)
     count = 1 + int(np.clip(style.cover * height * width / covered, 4, limit))
     radius = rng.choice(radii, count, p=odds)
-    place = rng.random((2, count)) * (np.array([[height], [width]]) + 2 * radius) - radius
+    centre = rng.random((2, count)) * (np.array([[height], [width]]) + 2 * radius) - radius
     upright = rng.choice([0.0, np.pi / 2], count) + 0.03 * rng.standard_normal(count)
     angle = np.where(rng.random(count) < 0.4, upright, rng.uniform(0, np.pi, count))
     form = rng.integers(0, len(OUTLINES), count)
-    # The background: a disk that reaches over every corner.
-    radius[0], place[:, 0], form[0] = 2.6 * max(height, width), (height / 2, width / 2), 0
+    # The background is a disk that reaches over every corner.
+    radius[0], centre[:, 0], form[0] = 2.6 * max(height, width), (height / 2, width / 2), 0
     tints = np.array(style.tint) + np.array(style.tints) * rng.standard_normal((count, 2))
     columns = (
-        place[0],
-        place[1],
+        centre[0],
+        centre[1],
         radius,
         angle,
         style.blur * (1 + rng.exponential(0.02, count) * np.minimum(radius, 100)),
@@ -149,9 +150,9 @@ def leaves(height: int, width: int, style: Style, rng: np.random.Generator) -> l
 
 
 def texture(rng: np.random.Generator) -> Plane:
-    """A periodic random field of about zero mean and unit variance with amplitude near 1/f^a, blurred as by a lens.
+    """Draws a periodic random field of zero mean and unit variance, with amplitude near 1/f^a, blurred as by a lens.
 
-    Some are stretched along one direction, as grass or cloth is; some have sparse, strong detail; some fall into
+    Some fields are stretched along one direction, as grass or cloth is; some have sparse, strong detail; some fall into
     patches with borders, as foliage does.
 
     Returns:
@@ -179,7 +180,7 @@ def texture(rng: np.random.Generator) -> Plane:
 
 
 def _paint(scene: npt.NDArray[np.float32], leaf: Leaf, textures: list[Plane], rng: np.random.Generator) -> None:
-    """Lay one shape over the scene: its luminance with light, texture, stripes or writing, and its colour."""
+    """Paints one shape over the scene: its luminance with light, texture, stripes or writing, and its colour."""
     _, height, width = scene.shape
     reach = leaf.radius + leaf.softness
     top, bottom = max(0, int(leaf.row - reach)), min(height, int(leaf.row + reach) + 2)
@@ -202,14 +203,14 @@ def _paint(scene: npt.NDArray[np.float32], leaf: Leaf, textures: list[Plane], rn
         surface += ink * writing(bottom - top, right - left, int(rng.integers(9, 28)), rng)
     luminance = leaf.luminance * np.maximum(surface, 0.02)
     for plane, value in zip(scene, (luminance, *leaf.tint), strict=True):
-        under = plane[top:bottom, left:right]
-        under += cover * (value - under)
+        background = plane[top:bottom, left:right]
+        background += cover * (value - background)
 
 
 def _develop(
     scene: npt.NDArray[np.float32], style: Style, channels: int, rng: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
-    """Expose to the style's brightness and contrast, colour, add noise, clip and round to levels."""
+    """Turns a scene into a picture of the style's brightness, contrast and noise, rounded to 8-bit levels."""
     luminance, warm, magenta = scene
     tone = np.sqrt(luminance)
     tone -= tone.mean()
@@ -227,6 +228,6 @@ def _develop(
 
 
 def _soft_positive(x: Plane, knee: float) -> Plane:
-    """max(x, 0) with its corner rounded over about `knee`, as film and tone curves do to shadows and highlights."""
+    """Returns max(x, 0) with its corner rounded over about `knee`, as film rounds shadows and highlights."""
     rounded: Plane = (x + np.sqrt(x * x + knee * knee)) / 2
     return rounded

@@ -1,8 +1,8 @@
 """PSNR and SSIM as image-restoration papers report them.
 
-Promises: float64 throughout, no dependence on how the images were made; every function says which range it expects. The
-`_y` forms are the protocol of super-resolution (luma of BT.601, border cropped); the plain forms serve denoising
-(all channels) and grey images; PSNR-B is for repaired JPEGs.
+Promises: all arithmetic is in float64, and results depend on pixel values alone; every function states the range that
+it expects. The `_y` forms are the protocol of super-resolution (luma of BT.601, border cropped); the plain forms serve
+denoising (all channels) and grey images; `psnr_b` is for repaired JPEGs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BLOCK = 8  # side of JPEG's blocks
 
 
 def luma(image: Image) -> npt.NDArray[np.float64]:
-    """Y of BT.601 in studio range, not rounded.
+    """Converts an image to Y of BT.601 in studio range, not rounded.
 
     Args:
         image: RGB `[H, W, 3]` in 0..255; a single channel (`[H, W]` or `[H, W, 1]`) is taken to be Y already.
@@ -41,7 +41,7 @@ def luma(image: Image) -> npt.NDArray[np.float64]:
 
 
 def psnr(restored: Image, truth: Image, crop: int = 0, peak: float = 255.0) -> float:
-    """Peak signal-to-noise ratio over all channels together, in dB.
+    """Computes the peak signal-to-noise ratio over all channels together, in dB.
 
     Args:
         restored: `[H, W]` or `[H, W, C]`, in 0..peak.
@@ -61,7 +61,7 @@ def psnr(restored: Image, truth: Image, crop: int = 0, peak: float = 255.0) -> f
 
 
 def ssim(restored: Image, truth: Image, crop: int = 0, peak: float = 255.0) -> float:
-    """Structural similarity, averaged over positions and channels.
+    """Computes the structural similarity, averaged over positions and channels.
 
     The window is an 11x11 Gaussian with sigma 1.5; only windows that lie inside the image count; K1 = 0.01, K2 = 0.03
     (Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, equation 13).
@@ -73,7 +73,7 @@ def ssim(restored: Image, truth: Image, crop: int = 0, peak: float = 255.0) -> f
         peak: the largest value a pixel can have.
 
     Returns:
-        At most 1, which is reached by equal images.
+        At most 1; equal images have 1.
 
     Raises:
         InputError: shapes differ, or less than 11x11 pixels are left after cropping.
@@ -90,7 +90,7 @@ def ssim(restored: Image, truth: Image, crop: int = 0, peak: float = 255.0) -> f
 
 
 def psnr_y(restored: Image, truth: Image, crop: int) -> float:
-    """PSNR of the luma, in dB, with peak 255 as the field has it although luma ends at 235.
+    """Computes the PSNR of the luma, in dB, with peak 255, as papers do although luma ends at 235.
 
     Args:
         restored: RGB `[H, W, 3]` (or one channel) in 0..255, already rounded to whole levels.
@@ -102,16 +102,17 @@ def psnr_y(restored: Image, truth: Image, crop: int) -> float:
 
 
 def ssim_y(restored: Image, truth: Image, crop: int) -> float:
-    """SSIM of the luma with peak 255; arguments as for `psnr_y`."""
+    """Computes the SSIM of the luma with peak 255; the arguments are as for `psnr_y`."""
     _same_shape(restored, truth)
     return ssim(luma(restored), luma(truth), crop)
 
 
 def psnr_b(restored: Image, truth: Image) -> float:
-    """PSNR of the luma with a penalty for visible 8x8 blocks, in dB.
+    """Computes the PSNR of the luma with a penalty for visible 8x8 blocks, in dB.
 
-    To the mean squared error comes, where steps at the borders of blocks are larger than elsewhere, by how much they
-    are, times log2(8) / log2(min(H, W)) (Yim and Bovik, "Quality assessment of deblocked images", 2011, equations 4-9).
+    Where steps at the borders of blocks are larger than steps elsewhere, their difference times
+    log2(8) / log2(min(H, W)) is added to the mean squared error (Yim and Bovik, "Quality assessment of deblocked
+    images", 2011, equations 4-9).
 
     Args:
         restored: RGB `[H, W, 3]` (or one channel) in 0..255, its blocks beginning at the upper left corner, at least
@@ -135,7 +136,7 @@ def psnr_b(restored: Image, truth: Image) -> float:
 
 
 def _steps(image: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Squared differences of neighbours in a row: across the borders of blocks, and all others."""
+    """Squared differences of neighbours in a row: the differences across borders of blocks, and all others."""
     squares = np.diff(image, axis=1) ** 2
     border = np.arange(1, image.shape[1]) % BLOCK == 0
     return squares[:, border].ravel(), squares[:, ~border].ravel()
@@ -144,15 +145,15 @@ def _steps(image: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt
 def _blur(image: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Gaussian mean at every position where the window fits: `[H, W, ...]` to `[H - 10, W - 10, ...]`."""
     offsets = np.arange(WINDOW) - WINDOW // 2
-    taps = np.exp(-(offsets**2) / (2 * SIGMA**2))
-    taps /= taps.sum()
+    weights = np.exp(-(offsets**2) / (2 * SIGMA**2))
+    weights /= weights.sum()
     height, width = image.shape[0] - WINDOW + 1, image.shape[1] - WINDOW + 1
     rows = np.zeros((height, *image.shape[1:]))
-    for i, tap in enumerate(taps):
-        rows += tap * image[i : i + height]
+    for i, weight in enumerate(weights):
+        rows += weight * image[i : i + height]
     result = np.zeros((height, width, *image.shape[2:]))
-    for i, tap in enumerate(taps):
-        result += tap * rows[:, i : i + width]
+    for i, weight in enumerate(weights):
+        result += weight * rows[:, i : i + width]
     return result
 
 

@@ -1,8 +1,9 @@
-"""Distribution: what a search for bounds needs to know of the values a quantizer sees, and no more.
+"""Distribution: the statistics of a quantizer's values that a search for bounds reads.
 
-Sorted support values with the count, the sum and the sum of squares of the elements at each, one row a group. Made
-from a tensor (every element is a support value: exact) or from a streaming Histogram (every bin is one, at its mean).
-The squared error of any grid on it then costs 2**bits - 1 binary searches, not a pass over the data.
+A distribution holds sorted support values with the count, the sum and the sum of squares of the elements at each, one
+row a group. It is made from a tensor, whose every element becomes a support value, so that it is exact; or from a
+streaming Histogram, whose every bin becomes a support value at its mean. The squared error of any grid then costs
+2**bits - 1 binary searches, and no pass over the data.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fxptq.errors import CalibrationError
 from fxptq.quant.grid import levels
 
 _QUERIES = 1 << 21
-"""Thresholds looked up at a time: bounds the memory of a search over many candidates."""
+"""Thresholds looked up at a time; this bounds the memory of a search over many candidates."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Distribution:
 
     @classmethod
     def of(cls, tensor: Tensor, groups: int = 1, axis: int = 0) -> Distribution:
-        """The exact distribution of a tensor.
+        """Makes the exact distribution of a tensor.
 
         Args:
             tensor: any shape, not empty.
@@ -53,7 +54,7 @@ class Distribution:
             axis: the axis of the groups.
 
         Raises:
-            CalibrationError: if the tensor is empty, holds a NaN or an infinity, or does not divide into the groups.
+            CalibrationError: the tensor is empty, holds a NaN or an infinity, or does not divide into the groups.
         """
         if tensor.numel() == 0 or not tensor.isfinite().all():
             raise CalibrationError(f"a tensor of shape {tuple(tensor.shape)} is empty or holds NaN or infinite values")
@@ -84,14 +85,14 @@ class Distribution:
 
     @cached_property
     def _center(self) -> Tensor:
-        """The origin of the prefix sums, amid the values so that little cancels, [groups, 1]."""
+        """The origin of the prefix sums, in the middle of the values so that little cancels, [groups, 1]."""
         return ((self.minimum + self.maximum) / 2)[:, None]
 
     @cached_property
     def _prefix(self) -> tuple[Tensor, Tensor, Tensor]:
         """Count, sum and sum of squares about the centre of the elements before each support value.
 
-        Each [groups, support + 1].
+        Each of the three tensors is [groups, support + 1].
         """
         c = self._center
         sums = self.sums - c * self.counts
@@ -100,17 +101,17 @@ class Distribution:
         return count, total, square
 
     def quantile(self, fraction: float) -> Tensor:
-        """Smallest support value with at least `fraction` (0..1) of the elements at or below it, [groups]."""
+        """Finds the smallest support value with at least `fraction` (0..1) of the elements at or below it, [groups]."""
         rank = (fraction * self.total)[:, None].contiguous()
         index = torch.searchsorted(self._prefix[0][:, 1:].contiguous(), rank).clamp_(max=self.values.shape[1] - 1)
         return self.values.gather(1, index)[:, 0]
 
     def clipping_error(self, bound: Tensor, side: Literal["below", "above"]) -> Tensor:
-        """Squared error that clipping to one bound makes on its own: no grid with that bound has less.
+        """Computes the squared error of clipping to one bound, a lower limit of the error of any grid with that bound.
 
         Args:
             bound: candidates, [groups, candidates].
-            side: which elements are clipped, those `below` or those `above` the bound.
+            side: the side of the clipped elements, `below` or `above` the bound.
 
         Returns:
             Sums of squares, [groups, candidates].
@@ -119,19 +120,20 @@ class Distribution:
         count, total, square = (prefix.gather(1, index) for prefix in self._prefix)
         if side == "above":
             count, total, square = (p[:, -1:] - t for p, t in zip(self._prefix, (count, total, square), strict=True))
-        at = bound - self._center
-        return (square - 2 * at * total + at.square() * count).clamp_(min=0.0)
+        centred = bound - self._center
+        return (square - 2 * centred * total + centred.square() * count).clamp_(min=0.0)
 
     def squared_error(self, lower: Tensor, upper: Tensor, bits: int) -> Tensor:
-        """Squared error, summed over the elements, of quantizing them on each of many grids.
+        """Computes the squared error of quantization on each of many grids, summed over the elements.
 
-        With grid values v_0 < ... < v_n a step s apart and t_j amid v_(j-1) and v_j, rounding to the nearest gives
+        Let the grid values be v_0 < ... < v_n with a step of s, and t_j the middle of v_(j-1) and v_j. By summation by
+        parts, rounding to the nearest value gives
         sum (x - q(x))^2 = sum (x - v_n)^2 + 2 s sum_j (P1(t_j) - t_j P0(t_j)), where P0 and P1 are the count and the
-        sum of the elements below t: summation by parts, so each threshold costs one binary search.
+        sum of the elements below t. So each threshold costs one binary search.
 
         Args:
             lower: lower bounds, [groups, candidates].
-            upper: upper bounds, of that shape, not below `lower`.
+            upper: upper bounds, [groups, candidates], not below `lower`.
             bits: 2 to 8.
 
         Returns:
@@ -155,7 +157,7 @@ class Distribution:
 
 
 def signal_to_noise(power: float, error: float) -> float:
-    """Signal-to-quantization-noise ratio in dB; infinite for no error, 0 for no signal."""
+    """Computes the signal-to-quantization-noise ratio in dB; infinite for no error, 0 for no signal."""
     if error <= 0.0:
         return math.inf
     return 10.0 * math.log10(power / error) if power > 0.0 else 0.0

@@ -1,10 +1,10 @@
 """Histogram: statistics of all the values that pass a quantizer, in one streaming pass and constant memory.
 
-Bins are 2**k wide and aligned at multiples of 2**k, with the smallest k that fits the range seen so far into the bins
-at hand; when the range grows, neighbours merge. So the grid of bins depends on the range alone, not on the order of the
+Bins are 2**k wide and aligned at multiples of 2**k, with the smallest k that fits the range seen so far into the
+available bins; when the range grows, neighbours merge. So the bins depend on the range alone, not on the order of the
 data: merged histograms equal the histogram of all the data, the counts exactly, the sums to float64 rounding.
-Exact: minimum, maximum, counts, and which bin a value falls in. Sums and sums of squares are of the values themselves,
-not of bin centres.
+Promises: minimum, maximum, counts and the bin of each value are exact; sums and sums of squares add the values
+themselves, not bin centres.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Histogram:
     """Counts, sums and sums of squares of values in dyadic bins.
 
     Args:
-        bins: number of bins at hand; the range of the values spans between half of them and all.
+        bins: number of available bins; the range of the values spans between half of them and all.
 
     Attributes:
         minimum: smallest value seen, exact; `inf` before the first.
@@ -36,7 +36,7 @@ class Histogram:
         count: number of values seen.
 
     Raises:
-        InputError: for fewer than two bins.
+        InputError: there are fewer than two bins.
     """
 
     def __init__(self, bins: int = 8192) -> None:
@@ -49,7 +49,7 @@ class Histogram:
 
     @property
     def bins(self) -> int:
-        """Number of bins at hand."""
+        """Number of available bins."""
         return self._table.shape[1]
 
     @property
@@ -58,10 +58,10 @@ class Histogram:
         return math.ldexp(1.0, self._exponent)
 
     def update(self, x: Tensor) -> None:
-        """Take in all values of a tensor, of any shape, floating-point type and device.
+        """Adds all values of a tensor, of any shape, floating-point type and device.
 
         Raises:
-            CalibrationError: if a value is NaN or infinite; the histogram is unchanged then.
+            CalibrationError: a value is NaN or infinite; the histogram then stays unchanged.
         """
         if x.numel() == 0:
             return
@@ -76,10 +76,10 @@ class Histogram:
         self.count += x.numel()
 
     def merge(self, other: Histogram) -> None:
-        """Take in all values that `other` has seen; `other` is unchanged.
+        """Adds all values that `other` has seen; `other` stays unchanged.
 
         Raises:
-            InputError: if the numbers of bins differ.
+            InputError: the numbers of bins differ.
         """
         if other.bins != self.bins:
             raise InputError(f"histograms of {self.bins} and {other.bins} bins cannot be merged")
@@ -90,10 +90,10 @@ class Histogram:
         self.count += other.count
 
     def distribution(self) -> Distribution:
-        """The values seen, every bin that holds any a support value at its mean.
+        """Makes the distribution of the values seen; each bin that holds values gives one support value, their mean.
 
         Raises:
-            CalibrationError: if there are none.
+            CalibrationError: no values were seen.
         """
         if self.count == 0:
             raise CalibrationError("no values were observed")
@@ -102,7 +102,7 @@ class Histogram:
         return Distribution(sums / counts, counts, sums, squares, *ends)
 
     def _cover(self, low: float, high: float) -> None:
-        """Widen the range, merging and moving bins as it needs."""
+        """Widens the range to [low, high], and merges and moves bins to fit it."""
         low, high = min(low, self.minimum), max(high, self.maximum)
         exponent = _exponent_for(low, high, self.bins)
         first = _bin_of(low, exponent)
@@ -111,7 +111,7 @@ class Histogram:
         self.minimum, self.maximum, self._exponent, self._first = low, high, exponent, first
 
     def _count(self, x: Tensor) -> Tensor:
-        """The table of a block of values, all within the range."""
+        """Computes the table of a block of values, all within the range."""
         values = x.double()
         # Scaling by a power of two and floor are exact, so that a value's bin does not depend on rounding.
         index = values.mul(math.ldexp(1.0, -self._exponent)).floor_().sub_(self._first).long()
@@ -128,7 +128,7 @@ def _bin_of(value: float, exponent: int) -> int:
 
 
 def _exponent_for(low: float, high: float, bins: int) -> int:
-    """The smallest k that fits [low, high] into bins of 2**k and numbers the bins exactly in float64."""
+    """Finds the smallest k that fits [low, high] into bins of 2**k and numbers the bins exactly in float64."""
     starts = ((max(abs(low), abs(high)), 50), ((high - low) / bins, 2))
     k = max([_LEAST_EXPONENT, *(math.frexp(size)[1] - spare for size, spare in starts if size > 0)])
     while _bin_of(high, k) - _bin_of(low, k) >= bins:
@@ -137,7 +137,7 @@ def _exponent_for(low: float, high: float, bins: int) -> int:
 
 
 def _move(table: Tensor, first: int, new_first: int, coarser: int) -> Tensor:
-    """The table with bins 2**coarser times as wide, starting at bin `new_first` of those."""
+    """Moves the table to bins that are 2**coarser times as wide; its first column becomes bin `new_first` of these."""
     used = table[0].nonzero()[:, 0]
     target = ((used + first) >> coarser) - new_first
     return torch.zeros_like(table).index_add_(1, target, table[:, used])

@@ -1,4 +1,4 @@
-"""Rounding a weight matrix so that what it multiplies comes out right, not each weight on its own."""
+"""Rounds a weight matrix for the smallest error of its layer's output, instead of the smallest error of each weight."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from fxptq.quant.grid import decode, encode
 
 
 def gptq(weight: Tensor, moments: Tensor, scale: Tensor, offset: Tensor, bits: int, damping: float = 0.01) -> Tensor:
-    """Values on the grid that nearly minimise E |W x - Q x|^2 (GPTQ, Frantar et al., arXiv 2210.17323).
+    """Finds values on the grid that nearly minimise E |W x - Q x|^2 (GPTQ, Frantar et al., arXiv 2210.17323).
 
-    Columns are rounded to nearest one after the other, those of the strongest inputs first; the error of each is made
-    up for by the columns still to come, in the way that is best for them if they could stay real numbers.
+    Columns are rounded to the nearest grid values one after the other, the columns of the strongest inputs first. The
+    columns that are not rounded yet compensate each error, in the way that would be best if they stayed real numbers.
 
     Args:
         weight: W, [outputs, inputs].
         moments: E x x^T of the inputs, or any positive multiple of it, [inputs, inputs].
         scale: distance of neighbouring values of each row's grid, > 0, [outputs, 1] or [1, 1].
-        offset: value of code 0 of each row's grid, of that shape.
+        offset: value of code 0 of each row's grid, of the shape of `scale`.
         bits: 2 to 8.
         damping: added to the diagonal of the moments, in units of its mean.
 
     Returns:
-        Q, [outputs, inputs], of W's type: for the given moments never worse than rounding to nearest.
+        Q, [outputs, inputs], of W's type; its error for these moments is never above the error of rounding to nearest.
     """
     diagonal = moments.diagonal().double()
     order = diagonal.argsort(descending=True)
     hessian = moments.double()[order][:, order]
     hessian = hessian + torch.eye(len(order), dtype=torch.float64) * (damping * diagonal.mean()).clamp(min=1e-30)
-    # The rows of this factor say how an error in one column is best spread over those after it.
+    # The rows of this factor say how an error in one column is best spread over the columns after it.
     spread = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
 
-    left = weight[:, order].double()
+    compensated = weight[:, order].double()
     rounded = torch.empty_like(weight)
     for j, column in enumerate(order.tolist()):
-        on_grid = to_nearest(left[:, j : j + 1].to(weight.dtype), scale, offset, bits)
+        on_grid = to_nearest(compensated[:, j : j + 1].to(weight.dtype), scale, offset, bits)
         rounded[:, column] = on_grid[:, 0]
-        error = (left[:, j : j + 1] - on_grid) / spread[j, j]
-        left[:, j + 1 :] -= error * spread[j, j + 1 :]
+        error = (compensated[:, j : j + 1] - on_grid) / spread[j, j]
+        compensated[:, j + 1 :] -= error * spread[j, j + 1 :]
 
     plain = to_nearest(weight, scale, offset, bits)
     worse = output_error(weight, rounded, moments) > output_error(weight, plain, moments)
@@ -46,11 +46,11 @@ def gptq(weight: Tensor, moments: Tensor, scale: Tensor, offset: Tensor, bits: i
 
 
 def to_nearest(weight: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor:
-    """The nearest values on the grid."""
+    """Rounds each weight to the nearest value on the grid."""
     return decode(encode(weight, scale, offset, bits), scale, offset)
 
 
 def output_error(weight: Tensor, rounded: Tensor, moments: Tensor) -> Tensor:
-    """E (W x - Q x)^2 of each output, up to the scale of the moments, [outputs]."""
-    off = (weight - rounded).double()
-    return ((off @ moments.double()) * off).sum(1)
+    """Computes E (W x - Q x)^2 of each output, up to the scale of the moments, [outputs]."""
+    error = (weight - rounded).double()
+    return ((error @ moments.double()) * error).sum(1)

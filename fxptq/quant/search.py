@@ -1,9 +1,9 @@
-"""Bounds from a Distribution: pure functions, one a method, vectorised over groups.
+"""Searches for bounds on a Distribution: pure functions, one for each method, vectorised over groups.
 
 A search proposes clipping ranges; the scheme of the quantizer (`Space`) says which ranges it can have and how large the
-error of each is. Every search returns the candidate of least squared error, the first of equals, where candidates run
-from the widest inwards: a loop over candidates with a strict `<` finds the same. `lowest` is a lower end known from the
-network (0 after a softmax or a ReLU); it stands in for the smallest value observed.
+error of each is. Candidates run from the widest inwards. Every search returns the candidate of least squared error, and
+the first of equal ones, as a loop over candidates with a strict `<` does. `lowest` is a lower end known from the
+network (0 after a softmax or a ReLU); it replaces the smallest observed value.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from torch import Tensor
 from fxptq.quant.distribution import Distribution
 
 _SLACK = 1.0 + 1e-9
-"""Relative room for float64 rounding when a candidate is ruled out by a bound on its error."""
+"""Relative room for float64 rounding when a lower limit of its error rules a candidate out."""
 
 
 class Space(Protocol):
     """The clipping ranges of a quantizer (fxptq.quant.quantizer.Quantizer), [groups, candidates] each."""
 
     def admissible(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """The ranges that the scheme can have, nearest to those proposed."""
+        """Returns the ranges that the scheme can have, nearest to the proposed ranges."""
         ...
 
     def squared_error(self, values: Distribution, lower: Tensor, upper: Tensor) -> Tensor:
-        """Squared error of quantizing in each; not less than what clipping alone costs."""
+        """Returns the squared error of quantizing in each range; clipping alone never costs more."""
         ...
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds found by a search.
+    """The result of a search.
 
     Attributes:
         lower: [groups].
         upper: [groups], not below `lower`.
-        error: mean squared error of quantizing between them, [groups].
+        error: mean squared error of quantization between the bounds, [groups].
     """
 
     lower: Tensor
@@ -49,20 +49,20 @@ class Bounds:
 
 
 def minmax(values: Distribution, space: Space, lowest: float | None = None) -> Bounds:
-    """The whole range of the values; nothing is clipped."""
+    """Takes the whole range of the values; no value is clipped."""
     return _best(values, space, _start(values, lowest), values.maximum[:, None])
 
 
 def percentile(
     values: Distribution, space: Space, percent: float, *, one_sided: bool = False, lowest: float | None = None
 ) -> Bounds:
-    """Clip the same fraction of the values whatever their size (Li et al., "Fully quantized network", CVPR 2019).
+    """Clips a fixed fraction of the values, whatever their size (Li et al., "Fully quantized network", CVPR 2019).
 
     Args:
-        values: what the quantizer sees.
-        space: of the quantizer whose bounds are searched.
+        values: the values that the quantizer sees.
+        space: the quantizer whose bounds are searched.
         percent: the upper bound is this percentile, the lower one the (100 - percent)th; 50 to 100.
-        one_sided: leave the lower end where it is.
+        one_sided: whether the lower end stays at the smallest value.
         lowest: known lower end, used with `one_sided`.
     """
     lower = _start(values, lowest) if one_sided else values.quantile(1.0 - percent / 100.0)[:, None]
@@ -71,7 +71,7 @@ def percentile(
 
 
 def dobi_two_sided(values: Distribution, space: Space, candidates: int = 100) -> Bounds:
-    """DOBI for bell-shaped values: both bounds move inwards together (2DQuant, arXiv 2406.06649).
+    """Searches by DOBI for bell-shaped values: both bounds move inwards together (2DQuant, arXiv 2406.06649).
 
     Candidate i of K is [min + i d, max - i d] with d = (max - min) / 2K, i = 0 .. K-1.
     """
@@ -81,7 +81,7 @@ def dobi_two_sided(values: Distribution, space: Space, candidates: int = 100) ->
 
 
 def dobi_one_sided(values: Distribution, space: Space, candidates: int = 100, lowest: float | None = None) -> Bounds:
-    """DOBI for skewed values: the lower bound stays, the upper moves inwards (2DQuant, arXiv 2406.06649).
+    """Searches by DOBI for skewed values: the upper bound moves inwards, the lower stays (2DQuant, arXiv 2406.06649).
 
     Candidate i of K is [min, max - i (max - min) / K], i = 0 .. K-1, with `lowest` for min where it is known.
     """
@@ -91,10 +91,10 @@ def dobi_one_sided(values: Distribution, space: Space, candidates: int = 100, lo
 
 
 def dobi2d(values: Distribution, space: Space, candidates: int = 100, lowest: float | None = None) -> Bounds:
-    """Both bounds free: the best of all [min + i d, max - j d] with d = (max - min) / K and i + j < K.
+    """Searches over both bounds: all [min + i d, max - j d] with d = (max - min) / K and i + j < K.
 
-    Candidates are ordered by i, then j. Those whose clipping alone costs more than some grid's whole error are skipped:
-    no others, so the result is that of the full search.
+    Candidates are ordered by i, then j. A candidate is skipped only if its clipping alone costs more than the whole
+    error of another candidate, so the result equals the result of the full search.
     """
     low, high = _start(values, lowest), values.maximum[:, None]
     steps = torch.arange(candidates)
@@ -106,27 +106,27 @@ def dobi2d(values: Distribution, space: Space, candidates: int = 100, lowest: fl
     stride = math.isqrt(candidates) // 2 or 1
     coarse = (i % stride == 0) & (j % stride == 0)
     reachable = _error(values, space, lowers[:, i[coarse]], uppers[:, j[coarse]])[2].amin(1, keepdim=True)
-    low_of_pair, high_of_pair = space.admissible(lowers[:, i], uppers[:, j])
-    if torch.equal(low_of_pair, lowers[:, i]) and torch.equal(high_of_pair, uppers[:, j]):
+    pair_lowers, pair_uppers = space.admissible(lowers[:, i], uppers[:, j])
+    if torch.equal(pair_lowers, lowers[:, i]) and torch.equal(pair_uppers, uppers[:, j]):
         # Every candidate is admissible: K lookups a side serve all K squared pairs.
         clipping = values.clipping_error(lowers, "below")[:, i] + values.clipping_error(uppers, "above")[:, j]
     else:
-        clipping = values.clipping_error(low_of_pair, "below") + values.clipping_error(high_of_pair, "above")
+        clipping = values.clipping_error(pair_lowers, "below") + values.clipping_error(pair_uppers, "above")
     worth = (clipping <= reachable * _SLACK) | (i + j == 0)
 
-    # One row a group: the candidates worth a look in their order, then (in shorter rows) others, which cannot win.
+    # One row a group: first the candidates that can win, in their order, then (in shorter rows) others, which cannot.
     order = worth.logical_not().byte().argsort(stable=True, dim=1)[:, : int(worth.sum(1).max())]
     return _best(values, space, lowers.gather(1, i[order]), uppers.gather(1, j[order]))
 
 
 def _start(values: Distribution, lowest: float | None) -> Tensor:
-    """The lower end candidates start from, [groups, 1]: not above the largest value, so that no range is negative."""
+    """The lower end of the widest candidate, [groups, 1], not above the largest value, so that no range is negative."""
     start = values.minimum if lowest is None else torch.full_like(values.minimum, lowest)
     return torch.minimum(start, values.maximum)[:, None]
 
 
 def _best(values: Distribution, space: Space, lower: Tensor, upper: Tensor) -> Bounds:
-    """The first candidate ([groups, candidates]) of least squared error, of each group."""
+    """Picks the first candidate ([groups, candidates]) of least squared error for each group."""
     lower, upper, error = _error(values, space, lower, upper)
     best = error.argmin(1, keepdim=True)
     low, high, least = (t.gather(1, best)[:, 0] for t in (lower, upper, error))

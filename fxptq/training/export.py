@@ -1,7 +1,7 @@
-"""From a training run to a bundled file: `python -m fxptq.training.export --recipe swinir_x4 --run DIR --out FILE`.
+"""Makes a bundled file of a training run: `python -m fxptq.training.export --recipe swinir_x4 --run DIR --out FILE`.
 
-Takes the averaged weights of the run's last snapshot, rounds them to half precision, measures them as rounded on the
-sets given, and writes the .safetensors file with its model card (.md) beside it.
+The program takes the averaged weights of the run's last snapshot, rounds them to half precision, scores the rounded
+weights on the benchmark sets, and writes the .safetensors file with its model card (.md) beside it.
 """
 
 from __future__ import annotations
@@ -70,18 +70,18 @@ def export(recipe: Recipe, run: Path, out: Path, sets: Sequence[tuple[str, Path]
     """Writes the weights file and its card.
 
     Args:
-        recipe: of the network.
-        run: folder of the run.
+        recipe: the recipe of the network.
+        run: folder of the training run.
         out: the .safetensors file to write.
         sets: name and folder of each benchmark.
-        data: what it was trained on and under what terms, for the card.
-        machine: what it was trained on, for the card.
+        data: the training data and its terms, for the card.
+        machine: the machine of the training, for the card.
 
     Returns:
-        The card.
+        The text of the card.
 
     Raises:
-        InputError: the folder holds no snapshot, or one of another network.
+        InputError: the folder holds no snapshot, or a snapshot of another network.
     """
     source = run / AVERAGE
     state = {key: t.half() for key, t in read_state(source).items()}
@@ -93,12 +93,12 @@ def export(recipe: Recipe, run: Path, out: Path, sets: Sequence[tuple[str, Path]
     for name, folder in sets:
         benchmark = open_set(name, folder, recipe.task, channels=recipe.input.channels)
         if recipe.scale == 1:
-            given = evaluate(_unchanged, benchmark, value_range=recipe.input.range)
-            scores.append(replace(given, name=f"{name}, the input"))
+            unrestored = evaluate(_unchanged, benchmark, value_range=recipe.input.range)
+            scores.append(replace(unrestored, name=f"{name}, the input"))
         scores.append(evaluate(fitted(model, recipe), benchmark, value_range=recipe.input.range))
     part = out.with_name(f"{out.name}.part")
     safetensors.torch.save_file(state, part, metadata={"recipe": recipe.name, "steps": history["step"]})
-    part.chmod(0o644)  # the library writes for the owner alone
+    part.chmod(0o644)  # the library makes a file that only its owner can read
     card = _card(recipe, history, scores, file=out.name, size=part.stat().st_size, data=data, machine=machine)
     part.replace(out)
     card_part = out.with_name(f"{out.stem}.md.part")
@@ -123,7 +123,7 @@ def _card(
 ) -> str:
     settings = json.loads(history["settings"])
     settings["patches"] = ",".join(map(str, settings["patches"]))
-    # An option that the run did not know yet was off.
+    # An option that is younger than the run was off.
     options = {name: settings.get(name, 0) for name in OPTIONS}
     reported = FIGURES[recipe.task.kind]
     protocol = PROTOCOLS[recipe.task.kind]

@@ -1,8 +1,8 @@
-"""A start for training: networks that begin as the best linear interpolator their up-sampling layer can express.
+"""A start for training: a network begins as the best linear interpolator that its up-sampling layer can express.
 
 The architecture stays as it is. Three feature channels carry the colours, the residual branch starts at zero, and the
 up-sampling convolution holds one 3x3 kernel for each sub-pixel phase, fitted by least squares on training images. A
-short training then learns only what interpolation cannot do.
+short training then learns only the details that interpolation misses.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from torch import Tensor, nn
 
 from fxptq.models.edsr import EDSR
 from fxptq.models.swinir import SwinIR
-from fxptq.training.patches import Pair
+from fxptq.training.patches import TrainingPair
 
-TAPS = 9
+POSITIONS = 9  # of a 3x3 kernel
 COLOURS = 3
 
 
-def fit_phase_kernels(pairs: Iterable[Pair], scale: int) -> Tensor:
+def fit_phase_kernels(pairs: Iterable[TrainingPair], scale: int) -> Tensor:
     """Fits, for each of the scale^2 sub-pixel phases, the 3x3 kernel that predicts it best from the low resolution.
 
-    Ordinary least squares over all inner pixels of all images and colours, by the normal equations in float64.
+    The fit is ordinary least squares over all inner pixels of all images and colours, by the normal equations in
+    float64.
 
     Returns:
         [scale, scale, 3, 3] float32: row phase, column phase, kernel.
     """
-    gram = torch.zeros(TAPS, TAPS, dtype=torch.float64)
-    moment = torch.zeros(TAPS, scale * scale, dtype=torch.float64)
+    gram = torch.zeros(POSITIONS, POSITIONS, dtype=torch.float64)
+    moment = torch.zeros(POSITIONS, scale * scale, dtype=torch.float64)
     for pair in pairs:
-        # Each colour is an image of its own; centred, so that the fit is about structure and not about brightness.
+        # Each colour is an image of its own, and is centred so that the fit sees structure and not brightness.
         low = pair.low.unsqueeze(1).double() / 255
         centre = low.mean(dim=(2, 3), keepdim=True)
         neighbours = F.unfold(low - centre, 3).transpose(0, 1).flatten(1)
@@ -45,14 +46,14 @@ def fit_phase_kernels(pairs: Iterable[Pair], scale: int) -> Tensor:
 
 @torch.no_grad()
 def start_as_interpolator(model: nn.Module, kernels: Tensor) -> None:
-    """Sets the weights of a fresh network so that it computes the interpolation by `kernels` (see the module's text).
+    """Sets the weights of a fresh network so that it interpolates by `kernels`; the module's text explains how.
 
     Args:
         model: an `EDSR`, or a `SwinIR` with the upsampler "pixelshuffledirect"; changed in place.
         kernels: [scale, scale, 3, 3].
 
     Raises:
-        TypeError: another network.
+        TypeError: the network is neither of the two.
     """
     if isinstance(model, SwinIR) and model.upsampler == "pixelshuffledirect":
         first, last_of_body = model.conv_first, model.conv_after_body
@@ -69,7 +70,7 @@ def start_as_interpolator(model: nn.Module, kernels: Tensor) -> None:
 
 
 def _carry_colours(conv: nn.Conv2d) -> None:
-    """The first three outputs become the first three inputs; the other outputs stay as they are."""
+    """Makes the first three outputs equal to the first three inputs; the other outputs stay as they are."""
     _bias(conv)[:COLOURS] = 0
     conv.weight[:COLOURS] = 0
     for colour in range(COLOURS):
@@ -83,7 +84,7 @@ def _bias(conv: nn.Conv2d) -> Tensor:
 
 
 def _phases_at_once(conv: nn.Conv2d, kernels: Tensor) -> None:
-    """One convolution before one pixel shuffle: output channel colour * scale^2 + phase."""
+    """Sets one convolution before one pixel shuffle: output channel colour * scale^2 + phase."""
     phases = kernels.flatten(0, 1)
     conv.weight.zero_()
     _bias(conv).zero_()
@@ -92,10 +93,10 @@ def _phases_at_once(conv: nn.Conv2d, kernels: Tensor) -> None:
 
 
 def _phases_by_stages(convs: list[nn.Conv2d], kernels: Tensor) -> None:
-    """One or two convolutions, each before a pixel shuffle that keeps all features.
+    """Sets one or two convolutions, each before a pixel shuffle that keeps all features.
 
-    The first computes every phase; what the second shuffle has to place travels there as further channels, and the
-    second convolution only hands each of them to its place.
+    The first convolution computes every phase. The phases that the second shuffle puts in place travel there as further
+    channels, and the second convolution copies each of them to the output channel of its sub-pixel.
     """
     scale = kernels.shape[0]
     later = 2 if len(convs) == 2 else 1
@@ -105,9 +106,9 @@ def _phases_by_stages(convs: list[nn.Conv2d], kernels: Tensor) -> None:
     for row in range(scale):
         for column in range(scale):
             rest = (row % later) * later + column % later
-            place = (row // later) * now + column // later
+            subpixel = (row // later) * now + column // later
             for colour in range(COLOURS):
-                weight[(colour + COLOURS * rest) * now**2 + place, colour] = kernels[row, column]
+                weight[(colour + COLOURS * rest) * now**2 + subpixel, colour] = kernels[row, column]
     convs[0].weight.copy_(weight)
     _bias(convs[0]).zero_()
     for conv in convs[1:]:

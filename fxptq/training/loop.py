@@ -1,7 +1,8 @@
 """The training loop: L1 loss, Adam, warm-up and cosine, growing patches, averaged weights, restart at any time.
 
-Promises: with the same seed, device and thread count, a run by steps gives the same weights, interrupted or not. A run
-limited by minutes follows the clock, and does not. Files are written whole or not at all.
+Promises: with the same seed, device and thread count, a run that is limited by steps gives the same weights,
+interrupted or not; a run that is limited by minutes follows the clock and gives other weights each time. Files are
+written whole or not at all.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from fxptq.data.degrade import Degradation
 from fxptq.errors import InputError
 from fxptq.io.state_dict import is_derived
-from fxptq.training.patches import Pair, PatchSampler, add_noise
+from fxptq.training.patches import PatchSampler, TrainingPair, add_noise
 
 CHECKPOINT = "checkpoint.pt"
 AVERAGE = "ema.safetensors"
@@ -32,19 +33,19 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train.
+    """The settings of a training run.
 
     Attributes:
-        steps: updates in all.
-        minutes: wall time after which the schedule has run off, if sooner; 0 for no limit.
+        steps: number of updates.
+        minutes: wall time after which the schedule ends, if that is sooner; 0 for no limit.
         lr: peak learning rate of Adam.
         warmup: updates over which the rate rises to its peak.
         patches: sides of the low-resolution patch, one after another over equal parts of the run.
         pixels: low-resolution pixels of a batch; the batch is `pixels // patch**2` patches.
-        clip: largest norm of the gradient, longer ones are shortened; 0 for no limit.
-        decay: of the exponential average of the weights.
-        seed: of the patches drawn (and of the first weights).
-        device: where to train.
+        clip: largest norm of the gradient; longer gradients are shortened; 0 for no limit.
+        decay: decay of the exponential average of the weights.
+        seed: seed of the patches (and of the first weights).
+        device: torch's name of the device.
         bf16: forward and backward in bfloat16 where autocast finds it safe.
         compile: run the network through torch.compile.
         snapshot_minutes: wall time between two snapshots.
@@ -65,31 +66,31 @@ class TrainSettings:
     snapshot_minutes: float = 5.0
 
     def progress(self, step: int, seconds: float) -> float:
-        """The part of the run that is done, 0..1, by updates or by the clock, whichever is further."""
+        """Returns the finished part of the run, 0..1, by updates or by the clock, whichever is larger."""
         by_clock = seconds / (60 * self.minutes) if self.minutes else 0.0
         return min(1.0, max(step / self.steps, by_clock))
 
     def learning_rate(self, step: int, progress: float) -> float:
-        """Linear warm-up, then half a cosine down to a hundredth of the peak."""
+        """Returns the rate: a linear warm-up, then half a cosine down to a hundredth of the peak."""
         cosine = 0.505 + 0.495 * math.cos(math.pi * progress)
         return self.lr * min(1.0, (step + 1) / self.warmup) * cosine
 
     def patch(self, progress: float) -> int:
-        """The side of the patch at this point of the run."""
+        """Returns the side of the patch at this point of the run."""
         return self.patches[min(int(progress * len(self.patches)), len(self.patches) - 1)]
 
 
 class Trainer:
-    """One run in one folder: `checkpoint.pt` to go on from, `ema.safetensors` to use, `log.jsonl` to look at.
+    """One run in one folder: `checkpoint.pt` to continue from, `ema.safetensors` to use, `log.jsonl` to read.
 
     Args:
-        model: as it shall begin; trained in place.
+        model: the network with its first weights; trained in place.
         pairs: images to train on.
         held_out: images to watch the progress by; never trained on.
-        degradation: what the pairs were made with.
+        degradation: the degradation that the pairs were made with.
         value_range: the network's own range, 1 or 255.
         settings: see `TrainSettings`.
-        out: the folder; a checkpoint in it is gone on from.
+        out: the folder; a checkpoint in it is continued.
 
     Raises:
         InputError: the folder holds a checkpoint of another network, or an image is smaller than a patch.
@@ -98,8 +99,8 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        pairs: Sequence[Pair],
-        held_out: Sequence[Pair],
+        pairs: Sequence[TrainingPair],
+        held_out: Sequence[TrainingPair],
         *,
         degradation: Degradation,
         value_range: float,
@@ -166,7 +167,7 @@ class Trainer:
 
     @torch.inference_mode()
     def held_out_psnr(self) -> float:
-        """Mean PSNR in dB (all channels, 0..1, no crop) of the averaged weights on the held-out crops."""
+        """Computes the mean PSNR in dB (all channels, 0..1, no crop) of the averaged weights on the held-out crops."""
         scores = []
         for low, high in self.held_out:
             restored = self.average(low[None].to(self.device) * self.value_range) / self.value_range
@@ -218,6 +219,6 @@ class Trainer:
 
 
 def _centre(image: Tensor, side: int) -> Tensor:
-    """The middle [C, side, side] of an image, or as much of it as there is."""
+    """Crops the middle [C, side, side] of an image; along an axis that is shorter, the whole axis stays."""
     top, left = max(0, (image.shape[1] - side) // 2), max(0, (image.shape[2] - side) // 2)
     return image[:, top : top + side, left : left + side]

@@ -1,7 +1,7 @@
-"""Training pairs: whole images in memory, random augmented patches out of them.
+"""Training pairs: whole images in memory, and random augmented patches from them.
 
-Promises: the degraded side is made as a benchmark's is (MATLAB's bicubic, JPEG); noise is drawn afresh for each patch;
-a pool and a generator in the same state give the same patches.
+Promises: the degraded side of a pair is made as the inputs of a benchmark are (MATLAB's bicubic, JPEG); each patch gets
+noise of its own; the same pairs and the same generator state give the same patches.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from fxptq.io.images import list_images, read_image
 
 
 @dataclass(frozen=True)
-class Pair:
+class TrainingPair:
     """One photograph: `low` [C, h, w] and `high` [C, h * scale, w * scale], both uint8."""
 
     low: Tensor
     high: Tensor
 
 
-def read_pair(path: Path, degradation: Degradation, channels: int = 3) -> Pair:
+def read_pair(path: Path, degradation: Degradation, channels: int = 3) -> TrainingPair:
     """Reads an image as RGB (3 channels) or grey (1) and makes its degraded side.
 
     Raises:
@@ -37,7 +37,7 @@ def read_pair(path: Path, degradation: Degradation, channels: int = 3) -> Pair:
     return make_pair(read_image(path, channels), degradation)
 
 
-def read_pairs(folder: Path, degradation: Degradation, channels: int = 3) -> list[Pair]:
+def read_pairs(folder: Path, degradation: Degradation, channels: int = 3) -> list[TrainingPair]:
     """Reads every image of a folder, in the order of the names; see `read_pair`.
 
     Raises:
@@ -46,36 +46,36 @@ def read_pairs(folder: Path, degradation: Degradation, channels: int = 3) -> lis
     return [read_pair(path, degradation, channels) for path in list_images(folder)]
 
 
-def make_pair(image: npt.NDArray[np.uint8], degradation: Degradation) -> Pair:
-    """Crops [H, W, C] uint8 to a multiple of the scale and degrades it; noise is left to who draws from the pair."""
+def make_pair(image: npt.NDArray[np.uint8], degradation: Degradation) -> TrainingPair:
+    """Crops [H, W, C] uint8 to a multiple of the scale and degrades it; `PatchSampler.draw` adds noise later."""
     height, width = (size - size % degradation.scale for size in image.shape[:2])
     high = np.array(image[:height, :width])
-    made = high if degradation.kind == "noise" else degradation.apply(high, np.random.default_rng(0))
-    low = made.astype(np.uint8)  # whole levels all of them
-    return Pair(torch.from_numpy(low).permute(2, 0, 1), torch.from_numpy(high).permute(2, 0, 1))
+    degraded = high if degradation.kind == "noise" else degradation.apply(high, np.random.default_rng(0))
+    low = degraded.astype(np.uint8)  # all levels are whole numbers
+    return TrainingPair(torch.from_numpy(low).permute(2, 0, 1), torch.from_numpy(high).permute(2, 0, 1))
 
 
 def add_noise(low: Tensor, degradation: Degradation, generator: torch.Generator) -> Tensor:
-    """`low`, float in 0..1, with the noise of the degradation; as it is where that has none."""
+    """Adds the noise of the degradation to `low`, float in 0..1; `low` stays as it is for other kinds."""
     if degradation.kind != "noise":
         return low
     return low + degradation.sigma / 255 * torch.randn(low.shape, generator=generator)
 
 
 class PatchSampler:
-    """Draws patches from all places of all images alike, turned and mirrored at random.
+    """Draws patches from all positions of all images with equal chance, turned and mirrored at random.
 
     Args:
         pairs: the images.
-        degradation: what the pairs were made with; its noise is added here.
-        seed: of everything drawn.
+        degradation: the degradation that the pairs were made with; its noise is added here.
+        seed: seed of all random numbers.
         largest: side of the largest low-resolution patch that will be asked for.
 
     Raises:
-        InputError: an image is smaller than that.
+        InputError: an image is smaller than the largest patch.
     """
 
-    def __init__(self, pairs: Sequence[Pair], degradation: Degradation, seed: int, largest: int = 1) -> None:
+    def __init__(self, pairs: Sequence[TrainingPair], degradation: Degradation, seed: int, largest: int = 1) -> None:
         smallest = min(min(pair.low.shape[1:]) for pair in pairs)
         if smallest < largest:
             raise InputError(
@@ -90,19 +90,19 @@ class PatchSampler:
         """Draws a batch.
 
         Args:
-            batch: patches.
+            batch: number of patches.
             patch: side of the low-resolution patch, pixels.
 
         Returns:
-            Low [batch, C, patch, patch] and high [batch, C, patch * scale, patch * scale], float32 in 0..1; low goes
-            beyond where there is noise.
+            Low [batch, C, patch, patch] and high [batch, C, patch * scale, patch * scale], float32 in 0..1; noisy low
+            values may lie outside.
         """
         chosen = torch.multinomial(self._areas, batch, replacement=True, generator=self.generator)
         lows, highs = zip(*(self._cut(self.pairs[index], patch) for index in chosen.tolist()), strict=True)
         low, high = torch.stack(lows).float() / 255, torch.stack(highs).float() / 255
         return add_noise(low, self.degradation, self.generator), high
 
-    def _cut(self, pair: Pair, patch: int) -> tuple[Tensor, Tensor]:
+    def _cut(self, pair: TrainingPair, patch: int) -> tuple[Tensor, Tensor]:
         top = self._below(pair.low.shape[1] - patch + 1)
         left = self._below(pair.low.shape[2] - patch + 1)
         turns, mirrored = self._below(4), self._below(2)

@@ -1,8 +1,8 @@
 """Trains a bundled network from scratch: `python -m fxptq.training.train --recipe swinir_x4 --data DIR --out DIR`.
 
-DIR holds photographs; the recipe's degradation makes the network's inputs from them. A few of them are kept back to
-watch the progress by. A network for super-resolution starts as a good interpolator, so that an hour on a small machine
-is worth having. Running the same command again goes on where the last run stopped.
+DIR holds photographs; the recipe's degradation makes the network's inputs from them. A few photographs are held out to
+measure the progress. A network for super-resolution starts as a good interpolator, so that an hour on a small machine
+gives a useful network. The same command, run again, continues where the last run stopped.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def train(recipe: Recipe, data: Path, out: Path, settings: TrainSettings, *, hel
     """Trains the recipe's network on a folder of photographs.
 
     Args:
-        recipe: of the network, with its degradation.
+        recipe: the recipe of the network, with its degradation.
         data: folder of images.
         out: folder of the run (see `Trainer`).
-        settings: how to train.
-        held_out: how many images are kept back, evenly spread over the folder.
+        settings: settings of the training.
+        held_out: number of images that are not trained on, evenly spread over the folder.
 
     Raises:
         InputError: the recipe names no degradation, or the folder holds too few images.
@@ -41,15 +41,15 @@ def train(recipe: Recipe, data: Path, out: Path, settings: TrainSettings, *, hel
     pairs = read_pairs(data, task, recipe.input.channels)
     if len(pairs) <= held_out:
         raise InputError(f"{data} holds {len(pairs)} images; with --held-out {held_out} none is left to train on")
-    kept = set(range(0, len(pairs), len(pairs) // held_out)[:held_out]) if held_out else set()
-    used = [pair for index, pair in enumerate(pairs) if index not in kept]
+    watched = set(range(0, len(pairs), len(pairs) // held_out)[:held_out]) if held_out else set()
+    trained_on = [pair for index, pair in enumerate(pairs) if index not in watched]
     torch.manual_seed(settings.seed)
     model = recipe.build_model()
     if task.kind == "bicubic":
-        start_as_interpolator(model, fit_phase_kernels(used, recipe.scale))
-    watched = [pairs[index] for index in sorted(kept)]
+        start_as_interpolator(model, fit_phase_kernels(trained_on, recipe.scale))
+    held_out_pairs = [pairs[index] for index in sorted(watched)]
     trainer = Trainer(
-        model, used, watched, degradation=task, value_range=recipe.input.range, settings=settings, out=out
+        model, trained_on, held_out_pairs, degradation=task, value_range=recipe.input.range, settings=settings, out=out
     )
     trainer.run()
 
@@ -73,9 +73,9 @@ def command(
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16 where it is safe.")] = DEFAULTS.bf16,
     compile_network: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = DEFAULTS.compile,
     snapshot_minutes: Annotated[float, typer.Option(help="Time between snapshots.")] = DEFAULTS.snapshot_minutes,
-    held_out: Annotated[int, typer.Option(min=0, help="Images kept back.")] = 8,
+    held_out: Annotated[int, typer.Option(min=0, help="Images held out.")] = 8,
 ) -> None:
-    """Trains a bundled network from scratch; the same command again goes on where it stopped."""
+    """Trains a bundled network from scratch; the same command, run again, continues where it stopped."""
     if threads:
         torch.set_num_threads(threads)
     try:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from benchmarks import calibration, exactness
-from benchmarks.study import Kept, Study, inputs_of, parsed, scores
+from benchmarks.study import FigureStore, Study, inputs_of, parsed, scores
 from fxptq.api import load
 from fxptq.commands.source import Source
 from fxptq.evaluate.sets import BenchmarkSet, samples
@@ -44,7 +44,7 @@ def study(source: Source, seed: int = 0) -> Study:
 
 
 def test_a_stored_network_scores_what_the_row_says(source: Source, sets: list[BenchmarkSet], out: Path) -> None:
-    rows = calibration.measured(study(source), "synthetic", BITS, sets, Kept(out / "rows.json"))
+    rows = calibration.measured(study(source), "synthetic", BITS, sets, FigureStore(out / "rows.json"))
     assert list(rows) == ["bounds", "DQC"]
     for row in rows.values():
         again = load(out / row["checkpoint"], swinir(seed=1)).to_integer(compile=False)
@@ -57,29 +57,29 @@ def test_a_stored_network_scores_what_the_row_says(source: Source, sets: list[Be
 def test_what_is_finished_is_not_measured_again(
     source: Source, sets: list[BenchmarkSet], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = calibration.measured(study(source), "synthetic", BITS, sets, Kept(out / "rows.json"))
+    rows = calibration.measured(study(source), "synthetic", BITS, sets, FigureStore(out / "rows.json"))
     monkeypatch.setattr(Study, "at", lambda *_: pytest.fail("calibrated again"))
-    assert calibration.measured(study(source), "synthetic", BITS, sets, Kept(out / "rows.json")) == rows
+    assert calibration.measured(study(source), "synthetic", BITS, sets, FigureStore(out / "rows.json")) == rows
     with pytest.raises(pytest.fail.Exception, match="calibrated again"):
-        calibration.measured(study(source, seed=1), "other inputs", BITS, sets, Kept(out / "rows.json"))
+        calibration.measured(study(source, seed=1), "other inputs", BITS, sets, FigureStore(out / "rows.json"))
 
 
 def test_a_row_that_was_cut_off_is_the_one_of_a_whole_run(
     source: Source, sets: list[BenchmarkSet], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = calibration.measured(study(source), "synthetic", BITS, sets, Kept(out / "whole.json"))
-    put = Kept.put
+    whole = calibration.measured(study(source), "synthetic", BITS, sets, FigureStore(out / "whole.json"))
+    put = FigureStore.put
 
-    def stop_after_bounds(kept: Kept, key: dict, figures: dict) -> dict:
+    def stop_after_bounds(store: FigureStore, key: dict, figures: dict) -> dict:
         if figures["after"] == "DQC":
             raise KeyboardInterrupt
-        return put(kept, key, figures)
+        return put(store, key, figures)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Kept, "put", stop_after_bounds)
+        patch.setattr(FigureStore, "put", stop_after_bounds)
         with pytest.raises(KeyboardInterrupt):
-            calibration.measured(study(source), "synthetic", BITS, sets, Kept(out / "cut.json"))
-    rows = calibration.measured(study(source), "synthetic", BITS, sets, Kept(out / "cut.json"))
+            calibration.measured(study(source), "synthetic", BITS, sets, FigureStore(out / "cut.json"))
+    rows = calibration.measured(study(source), "synthetic", BITS, sets, FigureStore(out / "cut.json"))
     assert {step: row["scores"] for step, row in rows.items()} == {step: row["scores"] for step, row in whole.items()}
 
 
@@ -135,11 +135,11 @@ def test_disagreement_of_integers_and_simulation_is_said(capsys: pytest.CaptureF
 
 
 def test_runs_that_share_a_file_keep_each_others_figures(tmp_path: Path) -> None:
-    first, second = Kept(tmp_path / "rows.json"), Kept(tmp_path / "rows.json")
+    first, second = FigureStore(tmp_path / "rows.json"), FigureStore(tmp_path / "rows.json")
     first.put({"bits": 4}, {"psnr": 1.0})
     second.put({"bits": 3}, {"psnr": 2.0})
-    assert Kept(tmp_path / "rows.json").get({"bits": 4}) == {"psnr": 1.0}
-    assert Kept(tmp_path / "rows.json").get({"bits": 3}) == {"psnr": 2.0}
+    assert FigureStore(tmp_path / "rows.json").get({"bits": 4}) == {"psnr": 1.0}
+    assert FigureStore(tmp_path / "rows.json").get({"bits": 3}) == {"psnr": 2.0}
 
 
 def test_a_set_is_cut_to_its_first_pictures_and_says_so(sets: list[BenchmarkSet]) -> None:
@@ -152,18 +152,18 @@ def test_a_set_is_cut_to_its_first_pictures_and_says_so(sets: list[BenchmarkSet]
 def test_exactness_uses_the_checkpoint_that_is_there(
     source: Source, sets: list[BenchmarkSet], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calibration.measured(study(source), "synthetic", BITS, sets, Kept(out / "rows.json"))
+    calibration.measured(study(source), "synthetic", BITS, sets, FigureStore(out / "rows.json"))
     monkeypatch.setattr(Study, "at", lambda *_: pytest.fail("calibrated again"))
-    kept = Kept(out / "exactness.json")
-    cell = exactness.measured(study(source), BITS, sets[0], 0.0, kept)
+    store = FigureStore(out / "exactness.json")
+    cell = exactness.measured(study(source), BITS, sets[0], 0.0, store)
     simulated, integer = (float(word) for word in cell.split("(")[0].split("/"))
     assert simulated == pytest.approx(integer, abs=calibration.AGREEMENT)
-    nudged = exactness.measured(study(source), BITS, sets[0], 0.5, kept).split("nudged ")[1]
+    nudged = exactness.measured(study(source), BITS, sets[0], 0.5, store).split("nudged ")[1]
     assert all(float(moved) != 0.0 for moved in nudged.split(", "))
 
 
 def test_a_nudge_leaves_weights_and_quantizers(source: Source, sets: list[BenchmarkSet], out: Path) -> None:
-    calibration.measured(study(source), "synthetic", BITS, sets, Kept(out / "rows.json"))
+    calibration.measured(study(source), "synthetic", BITS, sets, FigureStore(out / "rows.json"))
     before = exactness.calibrated(study(source), BITS)
     after = exactness.nudged(exactness.calibrated(study(source), BITS), 0.5)
     moved = {

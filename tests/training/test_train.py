@@ -20,7 +20,7 @@ from fxptq.models.edsr import EDSR
 from fxptq.recipe import Recipe
 from fxptq.training import export, train
 from fxptq.training.loop import AVERAGE, CHECKPOINT, LOG, Trainer, TrainSettings
-from fxptq.training.patches import Pair, PatchSampler, make_pair, read_pairs
+from fxptq.training.patches import PatchSampler, TrainingPair, make_pair, read_pairs
 
 X2, X4 = (Degradation("bicubic", scale=scale) for scale in (2, 4))
 SETTINGS = TrainSettings(steps=6, warmup=2, patches=(8, 12), pixels=144, bf16=False, lr=1e-3)
@@ -70,7 +70,7 @@ def test_low_side_is_matlab_bicubic_of_the_cropped_high_side() -> None:
 def test_patches_lie_over_each_other_whatever_the_turn() -> None:
     generator = torch.Generator().manual_seed(0)
     high = torch.randint(256, (3, 40, 60), dtype=torch.uint8, generator=generator)
-    low, high = PatchSampler([Pair(low=high[:, ::4, ::4], high=high)], X4, seed=0).draw(64, 6)
+    low, high = PatchSampler([TrainingPair(low=high[:, ::4, ::4], high=high)], X4, seed=0).draw(64, 6)
     assert low.shape == (64, 3, 6, 6)
     assert high.shape == (64, 3, 24, 24)
     # The low pixel is a corner of its 4 x 4 block of high ones; which of the four depends on the turn.
