@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxptq.graph.program import Variant
 
@@ -76,18 +75,18 @@ def _shapes_at(variant: Variant, holder: nn.Module, inputs: tuple[Tensor, ...]) 
     inputs = tuple(x.to(device) for x in inputs)
     if not variant.capture.holds(holder, inputs):
         return None
-    recorder = _Recorder(variant.module)
-    try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            recorder.run(*(mode.from_tensor(x) for x in inputs))
-    except Exception:  # noqa: BLE001  # values that decide something, or an operation without a fake: run it in earnest
-        recorder = _Recorder(variant.module)
+    # Tensors without values are quick, but not every operation takes them; the network itself takes longest.
+    for recorder, given in (
+        (_WithoutValues(variant.module), tuple(x.to("meta") for x in inputs)),
+        (_Recorder(variant.module), tuple(x.clone() for x in inputs)),
+    ):
         try:
             with torch.no_grad():
-                recorder.run(*(x.clone() for x in inputs))
-        except Exception:  # noqa: BLE001  # the network does not take this size, whatever it raises
-            return None
-    return recorder.shapes
+                recorder.run(*given)
+        except Exception:  # noqa: BLE001, S112  # a size that the network does not take, whatever it raises
+            continue
+        return recorder.shapes
+    return None
 
 
 class _Recorder(fx.Interpreter):
@@ -99,8 +98,26 @@ class _Recorder(fx.Interpreter):
         self.shapes: dict[fx.Node, Shape] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Runs a node."""
-        value = super().run_node(n)
+        """Runs a node; a quantizer changes no shape."""
+        value = self.fetch_args_kwargs_from_env(n)[0][0] if "quantizer" in n.meta else super().run_node(n)
         if isinstance(value, Tensor):
             self.shapes[n] = tuple(value.shape)
         return value
+
+
+class _WithoutValues(_Recorder):
+    """The same on tensors that have a shape and no values."""
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The tensor there, without its values."""
+        value = super().get_attr(target, args, kwargs)
+        return value.to("meta") if isinstance(value, Tensor) else value
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the graph; the tensors that it makes have no values either."""
+        with torch.device("meta"):
+            return super().run(*args, **kwargs)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Calls a function, without the device that its tensors had at the capture."""
+        return super().call_function(target, args, kwargs | {"device": "meta"} if "device" in kwargs else kwargs)
