@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 
 from fxptq.errors import InputError
-from fxptq.graph.sites import KINDS, Operand, Site
+from fxptq.graph.kinds import kind_named, quantizable
+from fxptq.graph.sites import Operand, Site
 
 FLOAT: Literal["float"] = "float"
 
@@ -55,16 +56,16 @@ class Plan:
     """
 
     bits: Bits
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = field(default_factory=quantizable)
     granularity: Literal["channel", "tensor"] = "channel"
     edges: Bits | Literal["float"] | None = field(default_factory=lambda: Bits(8, 8))
     connective: Bits | None = field(default_factory=lambda: Bits(8, 8))
     overrides: tuple[tuple[str, Bits | Literal["float"]], ...] = ()
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.kinds) - set(KINDS))
+        unknown = sorted(set(self.kinds) - set(quantizable()))
         if unknown:
-            raise InputError(f"unknown kind of site {unknown[0]!r}: expected some of {', '.join(KINDS)}")
+            raise InputError(f"unknown kind of site {unknown[0]!r}: expected some of {', '.join(quantizable())}")
 
     def _bits_of(self, site: Site, *, transformer: bool) -> tuple[Bits | None, str]:
         if site.reason:
@@ -77,7 +78,7 @@ class Plan:
         if site.edge and self.edges is not None:
             in_float = f"{site.edge} of the network, left in float by the plan"
             return (None, in_float) if isinstance(self.edges, str) else (self.edges, "")
-        if transformer and site.kind.startswith("conv") and self.connective is not None:
+        if transformer and kind_named(site.kind).is_convolution and self.connective is not None:
             return self.connective, ""
         return self.bits, ""
 
@@ -92,7 +93,7 @@ class Plan:
             if not any(fnmatchcase(site.name, pattern) for site in sites):
                 raise InputError(f"the pattern {pattern!r} matches no site; `fxptq inspect` lists their names")
         transformer = _is_transformer(sites)
-        keys: dict[tuple[str, int, int], str] = {}
+        keys: dict[tuple[object, ...], str] = {}
         planned = []
         for site in sites:
             bits, reason = self._bits_of(site, transformer=transformer)
@@ -102,13 +103,16 @@ class Plan:
                 planned.append(replace(site, reason=reason))
                 continue
             operands = []
-            for operand in site.operands:
-                wide = bits.w if operand.slot == "weight" or (operand.role == "constant") else bits.a
-                groups = self._groups(operand, site)
-                key = keys.setdefault((operand.source, wide, groups), f"{site.name}.{operand.slot}")
-                operands.append(replace(operand, bits=wide, groups=groups, quantizer=key))
+            for operand in (self._operand(operand, site, bits) for operand in site.operands):
+                key = keys.setdefault(_grid_of(operand), f"{site.name}.{operand.slot}")
+                operands.append(replace(operand, quantizer=key))
             planned.append(replace(site, operands=tuple(operands), reason=""))
         return tuple(planned)
+
+    def _operand(self, operand: Operand, site: Site, bits: Bits) -> Operand:
+        """The operand with its bits and ranges."""
+        width = bits.w if operand.slot == "weight" or operand.role == "constant" else bits.a
+        return replace(operand, bits=width, groups=self._groups(operand, site))
 
     def _groups(self, operand: Operand, site: Site) -> int:
         if operand.slot != "weight" or operand.role != "constant":
@@ -118,9 +122,18 @@ class Plan:
         return operand.ranges
 
 
+def _grid_of(operand: Operand) -> tuple[object, ...]:
+    """What tells two quantizers apart: operands for which this is equal can share one.
+
+    The axis counts only where there are several ranges: a weight that a convolution and a transposed convolution share
+    has its outputs along different axes.
+    """
+    return operand.source, operand.bits, operand.groups, operand.axis if operand.groups > 1 else None
+
+
 def _is_transformer(sites: Iterable[Site]) -> bool:
     """Whether linear layers and products do more multiplications than convolutions."""
     work = {False: 0, True: 0}
     for site in sites:
-        work[site.kind.startswith("conv")] += site.macs
+        work[kind_named(site.kind).is_convolution] += site.macs
     return work[False] > work[True]

@@ -12,8 +12,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from fxptq.graph.geometry import Geometry
 from fxptq.kernels.fold import Grid, centred_grid
-from fxptq.kernels.geometry import Geometry
 from fxptq.quant.grid import levels
 from fxptq.quant.quantizer import Quantizer
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from fxptq.graph.geometry import Geometry
 from fxptq.kernels.fold import Grid, Layer
-from fxptq.kernels.geometry import Geometry
 from fxptq.kernels.panels import (
     LANES,
     pack_conv_weight,

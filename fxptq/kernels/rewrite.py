@@ -21,7 +21,6 @@ from fxptq.kernels import patterns
 from fxptq.kernels.attentions import AttentionPattern, Term
 from fxptq.kernels.convolution import GeneralConvolution
 from fxptq.kernels.fold import Grid, Layer, fold_conv2d, fold_linear, product_terms
-from fxptq.kernels.geometry import geometry_of
 from fxptq.kernels.layout import PANELS, Layout
 from fxptq.kernels.ops import Activation
 from fxptq.kernels.panels import LOG2E, key_major, pad_columns, places_first
@@ -187,7 +186,7 @@ class _Rewriter:
             self._general(stem)
             return
         grid = self.seen.grid(site.args[0])
-        geometry = geometry_of(site) if name_of(site) == "conv2d" else None
+        geometry = self.seen.geometry(site) if name_of(site) == "conv2d" else None
         if geometry is None:
             layer, epilogue = self._epilogue(stem, fold_linear(weight, quantizer, bias, grid).times(stem.factor))
             served = self.layout.linear(layer, quantizer.bits, grid)
@@ -253,9 +252,8 @@ class _Rewriter:
         """A convolution without a kernel: integers in floats, and the rest of its stem as torch operations."""
         site = stem.layer
         codes, weight, quantizer, bias = self._operands(site)
-        module = GeneralConvolution(
-            weight, quantizer, bias, grid=self.seen.grid(site.args[0]), geometry=geometry_of(site)
-        )
+        grid, geometry = self.seen.grid(site.args[0]), self.seen.geometry(site)
+        module = GeneralConvolution(weight, quantizer, bias, grid=grid, geometry=geometry)
         self.values[site] = self.new.call_module(self._hold("convolution", module), (codes,))
         self.kernels[self._name(site)] = "integers in floats"
 

@@ -13,10 +13,11 @@ from torch import fx, nn
 
 from fxptq.graph.calls import argument, name_of
 from fxptq.graph.constants import attribute
+from fxptq.graph.geometry import Geometry
+from fxptq.graph.kinds import geometry_of
 from fxptq.kernels import patterns
 from fxptq.kernels.attentions import AttentionPattern, attention_of
 from fxptq.kernels.fold import Grid, fits
-from fxptq.kernels.geometry import geometry_of
 from fxptq.kernels.ops import Activation
 from fxptq.kernels.patterns import Stem
 from fxptq.quant.quantizer import Quantizer
@@ -81,8 +82,14 @@ class Survey:
         """Whether a layer has an operator of its own, and is no integer convolution in floats."""
         if name_of(site) == "linear":
             return True
-        geometry = geometry_of(site)
+        geometry = self.geometry(site)
         return not geometry.transposed and geometry.groups == 1 and geometry.dilation == (1, 1)
+
+    def geometry(self, site: fx.Node) -> Geometry:
+        """How a convolution walks over its input."""
+        found = geometry_of(site)
+        assert found is not None  # noqa: S101  # as _obstacle made sure
+        return found
 
     def _find_sites(self) -> frozenset[fx.Node]:
         found = set()
@@ -135,10 +142,11 @@ class Survey:
             return "a range of the weight has zero width"
         if second.all_input_nodes[0].op != "get_attr":
             return "the weight is computed from the image"
-        if name_of(site) == "linear":
-            return "" if fits(second.meta["shape"]) else "its sums do not fit 32 bits"
-        if len(first.meta["shape"]) != 4 or isinstance(argument(site, 4, "padding"), str):
-            return "no batch axis, or padding given by name"
+        if name_of(site) != "linear":
+            if len(first.meta["shape"]) != 4 or isinstance(argument(site, 4, "padding"), str):
+                return "no batch axis, or padding given by name"
+            if geometry_of(site) is None:
+                return "its stride, padding or dilation is computed from sizes"
         return "" if fits(second.meta["shape"]) else "its sums do not fit 32 bits"
 
     def _product_obstacle(self, first: fx.Node, second: fx.Node) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
+from fxptq.graph.geometry import Geometry
 from fxptq.progress import Progress, Silent
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
@@ -71,6 +72,11 @@ class Site(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Of each operand by slot, and of `output`."""
+        ...
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """How a convolution walks over its input; None for anything else, and where the network computes that."""
         ...
 
 

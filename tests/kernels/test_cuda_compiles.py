@@ -17,8 +17,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
+from fxptq.graph.geometry import Geometry
 from fxptq.kernels import panels
-from fxptq.kernels.convolution import Geometry
 from fxptq.kernels.cuda import attention, convolution, elementwise, gemm, matmul
 from fxptq.kernels.fold import Grid, Layer
 from fxptq.kernels.layout import ROWS

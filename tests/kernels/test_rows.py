@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fxptq.graph.geometry import Geometry
 from fxptq.kernels import ops, panels, rows
-from fxptq.kernels.convolution import Geometry
 from fxptq.kernels.fold import fold_conv2d, fold_linear
 from fxptq.kernels.layout import PANELS, ROWS, Served, layout_for
 from tests.kernels.helpers import codes, epilogue, grid, quantizer

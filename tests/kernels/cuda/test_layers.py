@@ -11,8 +11,8 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from fxptq.graph.geometry import Geometry
 from fxptq.kernels import panels, reference, rows
-from fxptq.kernels.convolution import Geometry
 from fxptq.kernels.cuda import convolution, gemm
 from fxptq.kernels.cuda.tiles import TILES, Tile, tuned
 from fxptq.kernels.fold import Grid, Layer, fold_conv2d, fold_linear, onto
