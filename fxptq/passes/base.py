@@ -106,6 +106,10 @@ class Network(Protocol):
         """The float weight that quantizer reads; None if it reads an activation."""
         ...
 
+    def has_other_readers(self, key: str) -> bool:
+        """Whether anything but that quantizer reads the weight it quantizes."""
+        ...
+
     def set_weight(self, key: str, value: Tensor) -> None:
         """Overwrite that weight in place."""
         ...

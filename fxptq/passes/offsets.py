@@ -16,14 +16,17 @@ from fxptq.quant.quantizer import Quantizer
 def movable_weights(student: Network) -> dict[str, Tensor]:
     """Weights by their quantizer's key, of quantizers that are on and the only ones to read their weight.
 
-    A weight that is read at two widths has no one grid.
+    A weight that is read at two widths or along two axes has no one grid, and a weight that something reads in float
+    (a layer left in float, a sum over the weight) must stay as it is for that reader.
     """
     weights = {key: weight for key in student.quantizers if (weight := student.weight_of(key)) is not None}
     readers = Counter(weight.data_ptr() for weight in weights.values())
     return {
         key: weight
         for key, weight in weights.items()
-        if student.quantizers[key].mode == "on" and readers[weight.data_ptr()] == 1
+        if student.quantizers[key].mode == "on"
+        and readers[weight.data_ptr()] == 1
+        and not student.has_other_readers(key)
     }
 
 

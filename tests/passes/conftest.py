@@ -66,6 +66,9 @@ class TinyNetwork(nn.Module):
     def weight_of(self, key: str) -> Tensor | None:
         return {"conv.weight": self.conv, "mix.weight": self.mix}.get(key)
 
+    def has_other_readers(self, key: str) -> bool:  # noqa: ARG002  # as a program's
+        return False
+
     def set_weight(self, key: str, value: Tensor) -> None:
         weight = self.weight_of(key)
         assert weight is not None
