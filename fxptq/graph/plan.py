@@ -123,12 +123,13 @@ class Plan:
 
 
 def _grid_of(operand: Operand) -> tuple[object, ...]:
-    """What tells two quantizers apart: operands for which this is equal can share one.
+    """What tells two quantizers apart: operands for which this is equal share one, and its result.
 
     The axis counts only where there are several ranges: a weight that a convolution and a transposed convolution share
-    has its outputs along different axes.
+    has its outputs along different axes. What is written over between two sites is another tensor for each.
     """
-    return operand.source, operand.bits, operand.groups, operand.axis if operand.groups > 1 else None
+    axis = operand.axis if operand.groups > 1 else None
+    return operand.source, operand.version, operand.bits, operand.groups, axis
 
 
 def _is_transformer(sites: Iterable[Site]) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from fxptq.graph.calls import name_of
-from fxptq.graph.functions import is_custom_operator
+from fxptq.graph.functions import is_custom_operator, writes
 from fxptq.graph.fused import fused_ranges
 from fxptq.graph.geometry import Geometry
 from fxptq.graph.kinds import OTHER, Kind, Slot, kind_of, layers
@@ -43,6 +43,7 @@ class Operand:
         groups: how many ranges its quantizer has: 1 per tensor, `ranges`, or one per output channel.
         bits: its bit width; None in float.
         quantizer: the key of its quantizer; empty in float. Operands that read one tensor at one width share it.
+        version: tells apart what sites read from memory that calls write into: equal where no such call stands between.
     """
 
     slot: Slot
@@ -54,6 +55,7 @@ class Operand:
     groups: int = 1
     bits: int | None = None
     quantizer: str = ""
+    version: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,12 @@ def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
         graph: as captured; its nodes carry shapes and module paths.
     """
     taken: Counter[str] = Counter()
-    sites = []
+    sites, version = [], 0
     for node in graph.nodes:
+        version += node.op in ("call_function", "call_method") and writes(node.target, node.kwargs)
         kind = kind_of(node)
         if node.meta.get("follows") == IMAGE and (kind is not None or _is_hidden(node)):
-            sites.append(_site(node, kind, _name(node, kind, taken)))
+            sites.append(_site(node, kind, _name(node, kind, taken), version))
     return _with_edges(graph, sites)
 
 
@@ -153,13 +156,14 @@ def _is_hidden(node: fx.Node) -> bool:
     return node.op == "call_module" or is_custom_operator(node.target)
 
 
-def _site(node: fx.Node, kind: Kind | None, name: str) -> Site:
+def _site(node: fx.Node, kind: Kind | None, name: str, version: int) -> Site:
     shapes = {"output": tuple(node.meta.get("shape", ()))}
     factors = kind.factors(node) if kind is not None else ()
     if kind is None or len(factors) != 2 or not all(isinstance(factor, fx.Node) for factor in factors):
         return Site(name, OTHER.name, node.name, (), shapes, 0, reason=_why_other(node, kind))
-    operands = tuple(_operand(node, kind, slot, source) for slot, source in zip(kind.slots, factors, strict=True))
-    shapes = {slot: tuple(source.meta["shape"]) for slot, source in zip(kind.slots, factors, strict=True)} | shapes
+    by_slot = dict(zip(kind.slots, factors, strict=True))
+    operands = tuple(_operand(node, kind, slot, source, version) for slot, source in by_slot.items())
+    shapes = {slot: tuple(source.meta["shape"]) for slot, source in by_slot.items()} | shapes
     reason = f"{name_of(node)}: {kind.reason}" if kind.reason else ""
     if "weight" in shapes and math.prod(shapes["weight"]) <= _COLOUR:
         reason = "a shift or mix of colours: nothing to gain, everything to lose"
@@ -180,15 +184,16 @@ def _why_other(node: fx.Node, kind: Kind | None) -> str:
     return f"{call} of more than two factors" if kind.slots else f"{call}: {kind.reason}"
 
 
-def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node) -> Operand:
+def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node, version: int) -> Operand:
     role, lowest = role_of(source)
+    operand = Operand(slot, source.name, role, lowest, version=version if source.meta.get("written") else 0)
     if slot != "weight" or kind.weight_axis is None:
-        return Operand(slot, source.name, role, lowest)
+        return operand
     ranges = 1
     # Blocks of output channels are blocks of the weight where its first axis counts the outputs of all groups.
     if role == "constant" and kind.weight_axis == 0 and kind.channel_axis is not None:
         ranges = fused_ranges(node, kind.channel_axis)
-    return Operand(slot, source.name, role, lowest, kind.weight_axis, ranges)
+    return replace(operand, axis=kind.weight_axis, ranges=ranges)
 
 
 def _with_edges(graph: fx.Graph, sites: list[Site]) -> tuple[Site, ...]:
