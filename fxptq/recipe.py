@@ -22,15 +22,26 @@ from torch import nn
 
 from fxptq.data.degrade import Degradation
 from fxptq.errors import InputError
+from fxptq.graph.kinds import quantizable
 from fxptq.graph.plan import FLOAT, Bits
 
 Positive = Annotated[int, Field(gt=0)]
-SiteKind = Literal["linear", "conv2d", "conv_transpose2d", "matmul"]
 DEFAULT = "default"
 """The recipe whose presets all others share."""
 
 SiteBits = Annotated[str, Field(pattern=r"^(float|W[2-8]A[2-8])$")]
 """What a site gets: "W3A4", or "float"."""
+
+
+def _site_kind(name: str) -> str:
+    *others, last = (repr(kind) for kind in quantizable())
+    if name not in quantizable():
+        raise ValueError(f"input should be {', '.join(others)} or {last}, not {name!r}")
+    return name
+
+
+SiteKind = Annotated[str, AfterValidator(_site_kind)]
+"""A kind of site that can be quantized, by its name in the table of kinds."""
 
 PresetName = Literal["quick", "standard", "paper"]
 
@@ -113,7 +124,7 @@ class QuantizeSettings(Frozen):
     """What is quantized, and how finely.
 
     Attributes:
-        kinds: the kinds of site that are quantized.
+        kinds: the kinds of site that are quantized; all that can be, if it is left out.
         edges: what the first and the last sites get, which read the image and make the output, and those between
             residual stages: `high_bits`, float, or low, the bits of all others.
         connective: what the convolutions of a transformer get, which join its stages: `high_bits`, or low.
@@ -126,7 +137,7 @@ class QuantizeSettings(Frozen):
             that match none are uniform.
     """
 
-    kinds: Annotated[tuple[SiteKind, ...], Field(strict=False)] = ("linear", "conv2d", "conv_transpose2d", "matmul")
+    kinds: tuple[SiteKind, ...] = Field(default_factory=quantizable, strict=False)
     edges: Literal["high", "float", "low"] = "high"
     connective: Literal["high", "low"] = "high"
     weight_granularity: Literal["channel", "tensor"] = "channel"

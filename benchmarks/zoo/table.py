@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from fxptq.graph.kinds import kind_named
+
 HEAD = """\
 # Architectures
 
@@ -80,7 +82,7 @@ def _row(record: dict[str, Any]) -> str:
     if "nodes" not in record:
         return f"| {record['name']} | | | | | | | | | {verdict} |"
     sites = record["sites"]
-    convolutions = sum(count for kind, count in sites.items() if kind.startswith("conv"))
+    convolutions = sum(count for kind, count in sites.items() if kind_named(kind).is_convolution)
     counts = f"{convolutions} / {sites.get('linear', 0)} / {sites.get('matmul', 0)} / {sites.get('other', 0)}"
     share = 100 * record["macs_quantized"] / max(record["macs"], record["macs_sites"])
     seconds = record["seconds"]

@@ -20,6 +20,7 @@ from fxptq.api import QuantizedModel
 from fxptq.bench import onnx_runtime, openvino
 from fxptq.commands.evaluate import open_checkpoint
 from fxptq.errors import InputError
+from fxptq.graph.kinds import kind_named
 from fxptq.recipe import Recipe
 
 Call = Callable[[], Any]
@@ -107,7 +108,7 @@ def _installed(package: str) -> bool:
 
 
 def _is_transformer(quantized: QuantizedModel) -> bool:
-    return any(site.kind == "matmul" for site in quantized.program.sites)
+    return any(kind_named(site.kind).is_product for site in quantized.program.sites)
 
 
 def _eager(s: Subject) -> Call:

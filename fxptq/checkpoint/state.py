@@ -20,6 +20,7 @@ from fxptq.checkpoint.metadata import Metadata, OperandRecord, SiteRecord
 from fxptq.errors import CalibrationError, CheckpointError, InputError
 from fxptq.graph import Program, Site
 from fxptq.graph.constants import attribute
+from fxptq.graph.kinds import weight_axis
 from fxptq.quant.bitstream import pack, unpack
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.scheme import get_scheme, make_quantizer
@@ -292,7 +293,7 @@ def _decoded_weights(checkpoint: Checkpoint, source: str) -> dict[str, Tensor]:
                 raise CheckpointError(
                     f"{source}: damaged: {record.name} has {operand.bits} bits and its codes {stored.bits}"
                 )
-            axis = 1 if operand.slot == "weight" and record.kind == "conv_transpose2d" else 0
+            axis = weight_axis(record.kind) if operand.slot == "weight" else 0
             quantizer = make_quantizer(operand.scheme, operand.bits, groups=operand.groups, axis=axis)
             _restored(quantizer, checkpoint, operand.quantizer, source)
             decoded[operand.codes] = quantizer.decode(unpack(stored.packed, stored.bits, stored.shape)).detach()

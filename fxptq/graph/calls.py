@@ -1,4 +1,7 @@
-"""What a call in a graph is: one name for its spellings, and what is known of it (a layer, a move of values, ...)."""
+"""What a call in a graph is: one name for its spellings, and what is known of it (a move of values, a floor, ...).
+
+The calls that do arithmetic stand in kinds.py.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,6 @@ from typing import Any
 from torch import fx
 
 from fxptq.graph.functions import name_of_function, words
-
-WEIGHTED = words("linear conv1d conv2d conv3d conv_transpose2d")
-"""Layers: one factor is a weight, and something can be said of its shape."""
-
-PRODUCTS = words("matmul einsum")
-"""Products of two tensors."""
-
-OTHER = words(
-    "convolution conv_transpose1d conv_transpose3d conv_tbc deform_conv2d bilinear lstm gru rnn_tanh rnn_relu cdist "
-    "tensordot addbmm mv addmv inner outer kron chain_matmul multi_dot fft_fft fft_fft2 fft_fftn fft_ifft fft_ifft2 "
-    "fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft fft_irfft2 fft_irfftn"
-)
-"""Arithmetic that has no quantizer; it is listed by name."""
-
-ARITHMETIC = WEIGHTED | PRODUCTS | OTHER
 
 LAYOUT = words(
     "view reshape permute transpose contiguous flatten unflatten squeeze unsqueeze getitem chunk split tensor_split "
@@ -35,7 +23,7 @@ LAYOUT = words(
 MIXING = words(
     "cat concat concatenate stack pad interpolate upsample dropout max_pool2d avg_pool2d adaptive_avg_pool2d"
 )
-"""Calls whose values lie between the values of their inputs (and zero)."""
+"""Calls whose values lie between the values of their inputs and a number of their own; zero, but for `pad`."""
 
 LOWEST: dict[str, float | None] = {
     **dict.fromkeys(words("softmax relu relu6 sigmoid hardsigmoid softplus exp abs square"), 0.0),
@@ -85,10 +73,8 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
 
 
 def first_inputs(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The nodes among the first positional argument, looking into lists (`cat`)."""
-    if not node.args:
-        return ()
-    head = node.args[0]
+    """The nodes among the first argument, given by position or by name, looking into lists (`cat`)."""
+    head = argument(node, 0, "input", node.kwargs.get("tensors"))
     if isinstance(head, fx.Node):
         return (head,)
     if isinstance(head, (list, tuple)):

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxptq.errors import CaptureError
-from fxptq.graph.calls import ARITHMETIC, name_of
+from fxptq.graph.calls import name_of
 from fxptq.graph.constants import eliminate_dead_code, fold_constants
 from fxptq.graph.holder import Holder
+from fxptq.graph.kinds import arithmetic
 from fxptq.graph.places import first_line, line_of_error
 from fxptq.graph.tracer import Trace, trace
 from fxptq.graph.verify import Inputs, another_image, difference, other_sizes, run_graph, run_network
@@ -86,7 +87,8 @@ class _ShapesOnly(fx.Interpreter):
 
 def _numbers(conditions: fx.GraphModule, inputs: Inputs) -> tuple[Any, ...]:
     with torch.no_grad():
-        if sum(name_of(node) in ARITHMETIC for node in conditions.graph.nodes) > _FEW:
+        layers = arithmetic()
+        if sum(name_of(node) in layers for node in conditions.graph.nodes) > _FEW:
             with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"):
                 return tuple(_ShapesOnly(conditions).run(*(torch.empty(x.shape, dtype=x.dtype) for x in inputs)))
         return tuple(conditions.forward(*(torch.zeros_like(x) for x in inputs)))

@@ -117,6 +117,17 @@ def is_custom_operator(target: Any) -> bool:
     return str(target).split(".", maxsplit=1)[0] not in ("aten", "prims", "prim")
 
 
+def is_torchs_own(target: Any) -> bool:
+    """Whether torch or Python defines the function, so that its name says what it computes; methods are Tensor's.
+
+    The functions and operators of others may have any name: an autograd function `exp`, an operator `mine::linear`.
+    """
+    if isinstance(target, str):
+        return True
+    home = (getattr(target, "__module__", None) or "torch").split(".", maxsplit=1)[0]
+    return home in ("torch", "builtins", "_operator") and not is_custom_operator(target)
+
+
 def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the call draws random numbers."""
     name = name_of_function(func)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from fxptq.graph.calls import LAYOUT, name_of
+from fxptq.graph.kinds import kind_of
 from fxptq.graph.tracer import IMAGE
 
 _ELEMENTWISE = frozenset(
@@ -34,19 +35,19 @@ _ELEMENTWISE = frozenset(
         "elu",
     ]
 )
-_PRODUCTS = frozenset(("matmul", "einsum", "baddbmm"))
 _SCATTERED = (0, -1)
 """Stands for channels that are no contiguous block: as a block it has no size, so nothing is split."""
 
 
-def fused_ranges(layer: fx.Node) -> int:
+def fused_ranges(layer: fx.Node, axis: int) -> int:
     """How many equal contiguous blocks of output channels feed different factors of products; 1 if they do not.
 
     Args:
-        layer: a linear or conv2d node of a captured graph.
+        layer: a node of a captured graph, of a kind with a weight.
+        axis: the axis of its output that holds the channels, counted from the end.
     """
     shape = layer.meta["shape"]
-    axis = 1 if name_of(layer) == "conv2d" else len(shape) - 1
+    axis = len(shape) + axis
     channels = shape[axis]
     numbers = torch.arange(channels).reshape([-1 if i == axis else 1 for i in range(len(shape))])
     values: dict[fx.Node, Any] = {layer: numbers.expand(shape).contiguous()}
@@ -57,7 +58,8 @@ def fused_ranges(layer: fx.Node) -> int:
         for user in node.users:
             if user.meta.get("follows") != IMAGE or user in values:
                 continue
-            if name_of(user) in _PRODUCTS:
+            kind = kind_of(user)
+            if kind is not None and kind.is_product:
                 blocks |= _block(values[node])
                 continue
             moved = _carry_out(user, node, values)

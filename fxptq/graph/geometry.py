@@ -1,50 +1,147 @@
-"""How a convolution walks over its input, read off its node."""
+"""How a convolution walks over its input: read off its node, applied to tensors, and seen as windows.
+
+Convolutions over one, two and three axes are covered, plain and transposed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from fxptq.graph.calls import argument, name_of
+from fxptq.graph.calls import argument
+
+_PLAIN = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution walks over its input, as `F.conv2d` and `F.conv_transpose2d` take it."""
+    """How a convolution walks over its input; one number for each axis of the image in every tuple.
 
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
+    Attributes:
+        stride: step from one position of the kernel to the next.
+        padding: zeros before the first value of an axis, and as many behind the last; a transposed convolution cuts so
+            much off both ends of its output.
+        trailing: further zeros behind the last value. Only `padding="same"` makes them, where the kernel spans an even
+            number of values.
+        dilation: distance of two neighbouring kernel values.
+        groups: how many parts the channels have that do not see one another.
+        output_padding: of a transposed convolution, what is added to one end of its output.
+        transposed: whether it is a transposed convolution.
+    """
+
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
-    output_padding: tuple[int, int] = (0, 0)
+    output_padding: tuple[int, ...] = (0, 0)
     transposed: bool = False
+    trailing: tuple[int, ...] = (0, 0)
 
     def apply(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
-        """The convolution of `x`, without a bias, in any number of groups."""
+        """The convolution of `x`, without a bias, in any number of groups.
+
+        Args:
+            x: [B, C, *image] or [C, *image].
+            weight: [N, C / groups, *kernel]; of a transposed convolution [C, N / groups, *kernel].
+            groups: takes the place of the geometry's own.
+        """
+        axes = len(self.stride)
         if self.transposed:
-            return F.conv_transpose2d(
+            return _TRANSPOSED[axes](
                 x, weight, None, self.stride, self.padding, self.output_padding, groups, self.dilation
             )
-        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, groups)
+        if any(self.trailing):
+            x = F.pad(x, _pad(axes, [0] * axes, self.trailing))
+        return _PLAIN[axes](x, weight, None, self.stride, self.padding, self.dilation, groups)
+
+    def windows(self, x: Tensor, kernel: Sequence[int]) -> Tensor:
+        """What the kernel multiplies at each position of the output, of a convolution that is not transposed.
+
+        Args:
+            x: [B, C, *image] or [C, *image].
+            kernel: size of the kernel along each axis of the image.
+
+        Returns:
+            [B, C, *positions, *kernel], a view of the padded input.
+        """
+        axes = len(self.stride)
+        windows = x if x.dim() == axes + 2 else x.unsqueeze(0)
+        behind = [near + more for near, more in zip(self.padding, self.trailing, strict=True)]
+        windows = F.pad(windows, _pad(axes, self.padding, behind))
+        for axis in range(axes):
+            span = self.dilation[axis] * (kernel[axis] - 1) + 1
+            windows = windows.unfold(2 + axis, span, self.stride[axis])[..., :: self.dilation[axis]]
+        return windows
 
 
-def geometry_of(site: fx.Node) -> Geometry:
-    """How a convolution's node walks over its input."""
+def _pad(axes: int, before: Sequence[int], behind: Sequence[int]) -> list[int]:
+    """Widths as F.pad takes them: the last axis comes first."""
+    return [width for axis in reversed(range(axes)) for width in (before[axis], behind[axis])]
 
-    def pair(value: Any) -> tuple[int, int]:
-        first, second = (value, value) if isinstance(value, int) else (value * 2)[:2] if len(value) == 1 else value
-        return int(first), int(second)
 
-    transposed = name_of(site) == "conv_transpose2d"
-    names = (
-        ("stride", "padding", "output_padding", "groups", "dilation")
-        if transposed
-        else ("stride", "padding", "dilation", "groups")
-    )
-    defaults = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
-    given = {name: argument(site, 3 + i, name, defaults[name]) for i, name in enumerate(names)}
-    groups = int(given.pop("groups"))
-    return Geometry(groups=groups, transposed=transposed, **{name: pair(value) for name, value in given.items()})
+def convolution_geometry(node: fx.Node) -> Geometry | None:
+    """The geometry of a call of conv1d, conv2d or conv3d.
+
+    Args:
+        node: the call; the nodes of its input and weight carry their shapes.
+
+    Returns:
+        None where the network computes a stride, padding or dilation from sizes: one number cannot stand for it then.
+    """
+    kernel = _shape(node, 1, "weight")[2:]
+    axes = len(kernel)
+    stride, dilation = (_numbers(argument(node, at, name, 1), axes) for at, name in ((3, "stride"), (5, "dilation")))
+    if stride is None or dilation is None:
+        return None
+    given = argument(node, 4, "padding", 0)
+    if given == "same":
+        spans = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+        padding, trailing = tuple(span // 2 for span in spans), tuple(span % 2 for span in spans)
+    else:
+        numbers = _numbers(0 if given == "valid" else given, axes)
+        if numbers is None:
+            return None
+        padding, trailing = numbers, (0,) * axes
+    groups = _groups(argument(node, 6, "groups", 1), _shape(node, 0, "input"), node, axes)
+    return Geometry(stride, padding, dilation, groups, (0,) * axes, trailing=trailing)
+
+
+def transposed_geometry(node: fx.Node) -> Geometry | None:
+    """The geometry of a call of conv_transpose1d, conv_transpose2d or conv_transpose3d; see `convolution_geometry`."""
+    axes = len(_shape(node, 1, "weight")) - 2
+    names = {"stride": (3, 1), "padding": (4, 0), "output_padding": (5, 0), "dilation": (7, 1)}
+    read = {name: _numbers(argument(node, at, name, default), axes) for name, (at, default) in names.items()}
+    known = {name: numbers for name, numbers in read.items() if numbers is not None}
+    if len(known) < len(names):
+        return None
+    groups = _groups(argument(node, 6, "groups", 1), node.meta["shape"], node, axes)
+    return Geometry(**known, groups=groups, transposed=True, trailing=(0,) * axes)
+
+
+def _shape(node: fx.Node, position: int, name: str) -> tuple[int, ...]:
+    return tuple(argument(node, position, name).meta["shape"])
+
+
+def _numbers(value: object, axes: int) -> tuple[int, ...] | None:
+    """An argument as one number for each axis; None where a node computes it."""
+    given = list(value) if isinstance(value, (tuple, list)) else [value]
+    numbers = [number for number in given if isinstance(number, int)]
+    if len(numbers) < len(given):
+        return None
+    return tuple(numbers * axes if len(numbers) == 1 else numbers)
+
+
+def _groups(given: object, channels: Sequence[int], node: fx.Node, axes: int) -> int:
+    """The number of groups; where a node computes it (`groups=x.shape[1]`), the shapes leave but one.
+
+    Args:
+        given: the argument.
+        channels: the shape whose channels are divided among the groups: [B, channels, *image] or [channels, *image].
+        node: the call.
+        axes: of the image.
+    """
+    return given if isinstance(given, int) else channels[-axes - 1] // _shape(node, 1, "weight")[1]

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 
 from fxptq.errors import InputError
-from fxptq.graph.sites import KINDS, Operand, Site
+from fxptq.graph.kinds import kind_named, quantizable
+from fxptq.graph.sites import Operand, Site
 from fxptq.quant.scheme import UNIFORM, get_scheme
 
 FLOAT: Literal["float"] = "float"
@@ -58,7 +59,7 @@ class Plan:
     """
 
     bits: Bits
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = field(default_factory=quantizable)
     granularity: Literal["channel", "tensor"] = "channel"
     edges: Bits | Literal["float"] | None = field(default_factory=lambda: Bits(8, 8))
     connective: Bits | None = field(default_factory=lambda: Bits(8, 8))
@@ -66,9 +67,9 @@ class Plan:
     schemes: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.kinds) - set(KINDS))
+        unknown = sorted(set(self.kinds) - set(quantizable()))
         if unknown:
-            raise InputError(f"unknown kind of site {unknown[0]!r}: expected some of {', '.join(KINDS)}")
+            raise InputError(f"unknown kind of site {unknown[0]!r}: expected some of {', '.join(quantizable())}")
         for _, scheme in self.schemes:
             get_scheme(scheme)
 
@@ -83,7 +84,7 @@ class Plan:
         if site.edge and self.edges is not None:
             in_float = f"{site.edge} of the network, left in float by the plan"
             return (None, in_float) if isinstance(self.edges, str) else (self.edges, "")
-        if transformer and site.kind.startswith("conv") and self.connective is not None:
+        if transformer and kind_named(site.kind).is_convolution and self.connective is not None:
             return self.connective, ""
         return self.bits, ""
 
@@ -103,7 +104,7 @@ class Plan:
                 if not any(fnmatchcase(name, pattern) for name in names):
                     raise InputError(f"the pattern {pattern!r} matches no {what}; `fxptq inspect` lists their names")
         transformer = _is_transformer(sites)
-        keys: dict[tuple[str, int, int, str], str] = {}
+        keys: dict[tuple[object, ...], str] = {}
         planned = []
         for site in sites:
             bits, reason = self._bits_of(site, transformer=transformer)
@@ -113,15 +114,18 @@ class Plan:
                 planned.append(replace(site, reason=reason))
                 continue
             quantized: list[Operand] = []
-            for operand in site.operands:
-                wide = bits.w if operand.slot == "weight" or (operand.role == "constant") else bits.a
-                groups = self._groups(operand, site)
-                name = f"{site.name}.{operand.slot}"
-                scheme = next((scheme for pattern, scheme in self.schemes if fnmatchcase(name, pattern)), UNIFORM)
-                key = keys.setdefault((operand.source, wide, groups, scheme), name)
-                quantized.append(replace(operand, bits=wide, groups=groups, scheme=scheme, quantizer=key))
+            for operand in (self._operand(operand, site, bits) for operand in site.operands):
+                key = keys.setdefault(_grid_of(operand), f"{site.name}.{operand.slot}")
+                quantized.append(replace(operand, quantizer=key))
             planned.append(replace(site, operands=tuple(quantized), reason=""))
         return tuple(planned)
+
+    def _operand(self, operand: Operand, site: Site, bits: Bits) -> Operand:
+        """The operand with its bits, ranges and scheme."""
+        width = bits.w if operand.slot == "weight" or operand.role == "constant" else bits.a
+        name = f"{site.name}.{operand.slot}"
+        scheme = next((scheme for pattern, scheme in self.schemes if fnmatchcase(name, pattern)), UNIFORM)
+        return replace(operand, bits=width, groups=self._groups(operand, site), scheme=scheme)
 
     def _groups(self, operand: Operand, site: Site) -> int:
         if operand.slot != "weight" or operand.role != "constant":
@@ -131,9 +135,19 @@ class Plan:
         return operand.ranges
 
 
+def _grid_of(operand: Operand) -> tuple[object, ...]:
+    """What tells two quantizers apart: operands for which this is equal share one, and its result.
+
+    The axis counts only where there are several ranges: a weight that a convolution and a transposed convolution share
+    has its outputs along different axes. What is written over between two sites is another tensor for each.
+    """
+    axis = operand.axis if operand.groups > 1 else None
+    return operand.source, operand.version, operand.bits, operand.groups, axis, operand.scheme
+
+
 def _is_transformer(sites: Iterable[Site]) -> bool:
     """Whether linear layers and products do more multiplications than convolutions."""
     work = {False: 0, True: 0}
     for site in sites:
-        work[site.kind.startswith("conv")] += site.macs
+        work[kind_named(site.kind).is_convolution] += site.macs
     return work[False] > work[True]

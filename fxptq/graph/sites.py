@@ -8,41 +8,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Literal
 
 import torch
-from torch import fx, nn
+from torch import fx
 
-from fxptq.graph.calls import (
-    ARITHMETIC,
-    LAYOUT,
-    LOWEST,
-    MIXING,
-    OTHER,
-    PRODUCTS,
-    WEIGHTED,
-    argument,
-    first_inputs,
-    name_of,
-)
-from fxptq.graph.einsum import einsum_operands, summed_size
-from fxptq.graph.functions import is_custom_operator
+from fxptq.graph.calls import name_of
+from fxptq.graph.functions import is_custom_operator, writes
 from fxptq.graph.fused import fused_ranges
-from fxptq.graph.geometry import Geometry, geometry_of
+from fxptq.graph.geometry import Geometry
+from fxptq.graph.kinds import OTHER, Kind, Slot, kind_of, layers
+from fxptq.graph.roles import Role, role_of
 from fxptq.graph.topology import skeleton
 from fxptq.graph.tracer import IMAGE
 from fxptq.quant.scheme import UNIFORM
 
-Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d", "matmul", "other"]
-Slot = Literal["input", "weight", "lhs", "rhs"]
-Role = Literal["symmetric", "one_sided", "constant"]
-
 Edge = Literal["", "head", "tail", "trunk"]
-
-KINDS: tuple[Kind, ...] = ("linear", "conv2d", "conv_transpose2d", "matmul")
-"""The kinds that can be quantized."""
 
 _COLOUR = 16
 """A layer of at most so many weights only shifts or mixes colours."""
@@ -63,6 +45,7 @@ class Operand:
         bits: its bit width; None in float.
         scheme: the name of its quantizer's scheme (fxptq.quant.scheme).
         quantizer: the key of its quantizer; empty in float. Operands that read one tensor at one width share it.
+        version: tells apart what sites read from memory that calls write into: equal where no such call stands between.
     """
 
     slot: Slot
@@ -75,6 +58,7 @@ class Operand:
     bits: int | None = None
     scheme: str = UNIFORM
     quantizer: str = ""
+    version: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,28 +67,29 @@ class Site:
 
     Attributes:
         name: its module path, with an ordinal for calls of functions.
-        kind: what it computes.
+        kind: what it computes: the name of a row of `fxptq.graph.kinds.KINDS`.
         node: its node in the graph.
         operands: its factors, in the order of the call.
         shapes: of each operand by slot, and of `output`, at the example's size.
         macs: multiply-accumulates at the example's size.
-        dtype: what it computes in: the type of its first factor.
-        geometry: how a convolution walks over its input; None for other kinds, and where padding is given by name.
         edge: `head` reads the image itself, `tail` makes the output: no other site stands before or behind
             it; `trunk` stands outside every residual branch but the longest, so that nothing makes up for its errors.
         reason: why it is left in float; empty when it is quantized.
+        geometry: how a convolution walks over its input; None for anything else, and for a convolution whose network
+            computes a stride, padding or dilation from sizes.
+        dtype: the type of its first factor, in which it computes.
     """
 
     name: str
-    kind: Kind
+    kind: str
     node: str
     operands: tuple[Operand, ...]
     shapes: dict[str, tuple[int, ...]]
     macs: int
     edge: Edge = ""
     reason: str = ""
-    dtype: torch.dtype = torch.float32
     geometry: Geometry | None = None
+    dtype: torch.dtype = torch.float32
 
     @property
     def role(self) -> Role:
@@ -126,67 +111,10 @@ class Site:
         raise KeyError(f"{self.name} has no {slot}")
 
 
-def _origins(node: fx.Node, seen: set[fx.Node]) -> Iterable[fx.Node]:
-    """The calls that made the values of `node`, looking through calls that only move them."""
-    if node in seen:
-        return
-    seen.add(node)
-    name = name_of(node)
-    overshoots = node.kwargs.get("mode") == "bicubic"
-    if name in LAYOUT or (name in MIXING and not overshoots):
-        for source in first_inputs(node):
-            yield from _origins(source, seen)
-    else:
-        yield node
-
-
-def _role(node: fx.Node) -> tuple[Role, float | None]:
-    if node.meta.get("follows") != IMAGE:
-        return "constant", None
-    floors = []
-    for origin in _origins(node, set()):
-        if name_of(origin) not in LOWEST:
-            return "symmetric", None
-        floors.append(LOWEST[name_of(origin)])
-    if not floors:
-        return "symmetric", None
-    return "one_sided", None if None in floors else min(floor for floor in floors if floor is not None)
-
-
-def _factors(node: fx.Node) -> list[tuple[Slot, fx.Node]] | None:
-    """The factors of a product or layer; None when there are not two of them."""
-    if name_of(node) in WEIGHTED:
-        pair = [argument(node, 0, "input"), argument(node, 1, "weight")]
-    elif name_of(node) == "einsum":
-        pair = list(einsum_operands(node))
-    else:
-        pair = [argument(node, 0, "input"), argument(node, 1, "other")]
-    if len(pair) != 2 or not all(isinstance(item, fx.Node) for item in pair):
-        return None
-    slots: tuple[Slot, Slot] = ("input", "weight") if name_of(node) in WEIGHTED else ("lhs", "rhs")
-    return list(zip(slots, pair, strict=True))
-
-
-def _macs(node: fx.Node, kind: Kind, shapes: dict[str, tuple[int, ...]]) -> int:
-    out = math.prod(shapes["output"])
-    if kind == "linear":
-        return out * shapes["weight"][-1]
-    if kind.startswith("conv_transpose"):
-        return math.prod(shapes["input"]) * math.prod(shapes["weight"][1:])
-    if kind.startswith("conv"):
-        return out * math.prod(shapes["weight"][1:])
-    if name_of(node) == "einsum":
-        return out * summed_size(node, (shapes["lhs"], shapes["rhs"]))
-    return out * shapes["lhs"][-1]
-
-
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-def _name(node: fx.Node, taken: Counter[str]) -> str:
+def _name(node: fx.Node, kind: Kind | None, taken: Counter[str]) -> str:
     path, module = node.meta.get("path", ""), node.meta.get("module", object)
     call = name_of(node) or "scripted"
-    if issubclass(module, _LAYERS) and call in WEIGHTED:
+    if issubclass(module, layers()) and kind is not None and kind.is_layer:
         taken[path] += 1
         return path if taken[path] == 1 else f"{path}@{taken[path]}"
     stem = f"{path}.{call}".lstrip(".")
@@ -201,18 +129,13 @@ def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
         graph: as captured; its nodes carry shapes and module paths.
     """
     taken: Counter[str] = Counter()
-    sites = [
-        _site(node, _name(node, taken))
-        for node in graph.nodes
-        if node.meta.get("follows") == IMAGE and _is_arithmetic(node)
-    ]
+    sites, version = [], 0
+    for node in graph.nodes:
+        version += node.op in ("call_function", "call_method") and writes(node.target, node.kwargs)
+        kind = kind_of(node)
+        if node.meta.get("follows") == IMAGE and (kind is not None or _is_hidden(node)):
+            sites.append(_site(node, kind, _name(node, kind, taken), version))
     return _with_edges(graph, sites)
-
-
-def _is_arithmetic(node: fx.Node) -> bool:
-    if name_of(node) == "einsum" and len(einsum_operands(node)) == 1:
-        return False  # a transposition or a sum
-    return name_of(node) in ARITHMETIC or _is_hidden(node)
 
 
 def _reaches_output(node: fx.Node) -> bool:
@@ -238,47 +161,45 @@ def _is_hidden(node: fx.Node) -> bool:
     return node.op == "call_module" or is_custom_operator(node.target)
 
 
-def _site(node: fx.Node, name: str) -> Site:
-    call, shapes = name_of(node), {"output": tuple(node.meta.get("shape", ()))}
-    factors = _factors(node) if call in WEIGHTED or call in PRODUCTS else None
-    if factors is None:
-        reason = f"{call}: no quantizer for this operation"
-        if call in PRODUCTS:
-            reason = f"{call} of more than two factors"
-        elif node.op == "call_module":
-            reason = "TorchScript hides what it computes"
-        elif call not in OTHER:
-            reason = f"{call}: a custom operator hides what it computes"
-        return Site(name, "other", node.name, (), shapes, 0, reason=reason)
-    kind = cast("Kind", call) if call in WEIGHTED else "matmul"
-    shapes = {slot: tuple(source.meta["shape"]) for slot, source in factors} | shapes
-    operands = tuple(_operand(node, kind, slot, source) for slot, source in factors)
-    reason = "" if kind in KINDS else f"{kind}: no quantizer for this operation"
+def _site(node: fx.Node, kind: Kind | None, name: str, version: int) -> Site:
+    shapes = {"output": tuple(node.meta.get("shape", ()))}
+    factors = kind.factors(node) if kind is not None else ()
+    if kind is None or len(factors) != 2 or not all(isinstance(factor, fx.Node) for factor in factors):
+        return Site(name, OTHER.name, node.name, (), shapes, 0, reason=_why_other(node, kind))
+    by_slot = dict(zip(kind.slots, factors, strict=True))
+    operands = tuple(_operand(node, kind, slot, source, version) for slot, source in by_slot.items())
+    shapes = {slot: tuple(source.meta["shape"]) for slot, source in by_slot.items()} | shapes
+    reason = f"{name_of(node)}: {kind.reason}" if kind.reason else ""
     if "weight" in shapes and math.prod(shapes["weight"]) <= _COLOUR:
         reason = "a shift or mix of colours: nothing to gain, everything to lose"
     elif not _reaches_output(node):
         reason = "only chooses (argmin, topk, a comparison): errors would flip choices, and no gradient comes back"
-    dtype = factors[0][1].meta.get("dtype", torch.float32)
-    by_name = kind.startswith("conv") and isinstance(argument(node, 4, "padding"), str)
-    geometry = geometry_of(node) if kind in ("conv2d", "conv_transpose2d") and not by_name else None
-    return Site(
-        name,
-        kind,
-        node.name,
-        operands,
-        shapes,
-        _macs(node, kind, shapes),
-        reason=reason,
-        dtype=dtype,
-        geometry=geometry,
-    )
+    geometry = kind.geometry(node) if kind.geometry is not None else None
+    macs = kind.macs(node, shapes)
+    dtype = factors[0].meta.get("dtype", torch.float32)
+    return Site(name, kind.name, node.name, operands, shapes, macs, reason=reason, geometry=geometry, dtype=dtype)
 
 
-def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node) -> Operand:
-    role, lowest = _role(source)
-    axis = 1 if slot == "weight" and kind == "conv_transpose2d" else 0
-    ranges = fused_ranges(node) if slot == "weight" and role == "constant" and kind in ("linear", "conv2d") else 1
-    return Operand(slot, source.name, role, lowest, axis, ranges)
+def _why_other(node: fx.Node, kind: Kind | None) -> str:
+    """Why a call is listed and has no operands."""
+    if node.op == "call_module":
+        return "TorchScript hides what it computes"
+    call = name_of(node)
+    if kind is None:
+        return f"{call}: a custom operator hides what it computes"
+    return f"{call} of more than two factors" if kind.slots else f"{call}: {kind.reason}"
+
+
+def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node, version: int) -> Operand:
+    role, lowest = role_of(source)
+    operand = Operand(slot, source.name, role, lowest, version=version if source.meta.get("written") else 0)
+    if slot != "weight" or kind.weight_axis is None:
+        return operand
+    ranges = 1
+    # Blocks of output channels are blocks of the weight where its first axis counts the outputs of all groups.
+    if role == "constant" and kind.weight_axis == 0 and kind.channel_axis is not None:
+        ranges = fused_ranges(node, kind.channel_axis)
+    return replace(operand, axis=kind.weight_axis, ranges=ranges)
 
 
 def _with_edges(graph: fx.Graph, sites: list[Site]) -> tuple[Site, ...]:

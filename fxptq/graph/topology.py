@@ -9,9 +9,8 @@ import networkx as nx
 from torch import fx
 
 from fxptq.graph.calls import ADD, name_of
+from fxptq.graph.kinds import kind_of
 from fxptq.graph.tracer import IMAGE
-
-_ARITHMETIC = frozenset(("linear", "conv2d", "matmul", "conv_transpose2d"))
 
 
 def flow(graph: fx.Graph) -> nx.DiGraph:
@@ -95,7 +94,8 @@ def skeleton(graph: fx.Graph) -> Skeleton:
     if trunk and stages:
         trunk |= set(chain)
     if not stages:
-        stages = [name for name in chain[1:-1] if image.nodes[name]["call"] in _ARITHMETIC]
+        computed = {node.name for node in graph.nodes if (kind := kind_of(node)) is not None and not kind.reason}
+        stages = [name for name in chain[1:-1] if name in computed]
     return Skeleton(frozenset(trunk), tuple(stages))
 
 

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from fxptq.errors import CaptureError
 from fxptq.graph.attention import DECOMPOSED
-from fxptq.graph.calls import ARITHMETIC, plain_name
+from fxptq.graph.calls import plain_name
 from fxptq.graph.copies import structural_copy
 from fxptq.graph.functions import (
     SHAPED_LIKE,
@@ -33,6 +33,7 @@ from fxptq.graph.functions import (
     twin_of,
     writes,
 )
+from fxptq.graph.kinds import arithmetic
 from fxptq.graph.namespaces import substituted
 from fxptq.graph.opaque import autograd_functions_go_through, compiled_pieces_run_eagerly, recorded_twin, unseen
 from fxptq.graph.places import first_line, line_of_error
@@ -183,7 +184,7 @@ class Tracer(TorchFunctionMode):
             seen = self._unrecorded
         finally:
             self._unrecorded = None
-        if seen & ARITHMETIC:
+        if seen & arithmetic():
             return func(*args, **kwargs)
         with unseen():
             nodes, keywords = self._recording.nodes_of(args), self._recording.nodes_of(kwargs)

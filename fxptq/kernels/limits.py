@@ -26,7 +26,7 @@ def serve(site: Site, grids: Grids, layout: Layout) -> Served | Refusal:
         return FusedLayer(lambda layer: layout.linear(layer, bits, grid))
     geometry = site.geometry
     assert geometry is not None  # noqa: S101  # every convolution has one
-    if geometry.transposed or geometry.groups > 1 or geometry.dilation != (1, 1):
+    if geometry.transposed or geometry.groups > 1 or geometry.dilation != (1, 1) or any(geometry.trailing):
         return FloatLayer()
     return FusedLayer(lambda layer: layout.convolution(layer, bits, grid, geometry))
 
@@ -43,8 +43,10 @@ def limit(site: Site, grids: Grids) -> str:
 def _limit_of_layer(site: Site, grids: Grids) -> str:
     if len(grids["input"]) > 1 or grids["input"][0].scale == 0:
         return "the input has several ranges, or one of zero width"
-    if site.kind != "linear" and (len(site.shapes["input"]) != 4 or site.geometry is None):
-        return "no batch axis, or padding given by name"
+    if site.kind != "linear" and len(site.shapes["input"]) != 4:
+        return "no batch axis"
+    if site.kind != "linear" and site.geometry is None:
+        return "its stride, padding or dilation is computed from sizes"
     if not sums_fit(site.shapes["weight"]):
         return "its sums do not fit 32 bits"
     return ""

@@ -167,7 +167,7 @@ class _Rewriter:
         if not path or _count(top) > _count(source):
             path, top = [], source
         codes = self._moved.get((top, grid))
-        if codes is None:
+        if codes is None or top in self.seen.written:  # written over since, perhaps
             terms = {"lower": grid.offset, "step": grid.scale, "levels": grid.levels}
             codes = self._moved[top, grid] = self._call("quantize", self.values[top], **terms)
         for node in reversed(path):

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxptq.graph.calls import argument, name_of
 from fxptq.graph.constants import attribute
+from fxptq.graph.kinds import kind_named
 from fxptq.graph.program import Variant
 from fxptq.graph.sites import Site
 from fxptq.kernels import patterns
@@ -212,7 +213,7 @@ class Survey:
         stem = self.stems.get(end)
         if stem is None or stem.activation is not Activation.NONE or stem.residual is not None or stem.shuffle > 1:
             return None
-        axis = len(end.meta["shape"]) - 1 if self.site(stem.layer).kind == "linear" else 1
+        axis = len(end.meta["shape"]) + (kind_named(self.site(stem.layer).kind).channel_axis or 0)
         found: dict[Target, set[int]] = {}
         for quantizer, target in targets.items():
             channels = patterns.arrivals(end, axis, quantizer)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
+from fxptq.graph.geometry import Geometry
 from fxptq.progress import Progress, Silent
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
@@ -73,6 +74,11 @@ class Site(Protocol):
         """Of each operand by slot, and of `output`."""
         ...
 
+    @property
+    def geometry(self) -> Geometry | None:
+        """How a convolution walks over its input; None for anything else, and where the network computes that."""
+        ...
+
 
 class Network(Protocol):
     """What passes use of a captured network (fxptq.graph.program.Program)."""
@@ -98,6 +104,10 @@ class Network(Protocol):
 
     def weight_of(self, key: str) -> Tensor | None:
         """The float weight that quantizer reads; None if it reads an activation."""
+        ...
+
+    def has_other_readers(self, key: str) -> bool:
+        """Whether anything but that quantizer reads the weight it quantizes."""
         ...
 
     def set_weight(self, key: str, value: Tensor) -> None:

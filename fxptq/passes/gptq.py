@@ -19,7 +19,7 @@ from fxptq.refusal import Refusal
 
 @register("gptq")
 class Gptq(Pass):
-    """Replaces the weights of linear and conv2d sites by values on their grids; bounds stay as they are.
+    """Replaces weights that have moments (see `moments`) by values on their grids; bounds stay as they are.
 
     It needs bounds that are set, and it makes them final: a later `dqc` should leave the bounds of weights alone.
     """

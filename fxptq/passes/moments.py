@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import lcm, prod
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fxptq.errors import InputError
+from fxptq.graph.geometry import Geometry
 from fxptq.passes.base import Context, Pass, PassReport, Site, register
 
 
 @register("moments")
 class Moments(Pass):
-    """Runs the calibration images through the student and fills `ctx.moments` for weights of linear and conv2d sites.
+    """Runs the calibration images through the student and fills `ctx.moments` for weights whose rows make one output.
 
-    Inputs are taken behind their quantizers: quantized, if those are on. Layers whose input has no quantizer are left
-    out.
+    Linear layers and convolutions have such weights, and transposed convolutions do not. Inputs are taken behind their
+    quantizers: quantized, if those are on. Layers whose input has no quantizer are left out, and so are convolutions
+    whose network computes a stride, padding or dilation from sizes.
     """
 
     @dataclass(frozen=True)
@@ -61,13 +63,13 @@ class Moments(Pass):
     @contextmanager
     def _watch(self, ctx: Context, site: Site, sums: dict[str, Tensor]) -> Iterator[None]:
         keys = {operand.slot: operand.quantizer for operand in site.operands}
-        if site.kind not in ("linear", "conv2d") or not (keys.get("input") and keys.get("weight")):
+        if not (keys.get("input") and keys.get("weight") and _is_covered(site)):
             yield
             return
 
         def take(_module: object, _inputs: object, x: Tensor) -> None:
             found = _second_moments(x.detach(), site, self.settings.rows)
-            sums[keys["weight"]] = sums[keys["weight"]] + found if keys["weight"] in sums else found
+            sums[keys["weight"]] = _added(sums.get(keys["weight"]), found)
 
         handle = ctx.student.quantizers[keys["input"]].register_forward_hook(take)
         try:
@@ -76,21 +78,50 @@ class Moments(Pass):
             handle.remove()
 
 
+def _is_covered(site: Site) -> bool:
+    """Whether each row of the weight makes one output: of linear layers and convolutions, but not transposed ones."""
+    if site.geometry is None:
+        return len(site.shapes.get("weight", ())) == 2 and site.shapes["weight"][1] == site.shapes["input"][-1]
+    return not site.geometry.transposed
+
+
 def _second_moments(x: Tensor, site: Site, rows: int) -> Tensor:
     """Sum of x x^T over positions, [groups, inputs, inputs] with the groups of a grouped convolution."""
-    if site.kind == "linear":
+    if site.geometry is None:
         vectors = x.reshape(1, -1, x.shape[-1])
+        step = -(-vectors.shape[1] // rows)
+        vectors = vectors[:, ::step]
     else:
-        vectors = _patches(x, site.shapes["weight"], site.shapes["input"], site.shapes["output"])
-    step = -(-vectors.shape[1] // rows)
-    vectors = vectors[:, ::step].double()
+        vectors, step = _patches(x, site.shapes["weight"][2:], site.geometry, rows)
+    vectors = vectors.double()
     return (vectors.transpose(1, 2) @ vectors * step).cpu()
 
 
-def _patches(x: Tensor, weight: Sequence[int], given: Sequence[int], out: Sequence[int]) -> Tensor:
-    """What a convolution's window sees at each position, [groups, positions, channels of a group * kh * kw]."""
-    groups = x.shape[1] // weight[1]
-    kernel = (weight[2], weight[3])
-    stride = tuple(max(1, round(i / o)) for i, o in zip(given[2:], out[2:], strict=True))
-    columns = F.unfold(x, kernel, padding=tuple(k // 2 for k in kernel), stride=stride)
-    return columns.reshape(len(x), groups, -1, columns.shape[2]).permute(1, 0, 3, 2).flatten(1, 2)
+def _patches(x: Tensor, kernel: Sequence[int], geometry: Geometry, rows: int) -> tuple[Tensor, int]:
+    """What the rows of a convolution's weight multiply at evenly spread positions.
+
+    Args:
+        x: [B, C, *image] or [C, *image].
+        kernel: size of the kernel.
+        geometry: of the convolution.
+        rows: at most so many positions.
+
+    Returns:
+        [groups, positions, channels of a group x kernel], in the order of the weight, and the distance of two
+        neighbouring positions that were taken.
+    """
+    windows = geometry.windows(x, kernel)
+    windows = windows.movedim(1, -1 - len(kernel))  # [B, *positions, C, *kernel]
+    places = windows.shape[: 1 + len(kernel)]
+    step = -(-prod(places) // rows)
+    chosen = torch.unravel_index(torch.arange(0, prod(places), step, device=x.device), places)
+    patches = windows[chosen].reshape(len(chosen[0]), geometry.groups, -1)
+    return patches.transpose(0, 1).contiguous(), step
+
+
+def _added(known: Tensor | None, found: Tensor) -> Tensor:
+    """The sum of moments of a weight that several sites read, in as many groups as all of them need."""
+    if known is None:
+        return found
+    groups = lcm(len(known), len(found))
+    return known.repeat_interleave(groups // len(known), 0) + found.repeat_interleave(groups // len(found), 0)

@@ -16,7 +16,9 @@ from fxptq.quant.quantizer import Quantizer
 def movable_weights(student: Network) -> dict[str, Tensor]:
     """Weights by their quantizer's key, of quantizers that are on and the only ones to read their weight.
 
-    A weight that is read at two widths has no one grid; a scheme whose codes alone say nothing has none at all.
+    A weight that is read at two widths or along two axes has no one grid, and a scheme that stores no codes has none at
+    all. A weight that something reads in float (a layer left in float, a sum over the weight) must stay as it is for
+    that reader.
     """
     weights = {key: weight for key in student.quantizers if (weight := student.weight_of(key)) is not None}
     readers = Counter(weight.data_ptr() for weight in weights.values())
@@ -26,6 +28,7 @@ def movable_weights(student: Network) -> dict[str, Tensor]:
         if student.quantizers[key].mode == "on"
         and student.quantizers[key].stores_codes
         and readers[weight.data_ptr()] == 1
+        and not student.has_other_readers(key)
     }
 
 

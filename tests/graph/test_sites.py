@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from fxptq.graph import Bits, Plan, Program, Site
 from fxptq.models.edsr import EDSR
 from fxptq.models.swinir import SwinIR
+from fxptq.passes.base import Context, run_passes
 
 
 class Counting(TorchFunctionMode):
@@ -208,6 +209,36 @@ def test_operands_that_read_one_tensor_share_a_quantizer() -> None:
     readers += [sites["matmul_2"].operand("lhs").quantizer, sites["matmul_3"].operand("rhs").quantizer]
     assert set(readers) == {"q.input"}
     assert sum(node.target == "quantizers.q/input" for node in program.variants[0].inserted.nodes) == 1
+
+
+class Overwritten(nn.Module):
+    """Layers that read one tensor: two as it is made, one after a view of it was written into, two at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 8, 3, padding=1)
+        self.layers = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(5))
+        self.tail = nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.head(x))
+        total = self.layers[0](y) + self.layers[1](y)
+        part = y[:, :4]
+        part -= 5
+        total = total + self.layers[2](y)
+        part[:, 1] = 9
+        return self.tail(total + self.layers[3](y) + self.layers[4](y))  # type: ignore[no-any-return]
+
+
+def test_what_is_written_between_two_readers_is_quantized_for_each() -> None:
+    torch.manual_seed(0)
+    model, x = Overwritten().eval(), torch.rand(1, 3, 8, 8)
+    program, teacher = Program(model, x, Plan(Bits(8, 8), edges=None)), Program(model, x)
+    keys = [site.operand("input").quantizer for site in program.sites if site.name.startswith("layers")]
+    assert keys == [f"layers.{first}.input" for first in (0, 0, 2, 3, 3)]
+    run_passes([("minmax", {})], Context(program, teacher, [x]))
+    with torch.no_grad():
+        assert (program(x) - model(x)).abs().max() < 0.05 * model(x).abs().max()
 
 
 def test_mean_shift_stays_in_float() -> None:

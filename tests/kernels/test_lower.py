@@ -212,3 +212,54 @@ def test_shifts_of_the_mean_are_no_convolutions() -> None:
     names = [str(getattr(node.target, "__name__", node.target)) for node in graph_of(model).nodes]
     assert (names.count("addcmul"), names.count("conv2d")) == (2, 1)
     assert_equal_up_to_rounding(run(model, x), run(program, x))
+
+
+class Overwritten(torch.nn.Module):
+    """Two convolutions read one tensor; a part of it is written over between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.tail = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 3, padding=1)
+        self.first, self.second = (torch.nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.head(x))
+        z, part = self.first(y), y[:, :4]
+        part.zero_()
+        return self.tail(z + self.second(y))
+
+
+def test_codes_are_made_again_of_what_was_written_over() -> None:
+    """On equal grids, too, where the codes of the one reader could pass for those of the other."""
+    torch.manual_seed(1)
+    program = Program(Overwritten().eval(), torch.rand(1, 3, 8, 8), Plan(Bits(8, 8), edges=None))
+    set_bounds(program, torch.rand(1, 3, 8, 8))
+    first, second = (program.quantizers[f"{name}.input"] for name in ("first", "second"))
+    second.set_grid(first.lower, first.width)
+    x = torch.rand(1, 3, 8, 8)
+    assert_equal_up_to_rounding(run(lower(program, compile=False), x), run(program, x))
+
+
+class Computed(torch.nn.Module):
+    """Convolutions whose groups, or whose padding, are made of sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.tail = torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.Conv2d(6, 3, 3, padding=1)
+        self.blur, self.mix = torch.nn.Parameter(torch.rand(6, 1, 3, 3)), torch.nn.Parameter(torch.rand(6, 6, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.nn.functional.conv2d(self.head(x), self.blur, padding=1, groups=6 * x.shape[1] // 3)
+        return self.tail(torch.nn.functional.conv2d(y, self.mix, padding=x.shape[2] // 8))
+
+
+def test_groups_made_of_sizes_are_known_and_padding_is_not() -> None:
+    torch.manual_seed(1)
+    program = Program(Computed().eval(), torch.rand(1, 3, 8, 8), Plan(Bits(8, 8), edges=None))
+    set_bounds(program, torch.rand(1, 3, 8, 8))
+    model = lower(program, compile=False)
+    assert model.lowering.simulated == {"conv2d_1": "its stride, padding or dilation is computed from sizes"}
+    assert model.lowering.kernels["conv2d_0"] == "integers in floats"
+    for size in (8, 16, 24):
+        x = torch.rand(1, 3, size, size)
+        assert_equal_up_to_rounding(run(model, x), run(program, x))

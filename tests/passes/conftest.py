@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fxptq.graph.geometry import Geometry
 from fxptq.passes.base import Context
 from fxptq.quant.schemes.uniform import Uniform
 
@@ -26,6 +27,7 @@ class Site:
     kind: str
     operands: tuple[Operand, ...]
     shapes: dict[str, tuple[int, ...]]
+    geometry: Geometry | None = None
 
 
 class TinyNetwork(nn.Module):
@@ -49,6 +51,7 @@ class TinyNetwork(nn.Module):
                 "conv2d",
                 (Operand("input", "conv.input"), Operand("weight", "conv.weight", "constant")),
                 {"input": (1, 3, 16, 16), "weight": (8, 3, 3, 3), "output": (1, 8, 16, 16)},
+                Geometry(padding=(1, 1)),
             ),
             Site(
                 "linear",
@@ -62,6 +65,9 @@ class TinyNetwork(nn.Module):
 
     def weight_of(self, key: str) -> Tensor | None:
         return {"conv.weight": self.conv, "mix.weight": self.mix}.get(key)
+
+    def has_other_readers(self, key: str) -> bool:  # noqa: ARG002  # as a program's
+        return False
 
     def set_weight(self, key: str, value: Tensor) -> None:
         weight = self.weight_of(key)

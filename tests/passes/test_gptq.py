@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fxptq.errors import InputError
+from fxptq.graph.geometry import Geometry
 from fxptq.passes.base import Context, run_passes
 from fxptq.passes.moments import _patches
 
@@ -25,7 +26,9 @@ def test_patches_are_what_the_convolution_multiplies(
     x = torch.randn(2, channels, 8, 8, generator=generator)
     weight = torch.randn(outputs, channels // groups, kernel, kernel, generator=generator)
     y = F.conv2d(x, weight, stride=stride, padding=kernel // 2, groups=groups)
-    patches = _patches(x, weight.shape, x.shape, y.shape)
+    geometry = Geometry((stride, stride), (kernel // 2, kernel // 2), groups=groups)
+    patches, step = _patches(x, (kernel, kernel), geometry, rows=10**6)
+    assert step == 1
     by_group = weight.flatten(1).view(groups, outputs // groups, -1)
     product = torch.einsum("gpi,goi->gop", patches, by_group).reshape(outputs, 2, *y.shape[2:])
     torch.testing.assert_close(product.transpose(0, 1), y, rtol=1e-4, atol=1e-5)

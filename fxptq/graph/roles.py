@@ -1,0 +1,93 @@
+"""What the graph says of the values of an operand: whether most lie at a lower end, and where they have a floor.
+
+A claim holds for every input: bounds are searched from the floor upwards, so a value below it would be clipped. Where a
+call, an option of it or a write in place is not known to keep the floor, nothing is claimed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import fx
+
+from fxptq.graph.calls import LAYOUT, LOWEST, MIXING, argument, first_inputs, name_of
+from fxptq.graph.functions import is_torchs_own
+from fxptq.graph.tracer import IMAGE
+
+Role = Literal["symmetric", "one_sided", "constant"]
+
+
+def role_of(source: fx.Node) -> tuple[Role, float | None]:
+    """The role of the values a node makes, and the floor of one-sided ones where it is known.
+
+    Args:
+        source: a node of a captured graph.
+    """
+    if source.meta.get("follows") != IMAGE:
+        return "constant", None
+    makers, numbers = _makers(source)
+    if not makers or not all(map(_is_one_sided, makers)):
+        return "symmetric", None
+    floors = [LOWEST[name_of(maker)] for maker in makers] + numbers
+    known = [floor for floor in floors if floor is not None]
+    return "one_sided", min(known) if len(known) == len(floors) else None
+
+
+def _makers(source: fx.Node) -> tuple[list[fx.Node], list[float]]:
+    """The calls that made the values of a node, and the numbers that calls put in on the way from there."""
+    makers: list[fx.Node] = []
+    numbers: list[float] = []
+    seen, waiting = {source}, [source]
+    while waiting:
+        node = waiting.pop()
+        inputs = first_inputs(node) if _hands_on(node) else ()
+        if not inputs:
+            makers.append(node)
+            continue
+        if name_of(node) == "pad":
+            numbers.append(_padding(node) or 0.0)
+        new = [item for item in inputs if item not in seen]
+        seen.update(new)
+        waiting.extend(new)
+    return makers, numbers
+
+
+def _is_one_sided(maker: fx.Node) -> bool:
+    """Whether most of the values that a call makes lie at their lower end."""
+    name = name_of(maker)
+    if name not in LOWEST or not _keeps_its_word(maker):
+        return False
+    beta = argument(maker, 1, "beta", 1) if name == "softplus" else 1
+    return isinstance(beta, (int, float)) and beta > 0  # softplus lies below zero where its beta does
+
+
+def _keeps_its_word(node: fx.Node) -> bool:
+    """Whether the values are those that torch's function of that name makes, and nothing was written over them."""
+    return not node.meta.get("written") and is_torchs_own(node.target)
+
+
+def _hands_on(node: fx.Node) -> bool:
+    """Whether what a call makes lies between the values it is given, zero, and what it pads with."""
+    name = name_of(node)
+    if name not in LAYOUT | MIXING or not _keeps_its_word(node):
+        return False
+    if name in ("interpolate", "upsample"):
+        # Cubic weights are partly negative: the curve leaves the range of its points.
+        return bool(argument(node, 3, "mode", "nearest") != "bicubic")
+    if name == "pad":
+        return _padding(node) is not None
+    if name == "avg_pool2d":
+        return argument(node, 6, "divisor_override") is None
+    same_bits = name == "view" and any(isinstance(x, torch.dtype) for x in (*node.args, *node.kwargs.values()))
+    # Other numbers for the same bits, or integers, which wrap around.
+    return not same_bits and node.meta.get("dtype", torch.float32).is_floating_point
+
+
+def _padding(node: fx.Node) -> float | None:
+    """The number that a `pad` puts around its input, 0 where it repeats values; None if it is not known."""
+    value = argument(node, 3, "value")
+    if argument(node, 2, "mode", "constant") != "constant" or value is None:
+        return 0.0
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
