@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from benchmarks.zoo.one import declare_missing_operators
 from fxptq.api import QuantizedModel, metadata_of, plan_of, weights_digest
 from fxptq.checkpoint.state import coded_weights, put_weights_on_grid, round_floats
-from fxptq.commands.scores import Run, score_sets
+from fxptq.commands.scores import score_sets
 from fxptq.commands.source import Source, example_of, open_network
 from fxptq.data.sources import calibration_images
 from fxptq.evaluate.sets import BenchmarkSet
+from fxptq.evaluate.tiles import Run
 from fxptq.graph import Bits, Program
 from fxptq.io.files import write_json
 from fxptq.kernels.lower import lower
@@ -69,7 +70,7 @@ def inputs_of(recipe: Recipe, origin: str | Path, count: int, seed: int) -> tupl
         recipe.task,
         channels=task.channels,
         value_range=task.range,
-        multiple=task.multiple,
+        sizes=task.sizes,
         count=count,
         size=min(task.size),
         seed=seed,

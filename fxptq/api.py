@@ -21,6 +21,7 @@ from fxptq.data.sources import Inputs, calibration_images
 from fxptq.errors import CheckpointError, InputError
 from fxptq.graph import Bits, Plan, Program, Site
 from fxptq.graph.copies import independent_copy
+from fxptq.graph.outputs import trained_output
 from fxptq.graph.parametrized import make_weights_plain
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.progress import Progress, Silent
@@ -178,7 +179,17 @@ def quantize(
         advance()
         teacher = Program(plain, inputs, twin=student)
         advance()
-    context = Context(student=student, teacher=teacher, images=images, seed=seed, progress=progress)
+    with torch.no_grad():
+        picture = trained_output(inputs[0], teacher(*inputs))
+    context = Context(
+        student=student,
+        teacher=teacher,
+        images=images,
+        sizes=settings.input.sizes,
+        picture=picture,
+        seed=seed,
+        progress=progress,
+    )
     reports: tuple[PassReport, ...] = ()
     for step in chosen.passes:
         reports += run_passes([(step.name, step.settings)], context)
@@ -298,7 +309,7 @@ def _images(
         recipe.task,
         channels=picture.shape[1],
         value_range=recipe.input.range,
-        multiple=recipe.input.multiple,
+        sizes=recipe.input.sizes,
         count=count,
         size=min(picture.shape[-2:]),
         seed=seed,

@@ -17,12 +17,23 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from torch import nn
 
 from fxptq.data.degrade import Degradation
 from fxptq.errors import InputError
+from fxptq.formats import PictureFormat
 from fxptq.graph.plan import FLOAT, Bits
+from fxptq.sizes import Sizes
 
 Positive = Annotated[int, Field(gt=0)]
 SiteKind = Literal["linear", "conv2d", "conv_transpose2d", "matmul"]
@@ -32,7 +43,7 @@ DEFAULT = "default"
 SiteBits = Annotated[str, Field(pattern=r"^(float|W[2-8]A[2-8])$")]
 """What a site gets: "W3A4", or "float"."""
 
-PresetName = Literal["quick", "standard", "paper"]
+PresetName = Annotated[str, Field(pattern=r"^[\w-]+$")]
 
 
 class Frozen(BaseModel):
@@ -61,13 +72,39 @@ class Input(Frozen):
         channels: 1 or 3.
         range: the value of white, 1 or 255.
         multiple: height and width the network works in multiples of (its window).
+        minimum: the least height and width that the network takes.
+        square: whether the network takes squares only.
+        fixed: the only height and width that the network takes, if there is only one.
         size: height and width of the example it is captured with.
     """
 
     channels: Literal[1, 3] = 3
     range: Annotated[float, AfterValidator(_white)] = 1.0
     multiple: Positive = 1
+    minimum: Positive = 1
+    square: bool = False
+    fixed: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None
     size: Annotated[tuple[Positive, Positive], Field(strict=False)] = (64, 64)
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        try:
+            self.sizes  # noqa: B018  # the value checks itself
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that came after the first files appear only where they say something, so that files stay the same."""
+        fields: dict[str, Any] = serialize(self)
+        later = {name: type(self).model_fields[name].default for name in ("minimum", "square", "fixed")}
+        return {name: value for name, value in fields.items() if name not in later or value != later[name]}
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes that the network takes."""
+        return Sizes(self.multiple, self.minimum, self.square, self.fixed)
 
 
 class DegradationTable(Frozen):
@@ -208,6 +245,11 @@ class Recipe(Frozen):
         scale = self.scale if table.kind == "bicubic" else 1
         return Degradation(table.kind, scale=scale, sigma=table.sigma, quality=table.quality)
 
+    @property
+    def pictures(self) -> PictureFormat:
+        """The pictures that go in and come out."""
+        return PictureFormat(self.input.channels, self.input.range, self.scale, self.input.sizes)
+
     @classmethod
     def names(cls) -> list[str]:
         """The bundled recipes, in order of name."""
@@ -283,7 +325,7 @@ class Recipe(Frozen):
 
     def _presets(self) -> dict[str, PresetTable]:
         shared = {} if self.name == DEFAULT else Recipe.load(DEFAULT).presets
-        return {str(name): table for presets in (shared, self.presets) for name, table in presets.items()}
+        return {**shared, **self.presets}
 
     @property
     def preset_names(self) -> list[str]:

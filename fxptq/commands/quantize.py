@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,20 +10,20 @@ from typing import Any, TypeVar
 
 from fxptq.api import QuantizedModel, quantize
 from fxptq.checkpoint.file import Sizes, sizes
-from fxptq.commands.scores import on_device, open_sets, score_sets
+from fxptq.commands.scores import open_sets, score_sets
 from fxptq.commands.source import Source, device_of, example_of, open_network, parse_site
 from fxptq.data.sources import SYNTHETIC
 from fxptq.errors import InputError
+from fxptq.evaluate.restore import NetworkRun
 from fxptq.evaluate.score import SetScore
 from fxptq.graph import Bits, Program
 from fxptq.io.files import check_writable
 from fxptq.io.images import list_images
+from fxptq.memory import peak_mb
+from fxptq.passes.base import get_pass
 from fxptq.progress import Progress
 
 T = TypeVar("T")
-
-BOUND_PASSES = frozenset({"minmax", "percentile", "dobi", "dobi2d"})
-"""Passes that give first bounds; the scores after the last of them are reported as `dobi`."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +103,17 @@ def run(options: Options, progress: Progress) -> Outcome:
     if options.calib != SYNTHETIC:
         list_images(Path(options.calib))
     sets = open_sets(options.data, source.recipe)
-    model = source.model.to(device)
+    model, scale = source.model.to(device), source.recipe.scale
     scores = {
         "fp": _timed(
-            seconds, "evaluate", lambda: score_sets(on_device(model, device), sets, source.recipe, progress, "float")
+            seconds,
+            "evaluate",
+            lambda: score_sets(NetworkRun(model, device, scale), sets, source.recipe, progress, "float"),
         )
     }
 
-    last_bounds = max((index for index, step in enumerate(preset.passes) if step.name in BOUND_PASSES), default=-1)
+    # The scores after the last pass that sets bounds are reported as `dobi`.
+    last_bounds = max((i for i, step in enumerate(preset.passes) if get_pass(step.name).sets_bounds), default=-1)
     done: list[str] = []
 
     def after_pass(name: str, student: Program) -> None:
@@ -121,7 +122,7 @@ def run(options: Options, progress: Progress) -> Outcome:
             scores["dobi"] = _timed(
                 seconds,
                 "evaluate",
-                lambda: score_sets(on_device(student, device), sets, source.recipe, progress, "bounds"),
+                lambda: score_sets(NetworkRun(student, device, scale), sets, source.recipe, progress, "bounds"),
             )
 
     started, scoring = time.perf_counter(), seconds["evaluate"]
@@ -144,11 +145,11 @@ def run(options: Options, progress: Progress) -> Outcome:
     scores["final"] = _timed(
         seconds,
         "evaluate",
-        lambda: score_sets(on_device(quantized, device), sets, source.recipe, progress, "quantized"),
+        lambda: score_sets(NetworkRun(quantized, device, scale), sets, source.recipe, progress, "quantized"),
     )
     quantized.save(options.out)
     parameters = sum(p.numel() for p in model.parameters()) * 4
-    return Outcome(source, quantized, scores, parameters, sizes(options.out), seconds, _peak_mb(), options.out)
+    return Outcome(source, quantized, scores, parameters, sizes(options.out), seconds, peak_mb(), options.out)
 
 
 def _timed(seconds: dict[str, float], stage: str, work: Callable[[], T]) -> T:
@@ -156,8 +157,3 @@ def _timed(seconds: dict[str, float], stage: str, work: Callable[[], T]) -> T:
     result = work()
     seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
     return result
-
-
-def _peak_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)

@@ -40,7 +40,7 @@ class Source:
 
 def example_of(recipe: Recipe) -> Tensor:
     """An input of the recipe's size and range: a soft ramp, [1, C, H, W]."""
-    height, width = recipe.input.size
+    height, width = recipe.input.sizes.near(*recipe.input.size)
     channels = recipe.input.channels
     return torch.linspace(0, recipe.input.range, channels * height * width).reshape(1, channels, height, width)
 

@@ -18,6 +18,7 @@ from fxptq.data.degrade import Degradation
 from fxptq.data.synthetic import synthetic_image
 from fxptq.errors import InputError
 from fxptq.io.images import list_images, read_image
+from fxptq.sizes import ANY_SIZE, Size, Sizes
 
 SAMPLES = "samples"  # the name of the set made without files
 
@@ -117,7 +118,13 @@ def open_set(name: str, folder: Path, degradation: Degradation, *, channels: int
 
 
 def samples(
-    degradation: Degradation, *, channels: int = 3, count: int = 8, size: int = 64, seed: int = 0
+    degradation: Degradation,
+    *,
+    channels: int = 3,
+    count: int = 8,
+    size: int = 64,
+    sizes: Sizes = ANY_SIZE,
+    seed: int = 0,
 ) -> BenchmarkSet:
     """A set of generated pictures, for a first look where no benchmark is at hand.
 
@@ -128,10 +135,11 @@ def samples(
         degradation: the task.
         channels: 3 for RGB, 1 for grey.
         count: how many.
-        size: height and width of the inputs in pixels.
+        size: height and width of the inputs in pixels, at least.
+        sizes: the sizes that the network takes.
         seed: of the pictures.
     """
-    makers = tuple(_Generated(i, degradation, channels, size, seed) for i in range(count))
+    makers = tuple(_Generated(i, degradation, channels, sizes.near(size, size), seed) for i in range(count))
     return BenchmarkSet(SAMPLES, degradation, makers)
 
 
@@ -172,12 +180,12 @@ class _Generated:
     index: int
     degradation: Degradation
     channels: int
-    size: int
+    size: Size
     seed: int
 
     def __call__(self) -> Pair:
-        side = self.size * self.degradation.scale
+        height, width = (side * self.degradation.scale for side in self.size)
         # Calibration draws from [seed, index, 0 or 1]; the last number keeps these pictures apart from those.
         rng = np.random.default_rng([self.seed, self.index, 2])
-        hr = synthetic_image(side, side, self.channels, rng)
+        hr = synthetic_image(height, width, self.channels, rng)
         return Pair(f"sample{self.index}", self.degradation.apply(hr, rng), hr)

@@ -23,9 +23,11 @@ from torch import Tensor
 
 from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
+from fxptq.graph.outputs import WHOLE_OUTPUT, PictureOutput
 from fxptq.progress import Progress, Silent
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
+from fxptq.sizes import ANY_SIZE, Sizes
 
 GROUP = "fxptq.passes"
 """The entry-point group through which other packages offer passes."""
@@ -84,11 +86,11 @@ class Network(Protocol):
         """Where its arithmetic is."""
         ...
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Any:
         """The network's output, quantized where quantizers are on."""
         ...
 
-    def tapped(self, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def tapped(self, *inputs: Tensor) -> tuple[Any, list[Tensor]]:
         """The output, and the features at the end of each residual stage."""
         ...
 
@@ -114,6 +116,8 @@ class Context:
         teacher: the same network in float.
         images: calibration inputs, [1, C, H, W] each, in the network's own range; a tuple each for a network of several
             inputs.
+        sizes: the sizes of input that the network takes.
+        picture: where the restored picture stands in the networks' outputs.
         statistics: by quantizer key, the distribution of the tensor it sees in float; filled by `observe`.
         moments: by key of a weight's quantizer, the sum of x x^T over the inputs x its rows multiply,
             [groups, inputs, inputs] with the groups of a grouped convolution; filled by `moments`.
@@ -125,6 +129,8 @@ class Context:
     student: Network
     teacher: Network
     images: Sequence[Inputs]
+    sizes: Sizes = ANY_SIZE
+    picture: PictureOutput = WHOLE_OUTPUT
     statistics: dict[str, Distribution] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)
     collected: set[str] = field(default_factory=set)
@@ -169,12 +175,14 @@ class Pass(ABC):
             out of range.
         needs: names of the statistics it reads.
         provides: names of the statistics it gathers.
+        sets_bounds: whether it sets the first bounds of quantizers; reports score the network after the last such pass.
         settings: an instance of `Settings`.
     """
 
     Settings: ClassVar[type[Any]]
     needs: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset()
+    sets_bounds: ClassVar[bool] = False
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -213,17 +221,21 @@ def pass_names() -> list[str]:
 
 
 def get_pass(name: str) -> type[Pass]:
-    """The pass of that name.
+    """The pass of that name; a package that offers a pass of another name is not imported.
 
     Raises:
-        InputError: if there is none, or two.
+        InputError: if there is none, or two, or the package that offers it cannot be imported.
     """
     for entry in entry_points(group=GROUP):
         if entry.name == name:
             try:
                 found = entry.load()
-            except (ImportError, AttributeError) as error:
-                raise InputError(f"pass {name!r} cannot be loaded from {entry.value!r}: {error}") from None
+            except InputError:
+                raise
+            except Exception as error:
+                raise InputError(
+                    f"pass {name!r} cannot be loaded from {entry.value!r}: {str(error) or type(error).__name__}"
+                ) from error
             register(name)(found)
     if name not in _REGISTRY:
         raise InputError(f"there is no pass {name!r}{_nearest(name, pass_names())}")
@@ -287,10 +299,18 @@ def _run(name: str, step: Pass, ctx: Context) -> PassReport:
 
 
 def _provider(statistic: str, wanted_by: str) -> str:
-    for name in pass_names():
-        if statistic in get_pass(name).provides:
-            return name
-    raise InputError(f"pass {wanted_by!r} needs the statistic {statistic!r}, which no pass provides")
+    """The name of a pass that gathers a statistic; other packages are asked only if no pass that is loaded does."""
+    broken = []
+    for name in (*sorted(_REGISTRY), *pass_names()):
+        try:
+            found = _REGISTRY[name] if name in _REGISTRY else get_pass(name)
+        except InputError as error:
+            broken.append(str(error))
+        else:
+            if statistic in found.provides:
+                return name
+    without = f" ({'; '.join(broken)})" if broken else ""
+    raise InputError(f"pass {wanted_by!r} needs the statistic {statistic!r}, which no pass provides{without}")
 
 
 def _where(cls: type[Any]) -> str:

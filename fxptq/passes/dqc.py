@@ -28,7 +28,7 @@ from fxptq.quant.grid import levels
 from fxptq.quant.quantizer import Quantizer
 
 Taught = tuple[tuple[Tensor, ...], tuple[Tensor, list[Tensor]]]
-"""A batch of inputs, and the teacher's output and features for it."""
+"""A batch of inputs, and the teacher's picture and features for it."""
 
 
 @register("dqc")
@@ -137,6 +137,7 @@ class _Run:
         self.batches = Batches(
             ctx.images,
             size=settings.patch,
+            sizes=ctx.sizes,
             batch=settings.batch,
             fraction=settings.holdout,
             crops=settings.holdout_crops,
@@ -194,7 +195,7 @@ class _Run:
 
     def _step(self, step: int, done: float) -> float:
         inputs, lesson = self._teach(self.batches.draw())
-        loss = self.loss(self.ctx.student.tapped(*inputs), lesson)
+        loss = self.loss(self._seen(self.ctx.student, inputs), lesson)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise CalibrationError(f"dqc: the loss is {value} at step {step}; try a lower `lr`")
@@ -216,12 +217,17 @@ class _Run:
     @torch.no_grad()
     def _teach(self, batch: Inputs) -> Taught:
         inputs = self.ctx.placed(batch)
-        return inputs, self.ctx.teacher.tapped(*inputs)
+        return inputs, self._seen(self.ctx.teacher, inputs)
+
+    def _seen(self, network: Network, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+        """The picture that a network restores, and its features."""
+        output, features = network.tapped(*inputs)
+        return self.ctx.picture.pick(output), features
 
     @torch.no_grad()
     def _judge(self) -> float:
         """Loss on the held-out crops."""
-        total = sum(float(self.loss(self.ctx.student.tapped(*x), taught)) * len(x[0]) for x, taught in self.held)
+        total = sum(float(self.loss(self._seen(self.ctx.student, x), taught)) * len(x[0]) for x, taught in self.held)
         value = total / sum(len(x[0]) for x, _ in self.held)
         if not math.isfinite(value):
             raise CalibrationError(f"dqc: the loss on held-out crops is {value}")

@@ -13,6 +13,7 @@ from fxptq.data.sources import calibration_images
 from fxptq.errors import InputError
 from fxptq.evaluate.sets import open_set, parse_data, samples
 from fxptq.io.images import to_image, write_png
+from fxptq.sizes import Sizes
 
 X3, NOISE = Degradation("bicubic", scale=3), Degradation("noise", sigma=25)
 
@@ -128,3 +129,10 @@ def test_samples_are_not_what_was_calibrated_on() -> None:
     tensors, _ = calibration_images("synthetic", none, count=8, size=32)
     calibrated = {to_image(tensor).tobytes() for tensor in tensors}
     assert not any(pair.hr.tobytes() in calibrated for pair in samples(none, count=8, size=32))
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [(Sizes(fixed=(24, 40)), (24, 40)), (Sizes(7, 50), (56, 56))], ids=str)
+def test_samples_have_a_size_that_the_network_takes(sizes: Sizes, expected: tuple[int, int]) -> None:
+    for pair in samples(Degradation("bicubic", scale=2), count=2, size=48, sizes=sizes):
+        assert pair.lr.shape[:2] == expected
+        assert pair.hr.shape[:2] == tuple(2 * side for side in expected)
