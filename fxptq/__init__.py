@@ -7,7 +7,7 @@ fast = fxptq.load("network.safetensors", model=MyNetwork()).to_integer()
 
 __version__ = "0.1.0"
 
-from fxptq.api import QuantizedModel, load, quantize
+from fxptq.api import QuantizedModel, load, quantize, restore
 from fxptq.errors import CaptureError, CheckpointError, FxptqError, InputError
 from fxptq.graph import Bits
 from fxptq.recipe import Recipe
@@ -22,4 +22,5 @@ __all__ = [
     "Recipe",
     "load",
     "quantize",
+    "restore",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,9 @@ from fxptq.checkpoint.metadata import ExampleRecord, FloatSite, Metadata, PassRe
 from fxptq.checkpoint.state import program_of, put_weights_on_grid, round_floats, site_records, to_checkpoint
 from fxptq.data.sources import Inputs, calibration_images
 from fxptq.errors import CheckpointError, InputError
+from fxptq.evaluate.restore import Picture
+from fxptq.evaluate.restore import restore as restore_picture
+from fxptq.formats import PictureFormat
 from fxptq.graph import Bits, Plan, Program, Site
 from fxptq.graph.copies import independent_copy
 from fxptq.graph.outputs import trained_output
@@ -26,6 +30,7 @@ from fxptq.graph.parametrized import make_weights_plain
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.progress import Progress, Silent
 from fxptq.recipe import PassEntry, QuantizeSettings, Recipe, parse_bits
+from fxptq.sizes import Sizes
 
 BEYOND_WHITE = 16
 """An example this many times whiter than white is no noise: the network takes another range."""
@@ -92,7 +97,9 @@ class QuantizedModel(nn.Module):
         """
         from fxptq.kernels.lower import lower  # noqa: PLC0415  # building kernels is only for those who ask
 
-        return lower(self.program, compile=compile)
+        integer = lower(self.program, compile=compile)
+        integer.task = self.task
+        return integer
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
@@ -107,6 +114,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
         CheckpointError: the file is damaged, of a newer format, or of another architecture.
         InputError: the network is not a bundled one and `model` was not given.
     """
+    if model is not None:
+        check_network(model, "load")
     stored = checkpoints.read(path)
     _task_of(stored.meta, str(path))
     name = stored.meta.recipe
@@ -117,6 +126,87 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
             raise CheckpointError(f"{path}: no recipe {name!r} in this fxptq; update fxptq, or pass the network")
         model = Recipe.load(name).build_model()
     return QuantizedModel(program_of(make_weights_plain(independent_copy(model)), stored, str(path)), stored.meta)
+
+
+def restore(
+    model: nn.Module,
+    picture: Picture,
+    tile: int = 0,
+    *,
+    scale: int | None = None,
+    value_range: float | None = None,
+    channels: int | None = None,
+    multiple: int | None = None,
+) -> Picture:
+    """Restores one picture: pads it to a size that the network takes, runs the network, and crops the result.
+
+    Args:
+        model: a `QuantizedModel`, its integer model, or any network; it is run in evaluation mode.
+        picture: a Pillow image; an array [H, W] or [H, W, C], of uint8, uint16 or floating point with white at 1; or a
+            tensor [N, C, H, W] in the network's own range.
+        tile: height and width of overlapping tiles in pixels, to bound memory; 0 for the whole picture at once. A
+            network of one size runs in tiles of that size.
+        scale: of the output's height and width over the input's; by default what the quantized network says of itself,
+            and 1 for any other network. The other arguments, alike.
+        value_range: the value of white in the network's input, 1 or 255; by default 1.
+        channels: of the network's input; by default 3.
+        multiple: height and width are padded to multiples of it; by default 1.
+
+    Returns:
+        The restored picture, of the type and dtype of `picture`, `scale` times as high and wide.
+
+    Raises:
+        InputError: the picture or the tile is unfit.
+        FxptqError: the network fails, or gives no finite picture of the right size.
+    """
+    check_network(model, "restore")
+    task = getattr(model, "task", None)
+    known = task.pictures if isinstance(task, Recipe) else PictureFormat()
+    pictures = PictureFormat(
+        channels=known.channels if channels is None else channels,
+        value_range=known.value_range if value_range is None else value_range,
+        scale=known.scale if scale is None else scale,
+        sizes=known.sizes if multiple is None else Sizes(multiple),
+    )
+    with _evaluating(model):
+        return restore_picture(model, picture, pictures, tile)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, the network is in evaluation mode; afterwards each of its modules is in its own mode."""
+    # What `quantize` made computes the same in either mode, and may be running in other threads.
+    made = isinstance(model, QuantizedModel) or isinstance(getattr(model, "task", None), Recipe)
+    training = [] if made else [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def check_network(model: object, call: str) -> None:
+    """Whether this is a network, and not what makes one.
+
+    Args:
+        model: what was given.
+        call: the function it was given to, for the message.
+
+    Raises:
+        InputError: it is a class, a function or anything else that is no module.
+    """
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, type):
+        what = f"the class {model.__name__}; pass an instance of it, as in {model.__name__}()"
+    elif callable(model):
+        name = getattr(model, "__name__", type(model).__name__)
+        what = f"the function {name}; pass a torch.nn.Module, and if {name} makes one, what it returns"
+    else:
+        what = f"of type {type(model).__name__}; pass a torch.nn.Module"
+    raise InputError(f"fxptq.{call}: the network is {what}")
 
 
 def _task_of(meta: Metadata, source: str) -> Recipe:
@@ -160,6 +250,7 @@ def quantize(
         CaptureError: the network cannot be captured; the message says where and why.
         CalibrationError: a pass met a value that is not finite.
     """
+    check_network(model, "quantize")
     _check_example(example)
     if not 0 <= seed < 1 << 63:
         raise InputError(f"the seed is {seed}; expected a number from 0 to 2**63 - 1")

@@ -53,7 +53,12 @@ class IntegerModel(nn.Module):
         program: the network with its quantizers set. Later changes of it are not seen.
         compile: whether to hand what is between the kernels to torch.compile, where there is a compiler; for the first
             `COMPILED_SIZES` sizes of input of each graph.
+
+    Attributes:
+        task: what the network restores, a recipe, for `fxptq.restore`; None where nobody said.
     """
+
+    task: Any = None
 
     def __init__(self, program: Program, *, compile: bool = True) -> None:  # noqa: A002  # the name torch uses for it
         super().__init__()
