@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -293,9 +294,20 @@ class Recipe(Frozen):
             InputError: it is not TOML, or a field is missing, unknown or out of range.
         """
         try:
-            return cls.model_validate(tomllib.loads(text))
+            fields = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{source} is not a TOML file: {error}") from error
+        return cls.checked(fields, source)
+
+    @classmethod
+    def checked(cls, fields: dict[str, Any], source: str) -> Self:
+        """A recipe out of its tables; `source` is what errors call it.
+
+        Raises:
+            InputError: a field is missing, unknown or out of range.
+        """
+        try:
+            return cls.model_validate(fields)
         except ValidationError as error:
             raise InputError(f"{source}: {_first_problem(error)}") from error
 
@@ -355,6 +367,30 @@ def parse_bits(text: str) -> Bits | Literal["float"]:
     if not found and text != FLOAT:
         raise InputError(f"{text!r}: expected bits as in W3A4, or float")
     return Bits(int(found[1]), int(found[2])) if found else FLOAT
+
+
+BitsLike = Bits | int | tuple[int, int] | str
+"""Bit widths as people write them: Bits(w=4, a=4), 4 for both, (4, 4), or "W4A4"."""
+
+
+def as_bits(value: BitsLike) -> Bits:
+    """Bit widths, however they are written.
+
+    Raises:
+        InputError: they are out of range, or written in another way.
+    """
+    if isinstance(value, Bits):
+        return value
+    if isinstance(value, str) and value != FLOAT:
+        found = parse_bits(value)
+        assert isinstance(found, Bits)  # FLOAT is the only other value  # noqa: S101
+        return found
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return Bits(int(value), int(value))
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        w, a = (int(one) if isinstance(one, Integral) and not isinstance(one, bool) else one for one in value)
+        return Bits(w, a)
+    raise InputError(f"the bits are {value!r}; expected fxptq.Bits(w=4, a=4), 4 for both, (4, 4), or 'W4A4'")
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def _in_its_own_type(model: nn.Module, scale: int) -> Run:
 
 
 def _tensor(run: Run, x: Tensor, pictures: PictureFormat) -> Tensor:
-    if x.dim() != 4 or 0 in x.shape or not x.is_floating_point() or x.shape[1] != pictures.channels:
+    if x.dim() != 4 or 0 in x.shape or not x.is_floating_point():
         raise InputError(
             f"the picture has shape {tuple(x.shape)}, {x.dtype}; expected [1, {pictures.channels}, H, W] of floating "
             f"point, white at {pictures.value_range:g}"

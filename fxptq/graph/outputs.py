@@ -8,6 +8,7 @@ every later output; the network's own output is never changed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,12 +82,19 @@ def picture_output(picture: Tensor, output: Any, scale: int | None = None) -> Pi
     return PictureOutput(path, times)
 
 
-def trained_output(picture: Tensor, output: Any) -> PictureOutput:
+def trained_output(picture: Tensor, output: Any, scale: int | None = None) -> PictureOutput:
     """The output that training compares: the restored picture, or the largest tensor where no output is a picture.
+
+    Args:
+        picture: the input, [N, C, H, W].
+        output: what the network made of it.
+        scale: the scale of the restored picture, preferred where outputs have several; None for any.
 
     Raises:
         InputError: no output is a tensor of floating point.
     """
+    with suppress(InputError):
+        return picture_output(picture, output, scale)
     try:
         return picture_output(picture, output)
     except InputError:

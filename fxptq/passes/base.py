@@ -117,6 +117,7 @@ class Context:
         images: calibration inputs, [1, C, H, W] each, in the network's own range; a tuple each for a network of several
             inputs.
         sizes: the sizes of input that the network takes.
+        batches: whether the network takes several pictures at once.
         picture: where the restored picture stands in the networks' outputs.
         statistics: by quantizer key, the distribution of the tensor it sees in float; filled by `observe`.
         moments: by key of a weight's quantizer, the sum of x x^T over the inputs x its rows multiply,
@@ -130,6 +131,7 @@ class Context:
     teacher: Network
     images: Sequence[Inputs]
     sizes: Sizes = ANY_SIZE
+    batches: bool = True
     picture: PictureOutput = WHOLE_OUTPUT
     statistics: dict[str, Distribution] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)

@@ -41,7 +41,7 @@ class Dqc(Pass):
 
         Attributes:
             steps: of the optimizer (Adam).
-            batch: crops a step.
+            batch: crops a step; one for a network that takes one picture at a time.
             patch: side of a crop in pixels of the input.
             lr: learning rate of bounds in units of each quantizer's initial step: what does no harm at 2 bits would
                 throw a bound at 8 bits off by many steps if it were in units of the width.
@@ -138,7 +138,7 @@ class _Run:
             ctx.images,
             size=settings.patch,
             sizes=ctx.sizes,
-            batch=settings.batch,
+            batch=settings.batch if ctx.batches else 1,
             fraction=settings.holdout,
             crops=settings.holdout_crops,
             generator=generator,
