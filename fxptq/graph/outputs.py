@@ -58,7 +58,7 @@ def picture_output(picture: Tensor, output: Any, scale: int | None = None) -> Pi
 
     A tensor qualifies that is [N, C, H, W] of floating point with the picture's N, and whose height and width are the
     same whole multiple of the picture's. Of several the largest is chosen; of equally large ones the first with as many
-    channels as the picture; else the first.
+    channels as the picture; else the first. The picture itself, handed through, is chosen last.
 
     Args:
         picture: the input, [N, C, H, W].
@@ -69,7 +69,15 @@ def picture_output(picture: Tensor, output: Any, scale: int | None = None) -> Pi
         InputError: no output qualifies; the message says what came out.
     """
     found = [
-        (tensor.shape[2] * tensor.shape[3], tensor.shape[1] == picture.shape[1], path, times)
+        (
+            (
+                not (tensor.shape == picture.shape and bool((tensor == picture).all())),
+                tensor.shape[2] * tensor.shape[3],
+                tensor.shape[1] == picture.shape[1],
+            ),
+            path,
+            times,
+        )
         for path, tensor in _tensors(output)
         if (times := scale_of(picture, tensor)) and scale in (None, times)
     ]
@@ -78,7 +86,7 @@ def picture_output(picture: Tensor, output: Any, scale: int | None = None) -> Pi
         raise InputError(
             f"the network turned {tuple(picture.shape)} into {described(output)}; expected a picture at {at} of it"
         )
-    *_, path, times = max(found, key=lambda one: one[:2])  # the first of equals
+    _, path, times = max(found, key=lambda one: one[0])  # the first of equals
     return PictureOutput(path, times)
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fxptq.data.degrade import Degradation
 from fxptq.data.resize import imresize
 from fxptq.data.sources import calibration_images
 from fxptq.errors import InputError
+from fxptq.evaluate.score import evaluate
 from fxptq.evaluate.sets import open_set, parse_data, samples
 from fxptq.io.images import to_image, write_png
 from fxptq.sizes import Sizes
@@ -86,6 +88,24 @@ def test_what_is_missing_is_named(folder: Path, remove: str, words: str) -> None
     (folder / remove).rename(folder / "away")
     with pytest.raises(InputError, match=words):
         open_set("Mine", folder, X3)
+
+
+@pytest.mark.parametrize("place", ["HR", "LR_bicubic/X3"])
+def test_two_pictures_of_one_name_are_refused(folder: Path, place: str) -> None:
+    name = "a" if place == "HR" else "ax3"
+    Image.fromarray(_picture(12, 16)).save(folder / place / f"{name}.bmp")
+    with pytest.raises(
+        InputError, match=rf"Mine: {name}\.bmp and {name}\.png in .*{place} are both named {name}; rename"
+    ):
+        open_set("Mine", folder, X3)
+
+
+def test_two_clean_pictures_of_one_name_keep_their_suffixes(tmp_path: Path) -> None:
+    for name in ("a.png", "a.bmp", "b.png"):
+        Image.fromarray(_picture(24, 24)).save(tmp_path / name)
+    benchmark = open_set("Mine", tmp_path, NOISE)
+    assert [pair.name for pair in benchmark] == ["a.bmp", "a.png", "b"]
+    assert set(evaluate(lambda x: x, benchmark).images) == {"a.bmp", "a.png", "b"}
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fxptq.errors import InputError
 from fxptq.graph.outputs import PictureOutput, picture_output, trained_output
 
-X = torch.zeros(2, 3, 8, 12)
+X = torch.ones(2, 3, 8, 12)
 Pair = namedtuple("Pair", "sr lr")  # as networks have them
 
 
@@ -49,6 +49,14 @@ def test_the_picture_is_chosen(output: Any, path: tuple[Any, ...], scale: int) -
     for key in path:
         expected = expected[key]
     assert found.pick(output) is expected
+
+
+def test_the_input_handed_through_is_chosen_last() -> None:
+    x = torch.rand(2, 3, 8, 12)
+    assert picture_output(x, [x, out(3)]).path == (1,)
+    assert picture_output(x, {"input": x.clone(), "features": out(64)}).path == ("features",)
+    assert picture_output(x, (x,)).path == (0,)
+    assert picture_output(x, x) == PictureOutput((), 1)
 
 
 def test_the_scale_that_is_known_decides() -> None:
