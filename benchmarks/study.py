@@ -130,7 +130,14 @@ class Study:
         """A student of that many bits whose bounds are still to be set, with what its operands were seen to be."""
         plan = plan_of(self.preset.quantize, Bits(bits, bits))
         student = Program(self._rounded, self.example, plan, twin=self.teacher)
-        context = Context(student, self.teacher, self.images, seed=self.seed, progress=self.progress)
+        context = Context(
+            student,
+            self.teacher,
+            self.images,
+            sizes=self.source.recipe.input.sizes,
+            seed=self.seed,
+            progress=self.progress,
+        )
         # What an operand is in float does not depend on bits; which operands share a quantizer may.
         activations = {key for key in student.quantizers if student.weight_of(key) is None}
         if activations <= self._statistics.keys():
