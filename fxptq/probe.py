@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -57,6 +58,12 @@ class Taken:
     restored: Tensor
 
 
+@cache
+def _generated() -> Tensor:
+    """A generated picture, [1, 3, 128, 128], 0..1; larger ones continue it by reflection."""
+    return to_tensor(synthetic_image(128, 128, 3, np.random.default_rng(0)))
+
+
 class Trials:
     """Runs a network on pictures to see which it takes.
 
@@ -73,12 +80,11 @@ class Trials:
         weights = (x for x in chain(model.parameters(), model.buffers()) if x.is_floating_point())
         self._like = next(weights, torch.empty(0))
         self._model, self._white, self._scale = model, white, scale
-        self._picture = to_tensor(synthetic_image(max(SIDES), max(SIDES), 3, np.random.default_rng(0)))
         self.failure = ""
 
     def picture(self, channels: int, size: Size, batch: int = 1) -> Tensor:
         """A generated picture, [batch, channels, *size], 0..1."""
-        x = Sizes(minimum=max(size)).padded(self._picture)[:, :, : size[0], : size[1]]
+        x = Sizes(minimum=max(size)).padded(_generated())[:, :, : size[0], : size[1]]
         return x.repeat(batch, -(-channels // 3), 1, 1)[:, :channels]
 
     def run(self, x: Tensor) -> Any:

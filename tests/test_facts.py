@@ -159,7 +159,9 @@ def test_the_same_is_found_without_an_example(name: str) -> None:
     assert "\n" not in found.inferred
 
 
-@pytest.mark.parametrize(("forward", "expected"), [(brightly, 255.0), (darkly, 1.0), (Net.plain, 1.0)], ids=str)
+@pytest.mark.parametrize(
+    ("forward", "expected"), [(brightly, 255.0), (darkly, 1.0), (Net.plain, 1.0)], ids=["bright", "dark", "plain"]
+)
 def test_the_value_range_is_the_one_in_which_pictures_are_restored(
     forward: Callable[[Net, Tensor], Tensor], expected: float
 ) -> None:
