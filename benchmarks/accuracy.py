@@ -14,8 +14,9 @@ import time
 from collections.abc import Sequence
 
 from benchmarks.study import Study, common_options, inputs_of, open_study_network, parsed, scores
-from fxptq.commands.scores import Run, open_sets
+from fxptq.commands.scores import open_sets
 from fxptq.evaluate.sets import BenchmarkSet
+from fxptq.evaluate.tiles import Run
 from fxptq.passes.base import run_passes
 from fxptq.progress import RichProgress
 

@@ -41,7 +41,7 @@ def main() -> None:
         source.recipe.task,
         channels=task.channels,
         value_range=task.range,
-        multiple=task.multiple,
+        sizes=task.sizes,
         count=options.images,
     )
     context = Context(program, program, images, progress=RichProgress())

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from benchmarks.zoo.one import declare_missing_operators
 from fxptq.api import QuantizedModel, metadata_of, plan_of, weights_digest
 from fxptq.checkpoint.state import coded_weights, put_weights_on_grid, round_floats
-from fxptq.commands.scores import Run, score_sets
+from fxptq.commands.scores import score_sets
 from fxptq.commands.source import Source, example_of, open_network
 from fxptq.data.sources import calibration_images
 from fxptq.evaluate.sets import BenchmarkSet
+from fxptq.evaluate.tiles import Run
 from fxptq.graph import Bits, Program
 from fxptq.io.files import write_json
 from fxptq.kernels.lower import lower
@@ -69,7 +70,7 @@ def inputs_of(recipe: Recipe, origin: str | Path, count: int, seed: int) -> tupl
         recipe.task,
         channels=task.channels,
         value_range=task.range,
-        multiple=task.multiple,
+        sizes=task.sizes,
         count=count,
         size=min(task.size),
         seed=seed,
@@ -129,7 +130,14 @@ class Study:
         """Makes a student of that many bits, without bounds yet, and the statistics of its operands."""
         plan = plan_of(self.preset.quantize, Bits(bits, bits))
         student = Program(self._rounded, self.example, plan, twin=self.teacher)
-        context = Context(student, self.teacher, self.images, seed=self.seed, progress=self.progress)
+        context = Context(
+            student,
+            self.teacher,
+            self.images,
+            sizes=self.source.recipe.input.sizes,
+            seed=self.seed,
+            progress=self.progress,
+        )
         # The values of an operand in float do not depend on bits; the choice of operands that share a quantizer may.
         activations = {key for key in student.quantizers if student.weight_of(key) is None}
         if activations <= self._statistics.keys():

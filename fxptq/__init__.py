@@ -6,7 +6,7 @@ fast = fxptq.load("network.safetensors", model=MyNetwork()).to_integer()
 """
 
 from fxptq._version import __version__
-from fxptq.api import QuantizedModel, load, quantize
+from fxptq.api import QuantizedModel, load, quantize, restore
 from fxptq.errors import CaptureError, CheckpointError, FxptqError, InputError
 from fxptq.graph import Bits
 from fxptq.recipe import Recipe
@@ -22,4 +22,5 @@ __all__ = [
     "__version__",
     "load",
     "quantize",
+    "restore",
 ]

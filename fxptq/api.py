@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,17 +19,24 @@ from fxptq._version import __version__
 from fxptq.checkpoint import file as checkpoints
 from fxptq.checkpoint.metadata import ExampleRecord, FloatSite, Metadata, PassRecord, version_for
 from fxptq.checkpoint.state import program_of, put_weights_on_grid, round_floats, site_records, to_checkpoint
+from fxptq.data.degrade import Degradation
 from fxptq.data.sources import Inputs, calibration_images
 from fxptq.errors import CheckpointError, InputError
+from fxptq.evaluate.restore import Picture
+from fxptq.evaluate.restore import restore as restore_picture
+from fxptq.facts import BEYOND_WHITE, Facts, Overrides, gather_facts
+from fxptq.formats import PictureFormat
 from fxptq.graph import Bits, Plan, Program, Site
 from fxptq.graph.copies import independent_copy
+from fxptq.graph.outputs import trained_output
 from fxptq.graph.parametrized import make_weights_plain
+from fxptq.graph.plan import FLOAT
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.progress import Progress, Silent
-from fxptq.recipe import PassEntry, QuantizeSettings, Recipe, parse_bits
+from fxptq.recipe import DEFAULT, BitsLike, PassEntry, QuantizeSettings, Recipe, as_bits, parse_bits
+from fxptq.sizes import Sizes
 
-BEYOND_WHITE = 16
-"""An example this many times whiter than white is no noise: the network takes another range."""
+_log = logging.getLogger("fxptq")
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -102,7 +111,9 @@ class QuantizedModel(nn.Module):
         from fxptq.kernels.backend import get_backend  # noqa: PLC0415  # building kernels is only for those who ask
         from fxptq.kernels.lower import lower  # noqa: PLC0415
 
-        return lower(self.program, compile=compile, backend=None if backend is None else get_backend(backend))
+        integer = lower(self.program, compile=compile, backend=None if backend is None else get_backend(backend))
+        integer.task = self.task
+        return integer
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
@@ -117,6 +128,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
         CheckpointError: the file is damaged, of a newer format, or of another architecture.
         InputError: the network is not a bundled one and `model` was not given.
     """
+    if model is not None:
+        check_network(model, "load")
     stored = checkpoints.read(path)
     _task_of(stored.meta, str(path))
     name = stored.meta.recipe
@@ -129,6 +142,87 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     return QuantizedModel(program_of(make_weights_plain(independent_copy(model)), stored, str(path)), stored.meta)
 
 
+def restore(
+    model: nn.Module,
+    picture: Picture,
+    tile: int = 0,
+    *,
+    scale: int | None = None,
+    value_range: float | None = None,
+    channels: int | None = None,
+    multiple: int | None = None,
+) -> Picture:
+    """Restores one picture: pads it to a size that the network takes, runs the network, and crops the result.
+
+    Args:
+        model: a `QuantizedModel`, its integer model, or any network; it is run in evaluation mode.
+        picture: a Pillow image; an array [H, W] or [H, W, C], of uint8, uint16 or floating point with white at 1; or a
+            tensor [N, C, H, W] in the network's own range.
+        tile: height and width of overlapping tiles in pixels, to bound memory; 0 for the whole picture at once. A
+            network of one size runs in tiles of that size.
+        scale: of the output's height and width over the input's; by default what the quantized network says of itself,
+            and 1 for any other network. The other arguments, alike.
+        value_range: the value of white in the network's input, 1 or 255; by default 1.
+        channels: of the network's input; by default 3.
+        multiple: height and width are padded to multiples of it; by default 1.
+
+    Returns:
+        The restored picture, of the type and dtype of `picture`, `scale` times as high and wide.
+
+    Raises:
+        InputError: the picture or the tile is unfit.
+        FxptqError: the network fails, or gives no finite picture of the right size.
+    """
+    check_network(model, "restore")
+    task = getattr(model, "task", None)
+    known = task.pictures if isinstance(task, Recipe) else PictureFormat()
+    pictures = PictureFormat(
+        channels=known.channels if channels is None else channels,
+        value_range=known.value_range if value_range is None else value_range,
+        scale=known.scale if scale is None else scale,
+        sizes=known.sizes if multiple is None else Sizes(multiple),
+    )
+    with _evaluating(model):
+        return restore_picture(model, picture, pictures, tile)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, the network is in evaluation mode; afterwards each of its modules is in its own mode."""
+    # What `quantize` made computes the same in either mode, and may be running in other threads.
+    made = isinstance(model, QuantizedModel) or isinstance(getattr(model, "task", None), Recipe)
+    training = [] if made else [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def check_network(model: object, call: str) -> None:
+    """Whether this is a network, and not what makes one.
+
+    Args:
+        model: what was given.
+        call: the function it was given to, for the message.
+
+    Raises:
+        InputError: it is a class, a function or anything else that is no module.
+    """
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, type):
+        what = f"the class {model.__name__}; pass an instance of it, as in {model.__name__}()"
+    elif callable(model):
+        name = getattr(model, "__name__", type(model).__name__)
+        what = f"the function {name}; pass a torch.nn.Module, and if {name} makes one, what it returns"
+    else:
+        what = f"of type {type(model).__name__}; pass a torch.nn.Module"
+    raise InputError(f"fxptq.{call}: the network is {what}")
+
+
 def _task_of(meta: Metadata, source: str) -> Recipe:
     try:
         return Recipe.model_validate(meta.task)
@@ -139,57 +233,148 @@ def _task_of(meta: Metadata, source: str) -> Recipe:
 def quantize(
     model: nn.Module,
     example: Inputs,
-    bits: Bits,
+    bits: BitsLike,
     calib: str | Path | Iterable[Inputs] = "synthetic",
     recipe: str | Path | Recipe | None = None,
     *,
     preset: str = "standard",
-    sites: Mapping[str, Bits | Literal["float"]] | None = None,
+    sites: Mapping[str, BitsLike] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     after_pass: Callable[[str, Program], None] | None = None,
+    scale: int | None = None,
+    value_range: float | None = None,
+    multiple: int | None = None,
+    degradation: str | Degradation | None = None,
 ) -> QuantizedModel:
     """Quantizes a trained network.
+
+    Without a recipe the network's scale, value range and sizes are found by trying it on small pictures; `task` of the
+    result says what was found.
 
     Args:
         model: any network for image restoration; it is copied and left as it was.
         example: one input it accepts, [1, C, H, W], of floating point (64 x 64 is plenty); a tuple of tensors for a
             network of several inputs, the picture first.
-        bits: bit widths of weights and activations.
+        bits: bit widths of weights and activations: Bits(w=4, a=4), 4 for both, (4, 4), or "W4A4".
         calib: a folder of pictures, "synthetic" for generated ones, or input tensors in the model's own range
             (tuples of them, if the example is one).
         recipe: a recipe's name, file or object; None for the settings that suit most networks.
-        preset: which of the recipe's presets: quick, standard or paper.
+        preset: which of the recipe's presets: quick, standard, paper, or one of the recipe's own.
         sites: exceptions: bits, or "float", by glob pattern of site names; the first match wins.
         seed: of everything random; the same seed gives the same network on the same machine.
         progress: shows how far the work is.
         after_pass: called with the name of each pass and the student when the pass is done.
+        scale: of the output's height and width over the input's, in place of what the recipe says or is found; the next
+            three, alike.
+        value_range: the value of white in the input, 1 or 255.
+        multiple: height and width of the input are multiples of this.
+        degradation: what separates the input from the clean picture: bicubic, noise:SIGMA, jpeg:QUALITY or none.
 
     Raises:
         InputError: bits, recipe, pattern or calibration source unfit.
         CaptureError: the network cannot be captured; the message says where and why.
         CalibrationError: a pass met a value that is not finite.
     """
+    check_network(model, "quantize")
     _check_example(example)
+    overrides = Overrides(scale, value_range, multiple, degradation)
+    settings = recipe if isinstance(recipe, Recipe) else Recipe.load(DEFAULT if recipe is None else recipe)
+    checked = check_work(settings, bits, preset=preset, sites=sites, seed=seed)
+    inputs = example if isinstance(example, tuple) else (example,)
+    facts = gather_facts(make_weights_plain(independent_copy(model)), settings, inputs, overrides)
+    _log.log(logging.WARNING if facts.fault else logging.INFO, "%s", facts.fault or facts.inferred or settings.title)
+    return quantize_for(facts, model, example, checked, calib, progress=progress, after_pass=after_pass)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done to a network, checked.
+
+    Attributes:
+        bits: bit widths by default.
+        preset: which of the recipe's presets.
+        sites: exceptions by glob pattern of site names.
+        seed: of everything random.
+    """
+
+    bits: Bits
+    preset: str
+    sites: Mapping[str, Bits | Literal["float"]]
+    seed: int
+
+
+def check_work(
+    recipe: Recipe,
+    bits: BitsLike,
+    *,
+    preset: str = "standard",
+    sites: Mapping[str, BitsLike] | None = None,
+    seed: int = 0,
+) -> Work:
+    """Checks what can be checked before a network is looked at; for the arguments see `quantize`.
+
+    Raises:
+        InputError: bits, a preset, its passes or a seed are unfit.
+    """
     if not 0 <= seed < 1 << 63:
         raise InputError(f"the seed is {seed}; expected a number from 0 to 2**63 - 1")
-    settings = recipe if isinstance(recipe, Recipe) else Recipe.load("default" if recipe is None else recipe)
-    chosen = settings.preset(preset)
-    for step in chosen.passes:
+    for step in recipe.preset(preset).passes:
         build_pass(step.name, step.settings)
+    exceptions = {pattern: FLOAT if each == FLOAT else as_bits(each) for pattern, each in (sites or {}).items()}
+    return Work(as_bits(bits), preset, exceptions, seed)
+
+
+def quantize_for(
+    facts: Facts,
+    model: nn.Module,
+    example: Inputs,
+    work: Work,
+    calib: str | Path | Iterable[Inputs] = "synthetic",
+    *,
+    progress: Progress | None = None,
+    after_pass: Callable[[str, Program], None] | None = None,
+) -> QuantizedModel:
+    """Quantizes a network of which the facts are known.
+
+    Args:
+        facts: what the network restores, from `fxptq.facts.gather_facts`.
+        model: the network; it is copied and left as it was.
+        example: see `quantize`; so are `calib`, `progress` and `after_pass`.
+        work: what is to be done.
+        calib: where calibration inputs come from.
+        progress: shows how far the work is.
+        after_pass: called after each pass.
+
+    Raises:
+        FxptqError: as `quantize`.
+    """
+    settings, bits, seed = facts.recipe, work.bits, work.seed
+    chosen = settings.preset(work.preset)
     dtype = _DTYPES[chosen.quantize.float_dtype]
     progress = progress or Silent()
     inputs = example if isinstance(example, tuple) else (example,)
-    images, described = _images(calib, settings, inputs, chosen.images, seed)
+    images, described = _images(calib, facts, inputs, chosen.images, seed)
     with progress.task("capture", 2) as advance:
         plain = make_weights_plain(independent_copy(model))
         rounded = independent_copy(plain)
         round_floats(rounded, dtype)
-        student = Program(rounded, inputs, plan_of(chosen.quantize, bits, sites))
+        student = Program(rounded, inputs, plan_of(chosen.quantize, bits, work.sites))
         advance()
         teacher = Program(plain, inputs, twin=student)
         advance()
-    context = Context(student=student, teacher=teacher, images=images, seed=seed, progress=progress)
+    with torch.no_grad():
+        picture = trained_output(inputs[0], teacher(*inputs), settings.scale)
+    context = Context(
+        student=student,
+        teacher=teacher,
+        images=images,
+        sizes=facts.sizes,
+        batches=facts.batches,
+        picture=picture,
+        seed=seed,
+        progress=progress,
+    )
     reports: tuple[PassReport, ...] = ()
     for step in chosen.passes:
         reports += run_passes([(step.name, step.settings)], context)
@@ -302,9 +487,9 @@ def _rebuilds(recipe: Recipe, model: nn.Module) -> bool:
 
 
 def _images(
-    calib: str | Path | Iterable[Inputs], recipe: Recipe, example: tuple[Tensor, ...], count: int, seed: int
+    calib: str | Path | Iterable[Inputs], facts: Facts, example: tuple[Tensor, ...], count: int, seed: int
 ) -> tuple[list[Inputs], str]:
-    picture = example[0]
+    picture, recipe = example[0], facts.recipe
     if isinstance(calib, str | Path):
         _check_pictures_will_do(example, recipe.input.range)
     images, described = calibration_images(
@@ -312,7 +497,7 @@ def _images(
         recipe.task,
         channels=picture.shape[1],
         value_range=recipe.input.range,
-        multiple=recipe.input.multiple,
+        sizes=facts.sizes,
         count=count,
         size=min(picture.shape[-2:]),
         seed=seed,

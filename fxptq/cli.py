@@ -92,10 +92,19 @@ def quantize(
     site: Sites = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    scale: Annotated[Optional[int], typer.Option(help="Of the output over the input, if it is not found.")] = None,
+    white: Annotated[
+        Optional[float], typer.Option("--range", help="The value of white in the input: 1 or 255.")
+    ] = None,
+    multiple: Annotated[Optional[int], typer.Option(help="Height and width are padded to multiples of this.")] = None,
+    degradation: Annotated[
+        Optional[str], typer.Option(help="What the network repairs: bicubic, noise:SIGMA, jpeg:QUALITY or none.")
+    ] = None,
     json_out: JsonOut = None,
 ) -> None:
     """Quantize a network and write it as one small file."""
     from fxptq.commands import quantize as command
+    from fxptq.facts import Overrides
     from fxptq.graph import Bits
     from fxptq.report import console, page
 
@@ -104,7 +113,18 @@ def quantize(
         f"{Path(recipe or (weights and weights.stem) or (model or 'network').split(':')[-1]).stem}_w{w}a{a}.safetensors"
     )
     options = command.Options(
-        bits, recipe, model, weights, calib, tuple(data or ()), preset, target, device, seed, tuple(site or ())
+        bits,
+        recipe,
+        model,
+        weights,
+        calib,
+        tuple(data or ()),
+        preset,
+        target,
+        device,
+        seed,
+        tuple(site or ()),
+        Overrides(scale, white, multiple, degradation),
     )
     outcome = command.run(options, _progress())
     report = page.write(outcome, target.with_suffix(".html"))

@@ -14,16 +14,28 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from torch import nn
 
 from fxptq.data.degrade import Degradation
 from fxptq.errors import InputError
+from fxptq.formats import PictureFormat
 from fxptq.graph.kinds import quantizable
 from fxptq.graph.plan import FLOAT, Bits
+from fxptq.sizes import Sizes
 
 Positive = Annotated[int, Field(gt=0)]
 DEFAULT = "default"
@@ -43,7 +55,7 @@ def _site_kind(name: str) -> str:
 SiteKind = Annotated[str, AfterValidator(_site_kind)]
 """A kind of site that can be quantized, by its name in the table of kinds."""
 
-PresetName = Literal["quick", "standard", "paper"]
+PresetName = Annotated[str, Field(pattern=r"^[\w-]+$")]
 
 
 class Frozen(BaseModel):
@@ -72,13 +84,39 @@ class Input(Frozen):
         channels: 1 or 3.
         range: the value of white, 1 or 255.
         multiple: height and width the network works in multiples of (its window).
+        minimum: the least height and width that the network takes.
+        square: whether the network takes squares only.
+        fixed: the only height and width that the network takes, if there is only one.
         size: height and width of the example it is captured with.
     """
 
     channels: Literal[1, 3] = 3
     range: Annotated[float, AfterValidator(_white)] = 1.0
     multiple: Positive = 1
+    minimum: Positive = 1
+    square: bool = False
+    fixed: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None
     size: Annotated[tuple[Positive, Positive], Field(strict=False)] = (64, 64)
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        try:
+            self.sizes  # noqa: B018  # the value checks itself
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that came after the first files appear only where they say something, so that files stay the same."""
+        fields: dict[str, Any] = serialize(self)
+        later = {name: type(self).model_fields[name].default for name in ("minimum", "square", "fixed")}
+        return {name: value for name, value in fields.items() if name not in later or value != later[name]}
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes that the network takes."""
+        return Sizes(self.multiple, self.minimum, self.square, self.fixed)
 
 
 class DegradationTable(Frozen):
@@ -222,6 +260,11 @@ class Recipe(Frozen):
         scale = self.scale if table.kind == "bicubic" else 1
         return Degradation(table.kind, scale=scale, sigma=table.sigma, quality=table.quality)
 
+    @property
+    def pictures(self) -> PictureFormat:
+        """The pictures that go in and come out."""
+        return PictureFormat(self.input.channels, self.input.range, self.scale, self.input.sizes)
+
     @classmethod
     def names(cls) -> list[str]:
         """The bundled recipes, in order of name."""
@@ -265,9 +308,20 @@ class Recipe(Frozen):
             InputError: it is not TOML, or a field is missing, unknown or out of range.
         """
         try:
-            return cls.model_validate(tomllib.loads(text))
+            fields = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{source} is not a TOML file: {error}") from error
+        return cls.checked(fields, source)
+
+    @classmethod
+    def checked(cls, fields: dict[str, Any], source: str) -> Self:
+        """A recipe out of its tables; `source` is what errors call it.
+
+        Raises:
+            InputError: a field is missing, unknown or out of range.
+        """
+        try:
+            return cls.model_validate(fields)
         except ValidationError as error:
             raise InputError(f"{source}: {_first_problem(error)}") from error
 
@@ -297,7 +351,7 @@ class Recipe(Frozen):
 
     def _presets(self) -> dict[str, PresetTable]:
         shared = {} if self.name == DEFAULT else Recipe.load(DEFAULT).presets
-        return {str(name): table for presets in (shared, self.presets) for name, table in presets.items()}
+        return {**shared, **self.presets}
 
     @property
     def preset_names(self) -> list[str]:
@@ -327,6 +381,30 @@ def parse_bits(text: str) -> Bits | Literal["float"]:
     if not found and text != FLOAT:
         raise InputError(f"{text!r}: expected bits as in W3A4, or float")
     return Bits(int(found[1]), int(found[2])) if found else FLOAT
+
+
+BitsLike = Bits | int | tuple[int, int] | str
+"""Bit widths as people write them: Bits(w=4, a=4), 4 for both, (4, 4), or "W4A4"."""
+
+
+def as_bits(value: BitsLike) -> Bits:
+    """Bit widths, however they are written.
+
+    Raises:
+        InputError: they are out of range, or written in another way.
+    """
+    if isinstance(value, Bits):
+        return value
+    if isinstance(value, str) and value != FLOAT:
+        found = parse_bits(value)
+        assert isinstance(found, Bits)  # FLOAT is the only other value  # noqa: S101
+        return found
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return Bits(int(value), int(value))
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        w, a = (int(one) if isinstance(one, Integral) and not isinstance(one, bool) else one for one in value)
+        return Bits(w, a)
+    raise InputError(f"the bits are {value!r}; expected fxptq.Bits(w=4, a=4), 4 for both, (4, 4), or 'W4A4'")
 
 
 @contextmanager

@@ -48,6 +48,12 @@ class Registry(Generic[T]):
         self._import_bundled()
         return sorted({*self._classes, *(entry.name for entry in self._entries())})
 
+    def apart(self) -> Registry[T]:
+        """A registry with the same classes; what is added to it is unknown to this one."""
+        other: Registry[T] = Registry(self.kind, self.group, self.package)
+        other._classes = self.bundled()
+        return other
+
     def bundled(self) -> dict[str, type[T]]:
         """The classes that are imported already, and all of the bundled ones, by name."""
         self._import_bundled()
@@ -79,8 +85,11 @@ class Registry(Generic[T]):
     def _load(self, entry: EntryPoint) -> type[T]:
         try:
             found: type[T] = entry.load()
+        except InputError:
+            raise
         except Exception as error:  # whatever a package of somebody else's raises
-            raise InputError(f"{self.kind} {entry.name!r} cannot be loaded from {entry.value!r}: {error}") from error
+            reason = str(error) or type(error).__name__
+            raise InputError(f"{self.kind} {entry.name!r} cannot be loaded from {entry.value!r}: {reason}") from error
         return found
 
     def _import_bundled(self) -> None:

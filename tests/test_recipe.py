@@ -12,9 +12,11 @@ from pydantic import ValidationError
 
 from fxptq.data.degrade import Degradation
 from fxptq.errors import InputError
+from fxptq.formats import PictureFormat
 from fxptq.graph import Bits
 from fxptq.passes.base import build_pass
 from fxptq.recipe import Recipe, parse_bits
+from fxptq.sizes import Sizes
 
 NETWORKS = [
     "dncnn_s25",
@@ -113,6 +115,25 @@ def test_preset_changes_what_it_names_and_nothing_else() -> None:
     assert [(entry.name, entry.settings) for entry in quick.passes] == [("observe", {"bins": 64}), ("minmax", {})]
 
 
+def test_presets_have_names_of_ones_own() -> None:
+    recipe = Recipe.parse(MINIMAL.replace("[presets.quick]", "[presets.over-night_2]"), "mine")
+    assert recipe.preset_names == ["quick", "standard", "paper", "over-night_2"]
+    assert [entry.name for entry in recipe.preset("over-night_2").passes] == ["observe", "minmax"]
+    with pytest.raises(InputError, match="no preset 'night'; recipe tiny has quick, standard, paper, over-night_2"):
+        recipe.preset("night")
+
+
+def test_sizes_that_are_not_said_are_not_written() -> None:
+    plain = Recipe.parse(MINIMAL, "mine")
+    assert plain.model_dump(mode="json")["input"] == {"channels": 3, "range": 1.0, "multiple": 1, "size": [64, 64]}
+    said = Recipe.parse(MINIMAL + "[input]\nminimum = 32\nsquare = true\nmultiple = 8\n", "mine")
+    assert said.input.sizes == Sizes(8, 32, square=True)
+    assert Recipe.model_validate(said.model_dump(mode="json")) == said
+    fixed = Recipe.parse(MINIMAL + "[input]\nfixed = [32, 64]\n", "mine")
+    assert fixed.pictures == PictureFormat(3, 1.0, 2, Sizes(fixed=(32, 64)))
+    assert fixed.model_dump(mode="json")["input"]["fixed"] == [32, 64]
+
+
 def test_recipe_cannot_be_changed() -> None:
     recipe = Recipe.parse(MINIMAL, "mine")
     with pytest.raises(ValidationError, match="frozen"):
@@ -190,7 +211,10 @@ def test_unknown_name(name: str, message: str) -> None:
         ("[quantize]", "[quantize]\nhigh_bits = 9", "mine: quantize.high_bits: .* 8, not 9"),
         ("[quantize]", '[quantize]\nkinds = ["rnn"]', "mine: quantize.kinds.0: .* not 'rnn'"),
         ('"tensor"', '"row"', "presets.paper.quantize.weight_granularity: .* not 'row'"),
-        ("[presets.quick]", "[presets.fast]", r"mine: presets.fast.\[key\]: .*not 'fast'"),
+        ("[presets.quick]", '[presets."so fast"]', r"mine: presets.so fast.\[key\]: .*not 'so fast'"),
+        ("[quantize]", "[input]\nmultiple = 8\nfixed = [32, 60]\n[quantize]", "mine: input: the fixed size 32x60 is"),
+        ("[quantize]", "[input]\nsquare = true\nfixed = [32, 64]\n[quantize]", "the fixed size 32x64 is not square"),
+        ("[quantize]", "[input]\nminimum = 0\n[quantize]", "mine: input.minimum: .* greater than 0, not 0"),
         ('{ name = "minmax" }', "{ bins = 3 }", r"mine: presets.quick.passes.1.name: field required"),
         ('kind = "bicubic"', 'kind = "noise"', r"mine: the file: degradation 'noise' cannot have sigma"),
         ('kind = "bicubic"', 'kind = "bicubic"\nquality = 40', "'bicubic' cannot have quality 40"),

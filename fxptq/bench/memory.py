@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from fxptq import memory
 from fxptq.bench.ways import subject, ways
 
 _STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -74,7 +74,7 @@ def _settle() -> float:
 def _peak() -> float:
     if _STATUS.exists():
         return _field("VmHWM")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return memory.peak_mb()
 
 
 def _field(name: str) -> float:

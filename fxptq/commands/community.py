@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from fxptq.errors import InputError
 from fxptq.io.state_dict import read_state
 from fxptq.recipe import Recipe
+from fxptq.sizes import Sizes
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """A network, trained, in evaluation mode, and the default recipe with its scale, channels and size multiple."""
+    """A network, trained, in evaluation mode, and the default recipe with its scale, channels and sizes."""
 
     model: nn.Module
     recipe: Recipe
@@ -85,14 +86,19 @@ def _install_more_architectures() -> None:
 
 def _recipe(found: Any) -> Recipe:
     """The default recipe with what spandrel knows of a network."""
-    multiple = max(1, found.size_requirements.multiple_of)
-    least = max(64, found.size_requirements.minimum or 0)
-    side = -(-least // multiple) * multiple
+    asked = found.size_requirements
+    sizes = Sizes(max(1, asked.multiple_of), max(1, asked.minimum or 0), bool(asked.square))
     changes = {
         "name": found.architecture.id.lower(),
         "title": f"{found.architecture.name}, recognised by spandrel",
         "scale": found.scale,
-        "input": {"channels": found.input_channels, "multiple": multiple, "size": [side, side]},
+        "input": {
+            "channels": found.input_channels,
+            "multiple": sizes.multiple,
+            "minimum": sizes.minimum,
+            "square": sizes.square,
+            "size": sizes.near(64, 64),
+        },
         "degradation": {"kind": "bicubic" if found.scale > 1 else "none"},
     }
     base = Recipe.load("default")

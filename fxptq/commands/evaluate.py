@@ -10,8 +10,9 @@ from torch import nn
 
 from fxptq.api import QuantizedModel, load
 from fxptq.commands.scores import as_json as score_json
-from fxptq.commands.scores import on_device, open_sets, score_sets
+from fxptq.commands.scores import open_sets, score_sets
 from fxptq.commands.source import device_of, from_factory
+from fxptq.evaluate.restore import NetworkRun
 from fxptq.evaluate.score import SetScore
 from fxptq.progress import Progress
 
@@ -34,7 +35,8 @@ def run(
     sets = open_sets(data, quantized.task)
     where = device_of(device)
     model = runnable(quantized.to(where), integer=integer)
-    return score_sets(on_device(model, where), sets, quantized.task, progress, checkpoint.name)
+    task = quantized.task
+    return score_sets(NetworkRun(model, where, task.scale), sets, task, progress, checkpoint.name)
 
 
 def as_json(scores: Sequence[SetScore]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from fxptq.api import plan_of
 from fxptq.commands.evaluate import open_checkpoint
 from fxptq.commands.source import example_of, from_factory, parse_site
 from fxptq.errors import InputError
+from fxptq.facts import gather_facts
 from fxptq.graph import Bits, Program, Site, write_graphml
 from fxptq.io.files import check_writable
-from fxptq.recipe import Recipe
+from fxptq.recipe import DEFAULT, Recipe
 
 
 def run(
@@ -44,6 +45,8 @@ def _program(subject: str, bits: Bits, factory: str | None, sites: Sequence[str]
         return open_checkpoint(Path(subject), factory).program
     recipe = Recipe.load(subject)
     model = from_factory(factory) if factory is not None else recipe.build_model()
+    if recipe.name == DEFAULT:
+        recipe = gather_facts(model, recipe).recipe
     return Program(model, example_of(recipe), plan_of(recipe.quantize, bits, exceptions))
 
 

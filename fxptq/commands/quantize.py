@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fxptq.api import QuantizedModel, quantize
+from fxptq.api import QuantizedModel, check_work, quantize_for
 from fxptq.checkpoint.file import Sizes, sizes
-from fxptq.commands.scores import on_device, open_sets, score_sets
+from fxptq.commands.scores import open_sets, score_sets
 from fxptq.commands.source import Source, device_of, example_of, open_network, parse_site
 from fxptq.data.sources import SYNTHETIC
 from fxptq.errors import InputError
+from fxptq.evaluate.restore import NetworkRun
 from fxptq.evaluate.score import SetScore
+from fxptq.facts import NO_OVERRIDES, Overrides, gather_facts
 from fxptq.graph import Bits, Program
 from fxptq.io.files import check_writable
 from fxptq.io.images import list_images
+from fxptq.memory import peak_mb
+from fxptq.passes.base import get_pass
 from fxptq.progress import Progress
 
 T = TypeVar("T")
-
-BOUND_PASSES = frozenset({"minmax", "percentile", "dobi", "dobi2d"})
-"""Passes that give first bounds; the scores after the last of them are reported as `dobi`."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Options:
     device: str = "cpu"
     seed: int = 0
     sites: tuple[str, ...] = ()
+    overrides: Overrides = NO_OVERRIDES
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Outcome:
         seconds: by stage.
         peak_mb: largest memory of the process so far, MB.
         out: the checkpoint.
+        inferred: one line on what was found of a network without a recipe; else empty.
     """
 
     source: Source
@@ -68,6 +69,7 @@ class Outcome:
     seconds: dict[str, float]
     peak_mb: float
     out: Path
+    inferred: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The shape scripts rely on."""
@@ -85,6 +87,7 @@ class Outcome:
             "seconds": self.seconds,
             "peak_mb": self.peak_mb,
             "checkpoint": str(self.out),
+            "inferred": self.inferred,
         }
 
 
@@ -101,18 +104,25 @@ def run(options: Options, progress: Progress) -> Outcome:
     seconds: dict[str, float] = {}
     source = open_network(options.recipe, options.factory, options.weights)
     device = device_of(options.device)
+    work = check_work(source.recipe, options.bits, preset=options.preset, sites=exceptions, seed=options.seed)
     preset = source.recipe.preset(options.preset)
     if options.calib != SYNTHETIC:
         list_images(Path(options.calib))
-    sets = open_sets(options.data, source.recipe)
     model = source.model.to(device)
+    facts = gather_facts(model, source.recipe, overrides=options.overrides).checked()
+    recipe, scale = facts.recipe, facts.recipe.scale
+    source = replace(source, recipe=recipe)
+    sets = open_sets(options.data, recipe)
     scores = {
         "fp": _timed(
-            seconds, "evaluate", lambda: score_sets(on_device(model, device), sets, source.recipe, progress, "float")
+            seconds,
+            "evaluate",
+            lambda: score_sets(NetworkRun(model, device, scale), sets, recipe, progress, "float"),
         )
     }
 
-    last_bounds = max((index for index, step in enumerate(preset.passes) if step.name in BOUND_PASSES), default=-1)
+    # The scores after the last pass that sets bounds are reported as `dobi`.
+    last_bounds = max((i for i, step in enumerate(preset.passes) if get_pass(step.name).sets_bounds), default=-1)
     done: list[str] = []
 
     def after_pass(name: str, student: Program) -> None:
@@ -121,21 +131,12 @@ def run(options: Options, progress: Progress) -> Outcome:
             scores["dobi"] = _timed(
                 seconds,
                 "evaluate",
-                lambda: score_sets(on_device(student, device), sets, source.recipe, progress, "bounds"),
+                lambda: score_sets(NetworkRun(student, device, scale), sets, recipe, progress, "bounds"),
             )
 
     started, scoring = time.perf_counter(), seconds["evaluate"]
-    quantized = quantize(
-        model,
-        example_of(source.recipe).to(device),
-        options.bits,
-        options.calib,
-        source.recipe,
-        preset=options.preset,
-        sites=exceptions,
-        seed=options.seed,
-        progress=progress,
-        after_pass=after_pass,
+    quantized = quantize_for(
+        facts, model, example_of(recipe).to(device), work, options.calib, progress=progress, after_pass=after_pass
     )
     for report in quantized.report:
         seconds[report.name] = seconds.get(report.name, 0.0) + report.seconds
@@ -144,11 +145,12 @@ def run(options: Options, progress: Progress) -> Outcome:
     scores["final"] = _timed(
         seconds,
         "evaluate",
-        lambda: score_sets(on_device(quantized, device), sets, source.recipe, progress, "quantized"),
+        lambda: score_sets(NetworkRun(quantized, device, scale), sets, recipe, progress, "quantized"),
     )
     quantized.save(options.out)
     parameters = sum(p.numel() for p in model.parameters()) * 4
-    return Outcome(source, quantized, scores, parameters, sizes(options.out), seconds, _peak_mb(), options.out)
+    parts, peak = sizes(options.out), peak_mb()
+    return Outcome(source, quantized, scores, parameters, parts, seconds, peak, options.out, facts.inferred)
 
 
 def _timed(seconds: dict[str, float], stage: str, work: Callable[[], T]) -> T:
@@ -156,8 +158,3 @@ def _timed(seconds: dict[str, float], stage: str, work: Callable[[], T]) -> T:
     result = work()
     seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
     return result
-
-
-def _peak_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)

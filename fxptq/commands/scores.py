@@ -1,23 +1,19 @@
-"""Scoring runs for commands: the sets asked for, a network padded to the size multiple it needs, scores as JSON."""
+"""Scoring runs for commands: the sets asked for, a network fitted to pictures of any size, scores as JSON."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from fxptq.errors import FxptqError, InputError
+from fxptq.errors import InputError
+from fxptq.evaluate.restore import fitted
 from fxptq.evaluate.score import SetScore, evaluate
 from fxptq.evaluate.sets import BenchmarkSet, open_set, parse_data, samples
-from fxptq.evaluate.tiles import run_padded, run_tiled
+from fxptq.evaluate.tiles import Run
 from fxptq.progress import Advance, Progress
 from fxptq.recipe import Recipe
-
-Run = Callable[[Tensor], Tensor]
 
 
 def open_sets(options: Sequence[str], recipe: Recipe) -> list[BenchmarkSet]:
@@ -28,37 +24,12 @@ def open_sets(options: Sequence[str], recipe: Recipe) -> list[BenchmarkSet]:
     """
     channels = recipe.input.channels
     if not options:
-        return [samples(recipe.task, channels=channels, count=4, size=48)]
+        return [samples(recipe.task, channels=channels, count=4, size=48, sizes=recipe.input.sizes)]
     named = [parse_data(option) for option in options]
     twice = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
     if twice:
         raise InputError(f"there are two sets named {twice[0]!r}; give each a name of its own")
     return [open_set(name, folder, recipe.task, channels=channels) for name, folder in named]
-
-
-def fitted(run: Run, recipe: Recipe, tile: int = 0) -> Run:
-    """`run` for pictures of any size: padded to the multiple the network needs; in tiles if `tile` is not 0."""
-    multiple, scale = recipe.input.multiple, recipe.task.scale
-    if tile:
-        return lambda x: run_tiled(run, x, tile=tile, multiple=multiple, scale=scale)
-    return lambda x: run_padded(run, x, multiple=multiple, scale=scale)
-
-
-def on_device(model: nn.Module, device: torch.device) -> Run:
-    """The network on a device, for pictures on the CPU.
-
-    Raises:
-        FxptqError: from the call, if the network fails: out of memory, or a size it does not take.
-    """
-
-    def run(x: Tensor) -> Tensor:
-        try:
-            return cast("Tensor", model(x.to(device))).cpu()
-        except (RuntimeError, MemoryError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise FxptqError(f"the network failed on an input of shape {tuple(x.shape)}: {reason}") from error
-
-    return run
 
 
 def score_sets(run: Run, sets: Sequence[BenchmarkSet], recipe: Recipe, progress: Progress, what: str) -> list[SetScore]:
@@ -68,7 +39,7 @@ def score_sets(run: Run, sets: Sequence[BenchmarkSet], recipe: Recipe, progress:
         with progress.task(f"{what} on {benchmark.name}", len(benchmark)) as advance:
             scores.append(
                 evaluate(
-                    fitted(run, recipe),
+                    fitted(run, recipe.pictures),
                     benchmark,
                     value_range=recipe.input.range,
                     progress=partial(_advance, advance),

@@ -17,7 +17,7 @@ from fxptq.errors import InputError
 from fxptq.graph import Bits
 from fxptq.io.state_dict import load_state, read_state
 from fxptq.io.weights import WeightsSource, locate
-from fxptq.recipe import Recipe, parse_bits
+from fxptq.recipe import DEFAULT, Recipe, parse_bits
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt")
 """What names of weights files end in."""
@@ -30,7 +30,7 @@ class Source:
     Attributes:
         name: what to call it.
         model: the network in evaluation mode.
-        recipe: its recipe; the default one for a network of the user's own.
+        recipe: its recipe; the default one for a network without a recipe.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Source:
 
 def example_of(recipe: Recipe) -> Tensor:
     """An input of the recipe's size and range: a soft ramp, [1, C, H, W]."""
-    height, width = recipe.input.size
+    height, width = recipe.input.sizes.near(*recipe.input.size)
     channels = recipe.input.channels
     return torch.linspace(0, recipe.input.range, channels * height * width).reshape(1, channels, height, width)
 
@@ -94,7 +94,8 @@ def open_network(recipe: str | None, factory: str | None = None, weights: Path |
         model = from_factory(factory)
         if weights is not None:
             load_state(model, read_state(weights))
-        return Source(factory, model.eval(), Recipe.load(recipe or "default"))
+        own = factory if factory.endswith(".toml") else DEFAULT
+        return Source(factory, model.eval(), Recipe.load(recipe or own))
     if recipe is None:
         if weights is None:
             raise InputError("name a network: --recipe NAME, --model package.module:factory, or --weights FILE")

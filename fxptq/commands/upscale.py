@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from fxptq.commands.evaluate import open_checkpoint, runnable
-from fxptq.commands.scores import fitted, on_device
 from fxptq.commands.source import device_of
 from fxptq.errors import InputError
+from fxptq.evaluate.restore import NetworkRun, fitted
 from fxptq.io.images import SUFFIXES, list_images, read_image, to_image, to_tensor, write_png
 from fxptq.progress import Progress
 
@@ -36,7 +36,7 @@ def run(
     quantized = open_checkpoint(checkpoint, factory)
     task, where = quantized.task, device_of(device)
     model = runnable(quantized.to(where), integer=integer)
-    restore = fitted(on_device(model, where), task, tile)
+    restore = fitted(NetworkRun(model, where, task.scale), task.pictures, tile)
     with progress.task("upscale", len(jobs)) as advance:
         for read, write in jobs:
             picture = to_tensor(read_image(read, task.input.channels), task.input.range)

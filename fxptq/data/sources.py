@@ -18,6 +18,7 @@ from fxptq.data.degrade import Degradation
 from fxptq.data.synthetic import synthetic_image
 from fxptq.errors import InputError
 from fxptq.io.images import list_images, read_image, to_tensor
+from fxptq.sizes import ANY_SIZE, Size, Sizes
 
 Inputs = Tensor | tuple[Tensor, ...]
 """What a network is called with: a picture, or the several inputs of a network that takes more."""
@@ -32,7 +33,7 @@ def calibration_images(
     *,
     channels: int = 3,
     value_range: float = 1.0,
-    multiple: int = 1,
+    sizes: Sizes = ANY_SIZE,
     count: int = 32,
     size: int = 64,
     seed: int = 0,
@@ -46,9 +47,10 @@ def calibration_images(
         degradation: how clean pictures become inputs; not applied to tensors.
         channels: of the inputs: 1 or 3, or any number for tensors.
         value_range: what the network takes white to be; not applied to tensors.
-        multiple: the size of the inputs made from pictures is rounded up to a multiple of it.
+        sizes: the sizes that the network takes; not applied to tensors.
         count: how many inputs to make from pictures.
-        size: their height and width in pixels.
+        size: the height and width in pixels that inputs made from pictures have at least; a network of one size gets
+            that size.
         seed: decides which pictures, which crops, and their flips, turns and noise.
 
     Returns:
@@ -65,19 +67,19 @@ def calibration_images(
             raise InputError(
                 f"pictures have 1 or 3 channels, and the network takes {channels}; give tensors to calibrate with"
             )
-        side = -(-size // multiple) * multiple
-        clean_side = side * degradation.scale
+        height, width = sizes.near(size, size)
+        clean = height * degradation.scale, width * degradation.scale
         if source == SYNTHETIC:
-            pictures = [synthetic_image(clean_side, clean_side, channels, _rng(seed, i)) for i in range(count)]
+            pictures = [synthetic_image(*clean, channels, _rng(seed, i)) for i in range(count)]
             what = "generated pictures"
         else:
             folder = Path(source)
-            pictures = _crops(list_images(folder), channels, count, clean_side, seed)
+            pictures = _crops(list_images(folder), channels, count, clean, seed)
             what = f"crops of the pictures in {folder.resolve().name}"
         inputs: list[Inputs] = [
             to_tensor(degradation.apply(p, _rng(seed, i, 1)), value_range) for i, p in enumerate(pictures)
         ]
-        return inputs, f"{count} {what}, {side}x{side}, {degradation}, seed {seed}"
+        return inputs, f"{count} {what}, {height}x{width}, {degradation}, seed {seed}"
     return _checked([source] if isinstance(source, Tensor) else source, channels)
 
 
@@ -86,13 +88,13 @@ def _rng(seed: int, index: int, purpose: int = 0) -> np.random.Generator:
     return np.random.default_rng([seed, index, purpose])
 
 
-def _crops(files: list[Path], channels: int, count: int, side: int, seed: int) -> list[npt.NDArray[np.uint8]]:
-    """Random square crops, flipped and turned at random; every file is used before any is used again."""
+def _crops(files: list[Path], channels: int, count: int, size: Size, seed: int) -> list[npt.NDArray[np.uint8]]:
+    """Random crops, flipped and turned at random; every file is used before any is used again."""
     order = np.random.default_rng(seed).permutation(len(files))
-    return [_crop(files[order[i % len(files)]], channels, side, _rng(seed, i)) for i in range(count)]
+    return [_crop(files[order[i % len(files)]], channels, size, _rng(seed, i)) for i in range(count)]
 
 
-def _crop(file: Path, channels: int, side: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def _crop(file: Path, channels: int, size: Size, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     image = read_image(file, channels)
     height, width = image.shape[:2]
     if min(height, width) < SMALLEST_PICTURE:
@@ -100,10 +102,12 @@ def _crop(file: Path, channels: int, side: int, rng: np.random.Generator) -> npt
             f"{file}: is {width}x{height}; pictures to calibrate with need at least {SMALLEST_PICTURE} pixels each way"
         )
     # A picture smaller than the crop is continued by reflection.
-    image = np.pad(image, ((0, max(0, side - height)), (0, max(0, side - width)), (0, 0)), mode="reflect")
-    top = int(rng.integers(0, image.shape[0] - side + 1))
-    left = int(rng.integers(0, image.shape[1] - side + 1))
-    crop = np.rot90(image[top : top + side, left : left + side], int(rng.integers(4)))
+    high, wide = size
+    image = np.pad(image, ((0, max(0, high - height)), (0, max(0, wide - width)), (0, 0)), mode="reflect")
+    top = int(rng.integers(0, image.shape[0] - high + 1))
+    left = int(rng.integers(0, image.shape[1] - wide + 1))
+    turns = int(rng.integers(4)) if high == wide else 2 * int(rng.integers(2))  # a quarter turn would swap the sides
+    crop = np.rot90(image[top : top + high, left : left + wide], turns)
     return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
 
 

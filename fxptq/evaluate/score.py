@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxptq.data.degrade import Degradation, Kind
-from fxptq.errors import FxptqError
+from fxptq.errors import FxptqError, InputError
 from fxptq.evaluate.metrics import psnr, psnr_b, psnr_y, ssim_y
 from fxptq.evaluate.sets import BenchmarkSet, Pair
 from fxptq.io.images import to_image, to_tensor
@@ -96,11 +96,13 @@ def evaluate(
         progress: called after each picture with (done, total).
 
     Raises:
-        InputError: a picture cannot be read, or is too small to score.
+        InputError: a picture cannot be read, is too small to score, or has the name of another.
         FxptqError: the network's output is not finite or has another size than the clean picture.
     """
     scores: dict[str, Score] = {}
     for done, pair in enumerate(benchmark, start=1):
+        if pair.name in scores:
+            raise InputError(f"{benchmark.name}: there are two pictures named {pair.name!r}; rename one")
         with torch.no_grad():  # not inference_mode: what a network captures on the way must stay usable for training
             output = run(to_tensor(pair.lr, value_range))
         try:

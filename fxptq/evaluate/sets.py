@@ -7,6 +7,7 @@ together with what was expected; noise and compression are the same at every run
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from fxptq.data.degrade import Degradation
 from fxptq.data.synthetic import synthetic_image
 from fxptq.errors import InputError
 from fxptq.io.images import list_images, read_image
+from fxptq.sizes import ANY_SIZE, Size, Sizes
 
 SAMPLES = "samples"  # the name of the set made without files
 
@@ -27,7 +29,7 @@ class Pair:
     """One picture of a set.
 
     Attributes:
-        name: the clean picture's file name without its suffix.
+        name: the clean picture's file name without its suffix; with it where two pictures differ in nothing else.
         lr: the network's input, `[h, w, C]` float32 on the scale 0..255.
         hr: the clean picture, `[h * scale, w * scale, C]` uint8.
     """
@@ -98,7 +100,10 @@ def open_set(name: str, folder: Path, degradation: Degradation, *, channels: int
     scale = degradation.scale
     if scale == 1:
         files = list_images(folder / "HR" if (folder / "HR").is_dir() else folder)
-        return BenchmarkSet(name, degradation, tuple(_Degraded(file, degradation, channels, seed) for file in files))
+        stems = Counter(file.stem for file in files)
+        shown = [file.stem if stems[file.stem] == 1 else file.name for file in files]
+        makers = (_Degraded(file, degradation, channels, seed, title) for file, title in zip(files, shown, strict=True))
+        return BenchmarkSet(name, degradation, tuple(makers))
     if not (folder / "HR").is_dir():
         raise InputError(
             f"{name}: {folder} has no folder HR; expected HR/NAME.png and LR_bicubic/X{scale}/NAMEx{scale}.png"
@@ -106,9 +111,9 @@ def open_set(name: str, folder: Path, degradation: Degradation, *, channels: int
     small = folder / "LR_bicubic" / f"X{scale}"
     if not small.is_dir():
         raise InputError(f"{name}: there is no folder {small}; expected the inputs there, named NAMEx{scale}.png")
-    inputs = {file.stem: file for file in list_images(small)}
+    inputs = _by_stem(name, small)
     pairs = []
-    for hr in list_images(folder / "HR"):
+    for hr in _by_stem(name, folder / "HR").values():
         lr = inputs.get(f"{hr.stem}x{scale}")
         if lr is None:
             raise InputError(f"{name}: {hr.name} has no input; expected {small / f'{hr.stem}x{scale}.png'}")
@@ -116,8 +121,26 @@ def open_set(name: str, folder: Path, degradation: Degradation, *, channels: int
     return BenchmarkSet(name, degradation, tuple(pairs))
 
 
+def _by_stem(name: str, folder: Path) -> dict[str, Path]:
+    """The pictures of a folder by their names without suffix, each of which is given once."""
+    found: dict[str, Path] = {}
+    for file in list_images(folder):
+        if file.stem in found:
+            raise InputError(
+                f"{name}: {found[file.stem].name} and {file.name} in {folder} are both named {file.stem}; rename one"
+            )
+        found[file.stem] = file
+    return found
+
+
 def samples(
-    degradation: Degradation, *, channels: int = 3, count: int = 8, size: int = 64, seed: int = 0
+    degradation: Degradation,
+    *,
+    channels: int = 3,
+    count: int = 8,
+    size: int = 64,
+    sizes: Sizes = ANY_SIZE,
+    seed: int = 0,
 ) -> BenchmarkSet:
     """A set of generated pictures, for a first look where no benchmark is at hand.
 
@@ -128,10 +151,11 @@ def samples(
         degradation: the task.
         channels: 3 for RGB, 1 for grey.
         count: how many.
-        size: height and width of the inputs in pixels.
+        size: height and width of the inputs in pixels, at least.
+        sizes: the sizes that the network takes.
         seed: of the pictures.
     """
-    makers = tuple(_Generated(i, degradation, channels, size, seed) for i in range(count))
+    makers = tuple(_Generated(i, degradation, channels, sizes.near(size, size), seed) for i in range(count))
     return BenchmarkSet(SAMPLES, degradation, makers)
 
 
@@ -160,11 +184,12 @@ class _Degraded:
     degradation: Degradation
     channels: int
     seed: int
+    name: str
 
     def __call__(self) -> Pair:
         hr = read_image(self.hr, self.channels)
         rng = np.random.default_rng([self.seed, zlib.crc32(self.hr.stem.encode())])
-        return Pair(self.hr.stem, self.degradation.apply(hr, rng), hr)
+        return Pair(self.name, self.degradation.apply(hr, rng), hr)
 
 
 @dataclass(frozen=True)
@@ -172,12 +197,12 @@ class _Generated:
     index: int
     degradation: Degradation
     channels: int
-    size: int
+    size: Size
     seed: int
 
     def __call__(self) -> Pair:
-        side = self.size * self.degradation.scale
+        height, width = (side * self.degradation.scale for side in self.size)
         # Calibration draws from [seed, index, 0 or 1]; the last number keeps these pictures apart from those.
         rng = np.random.default_rng([self.seed, self.index, 2])
-        hr = synthetic_image(side, side, self.channels, rng)
+        hr = synthetic_image(height, width, self.channels, rng)
         return Pair(f"sample{self.index}", self.degradation.apply(hr, rng), hr)

@@ -1,4 +1,4 @@
-"""Running a network on pictures of any size: padded to the multiple it needs, and in overlapping tiles to bound memory.
+"""Running a network on pictures of any size: padded to a size that it takes, and in overlapping tiles to bound memory.
 
 Promises: tiles lie on the network's own grid and are cut where both neighbours have seen at least `overlap` pixels of
 context, so that a network whose output depends on no more than `overlap` pixels around gives exactly what it gives for
@@ -10,39 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise, product
 
-import torch
 from torch import Tensor
 
 from fxptq.errors import FxptqError, InputError
+from fxptq.sizes import ANY_SIZE, Size, Sizes, reflected
 
 Run = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]  # (done, total)
 
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Continue a picture by reflection at the bottom and right, up to the next multiple.
-
-    Args:
-        x: `[N, C, H, W]`, H and W at least 1; reflection is repeated where the picture is smaller than the padding.
-        multiple: 1 or more.
-
-    Returns:
-        `[N, C, ceil(H / multiple) * multiple, ceil(W / multiple) * multiple]`.
-    """
-    for axis in (2, 3):
-        length = x.shape[axis]
-        if length % multiple:
-            x = x.index_select(axis, _reflected(length, -(-length // multiple) * multiple).to(x.device))
-    return x
+OVERLAP = 16  # pixels
 
 
-def run_padded(run: Run, x: Tensor, *, multiple: int = 1, scale: int = 1) -> Tensor:
+def run_padded(run: Run, x: Tensor, *, sizes: Sizes = ANY_SIZE, scale: int = 1) -> Tensor:
     """Run on the padded picture and crop the result back: `[N, C, H, W]` to `[N, C', H * scale, W * scale]`.
 
     Raises:
+        InputError: the network takes one size only, and the picture is larger.
         FxptqError: the network's output is not `scale` times its input.
     """
-    padded = pad_to_multiple(x, multiple)
+    padded = sizes.padded(x)
     return _checked(run(padded), padded, scale)[:, :, : x.shape[2] * scale, : x.shape[3] * scale]
 
 
@@ -51,8 +37,8 @@ def run_tiled(
     x: Tensor,
     *,
     tile: int,
-    overlap: int = 16,
-    multiple: int = 1,
+    overlap: int = OVERLAP,
+    sizes: Sizes = ANY_SIZE,
     scale: int = 1,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -62,9 +48,10 @@ def run_tiled(
         run: the network.
         x: `[N, C, H, W]`.
         tile: height and width of a tile in input pixels; rounded down to the multiple. All tiles have the same size,
-            except along an axis that one tile spans.
+            except along an axis that one tile spans. A network of one size takes tiles of that size whatever is asked.
         overlap: context in input pixels that each pixel kept has on every side, but at the borders of the picture.
-        multiple: the size multiple the network needs; tiles start at multiples of it, so that windows stay aligned.
+        sizes: the sizes that the network takes; tiles start at multiples of `sizes.multiple`, so that windows stay
+            aligned.
         scale: output size over input size.
         progress: called after each tile with (done, total).
 
@@ -72,30 +59,44 @@ def run_tiled(
         `[N, C', H * scale, W * scale]`.
 
     Raises:
-        InputError: the tile leaves nothing between its overlaps.
+        InputError: the tile leaves nothing between its overlaps, or is smaller than the network takes.
         FxptqError: the network's output is not `scale` times its input.
     """
-    tile = tile // multiple * multiple
-    stride = (tile - 2 * overlap) // multiple * multiple
-    if overlap < 0 or stride < 1:
-        least = -(-(2 * overlap + multiple) // multiple) * multiple
+    (rows, columns), padded = _tiling(x, tile, sizes)
+    strides = [(side - 2 * overlap) // sizes.multiple * sizes.multiple for side in (rows, columns)]
+    if overlap < 0 or min(strides) < 1:
+        least = max(-(-(2 * overlap + sizes.multiple) // sizes.multiple) * sizes.multiple, sizes.least)
         raise InputError(
-            f"a tile of {tile} with an overlap of {overlap} at each side leaves nothing; give {least} or more"
+            f"a tile of {min(rows, columns)} with an overlap of {overlap} at each side leaves nothing; give {least} or "
+            "more"
         )
-    padded = pad_to_multiple(x, multiple)
-    spans = list(product(_spans(padded.shape[2], tile, stride), _spans(padded.shape[3], tile, stride)))
+    spans = list(product(_spans(padded.shape[2], rows, strides[0]), _spans(padded.shape[3], columns, strides[1])))
     result = padded.new_empty(0)
-    for done, ((rows, keep_rows), (columns, keep_columns)) in enumerate(spans, start=1):
-        part = padded[:, :, rows, columns]
+    for done, ((high, keep_high), (wide, keep_wide)) in enumerate(spans, start=1):
+        part = padded[:, :, high, wide]
         output = _checked(run(part), part, scale)
         if done == 1:  # only now are its channels and type known
             result = output.new_empty((*output.shape[:2], padded.shape[2] * scale, padded.shape[3] * scale))
-        result[:, :, _scaled(keep_rows, scale), _scaled(keep_columns, scale)] = output[
-            :, :, _scaled(keep_rows, scale, rows.start), _scaled(keep_columns, scale, columns.start)
+        result[:, :, _scaled(keep_high, scale), _scaled(keep_wide, scale)] = output[
+            :, :, _scaled(keep_high, scale, high.start), _scaled(keep_wide, scale, wide.start)
         ]
         if progress is not None:
             progress(done, len(spans))
     return result[:, :, : x.shape[2] * scale, : x.shape[3] * scale]
+
+
+def _tiling(x: Tensor, tile: int, sizes: Sizes) -> tuple[Size, Tensor]:
+    """The size of the tiles, and the picture padded so that they cover it."""
+    height, width = x.shape[2:]
+    if sizes.fixed is not None:
+        return sizes.fixed, reflected(x, (max(height, sizes.fixed[0]), max(width, sizes.fixed[1])))
+    side = tile // sizes.multiple * sizes.multiple
+    if 0 < side < sizes.least:
+        raise InputError(f"a tile of {tile} is too small: the network takes {sizes}; give {sizes.least} or more")
+    rows, columns = sizes.at_least(height, width)
+    if sizes.square and max(rows, columns) > side:  # an axis that one tile spans must be as long as the tile
+        rows, columns = (max(-(-length // sizes.multiple) * sizes.multiple, side) for length in (height, width))
+    return (side, side), reflected(x, (rows, columns))
 
 
 def _spans(length: int, tile: int, stride: int) -> list[tuple[slice, slice]]:
@@ -110,13 +111,6 @@ def _spans(length: int, tile: int, stride: int) -> list[tuple[slice, slice]]:
 
 def _scaled(part: slice, scale: int, origin: int = 0) -> slice:
     return slice((part.start - origin) * scale, (part.stop - origin) * scale)
-
-
-def _reflected(length: int, wanted: int) -> Tensor:
-    """Positions 0, 1, ..., length - 1, length - 2, ..., 1, 0, 1, ... without repeating the ends."""
-    period = max(1, 2 * (length - 1))
-    positions = torch.arange(wanted) % period
-    return torch.where(positions < length, positions, period - positions)
 
 
 def _checked(output: Tensor, given: Tensor, scale: int) -> Tensor:

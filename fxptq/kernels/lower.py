@@ -52,7 +52,12 @@ class IntegerModel(nn.Module):
         compile: whether to hand what is between the kernels to torch.compile, where there is a compiler; for the first
             `COMPILED_SIZES` sizes of input of each graph.
         backend: what computes the sites; None for the bundled back end of the device the network is on.
+
+    Attributes:
+        task: the recipe of what the network restores, for `fxptq.restore`; None where nobody said.
     """
+
+    task: Any = None
 
     def __init__(
         self,

@@ -1,5 +1,10 @@
-"""Passes: what happens to a network's quantizers, one after the other; importing this registers the bundled ones."""
+"""Passes: what happens to a network's quantizers, one after the other.
 
-from fxptq.passes import dobi, dobi2d, dqc, gptq, minmax, moments, observe, percentile
+Importing this package imports every module in it, and a module registers its passes: adding a pass is adding a file.
+"""
 
-__all__ = ["dobi", "dobi2d", "dqc", "gptq", "minmax", "moments", "observe", "percentile"]
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

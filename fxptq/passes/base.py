@@ -9,12 +9,10 @@ before.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import torch
@@ -24,12 +22,12 @@ from torch import Tensor
 from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
 from fxptq.graph.geometry import Geometry
+from fxptq.graph.outputs import WHOLE_OUTPUT, PictureOutput
 from fxptq.progress import Progress, Silent
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
-
-GROUP = "fxptq.passes"
-"""The entry-point group through which other packages offer passes."""
+from fxptq.registry import Registry, nearest, where
+from fxptq.sizes import ANY_SIZE, Sizes
 
 
 class Operand(Protocol):
@@ -90,11 +88,11 @@ class Network(Protocol):
         """Where its arithmetic is."""
         ...
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Any:
         """The network's output, quantized where quantizers are on."""
         ...
 
-    def tapped(self, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def tapped(self, *inputs: Tensor) -> tuple[Any, list[Tensor]]:
         """The output, and the features at the end of each residual stage."""
         ...
 
@@ -124,6 +122,9 @@ class Context:
         teacher: the same network in float.
         images: calibration inputs, [1, C, H, W] each, in the network's own range; a tuple each for a network of several
             inputs.
+        sizes: the sizes of input that the network takes.
+        batches: whether the network takes several pictures at once.
+        picture: where the restored picture stands in the networks' outputs.
         statistics: by quantizer key, the distribution of the tensor it sees in float; filled by `observe`.
         moments: by key of a weight's quantizer, the sum of x x^T over the inputs x its rows multiply,
             [groups, inputs, inputs] with the groups of a grouped convolution; filled by `moments`.
@@ -135,6 +136,9 @@ class Context:
     student: Network
     teacher: Network
     images: Sequence[Inputs]
+    sizes: Sizes = ANY_SIZE
+    batches: bool = True
+    picture: PictureOutput = WHOLE_OUTPUT
     statistics: dict[str, Distribution] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)
     collected: set[str] = field(default_factory=set)
@@ -179,12 +183,14 @@ class Pass(ABC):
             out of range.
         needs: names of the statistics it reads.
         provides: names of the statistics it gathers.
+        sets_bounds: whether it sets the first bounds of quantizers; reports score the network after the last such pass.
         settings: an instance of `Settings`.
     """
 
     Settings: ClassVar[type[Any]]
     needs: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset()
+    sets_bounds: ClassVar[bool] = False
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -196,7 +202,7 @@ class Pass(ABC):
 
 P = TypeVar("P", bound=type[Pass])
 
-_REGISTRY: dict[str, type[Pass]] = {}
+_PASSES: Registry[Pass] = Registry("pass", "fxptq.passes", "fxptq.passes")
 
 
 def register(name: str) -> Callable[[P], P]:
@@ -207,37 +213,31 @@ def register(name: str) -> Callable[[P], P]:
     """
 
     def add(cls: P) -> P:
-        parameters = getattr(getattr(cls, "Settings", None), "__dataclass_params__", None)
-        if not (parameters and parameters.frozen):
-            raise InputError(f"pass {name!r} ({_where(cls)}) needs a frozen dataclass `Settings`")
-        if _REGISTRY.setdefault(name, cls) is not cls:
-            raise InputError(f"there are two passes named {name!r}: {_where(_REGISTRY[name])} and {_where(cls)}")
+        _PASSES.add(name, _checked(name, cls))
         return cls
 
     return add
 
 
+def _checked(name: str, cls: P) -> P:
+    parameters = getattr(getattr(cls, "Settings", None), "__dataclass_params__", None)
+    if not (parameters and parameters.frozen):
+        raise InputError(f"pass {name!r} ({where(cls)}) needs a frozen dataclass `Settings`")
+    return cls
+
+
 def pass_names() -> list[str]:
     """Names of all passes, those of other packages too, sorted."""
-    return sorted({*_REGISTRY, *(entry.name for entry in entry_points(group=GROUP))})
+    return _PASSES.names()
 
 
 def get_pass(name: str) -> type[Pass]:
-    """The pass of that name.
+    """The pass of that name; a package that offers a pass of another name is not imported.
 
     Raises:
-        InputError: if there is none, or two.
+        InputError: if there is none, or two, or the package that offers it cannot be imported.
     """
-    for entry in entry_points(group=GROUP):
-        if entry.name == name:
-            try:
-                found = entry.load()
-            except (ImportError, AttributeError) as error:
-                raise InputError(f"pass {name!r} cannot be loaded from {entry.value!r}: {error}") from None
-            register(name)(found)
-    if name not in _REGISTRY:
-        raise InputError(f"there is no pass {name!r}{_nearest(name, pass_names())}")
-    return _REGISTRY[name]
+    return _checked(name, _PASSES.get(name))
 
 
 def build_pass(name: str, options: Mapping[str, object] | None = None) -> Pass:
@@ -252,7 +252,7 @@ def build_pass(name: str, options: Mapping[str, object] | None = None) -> Pass:
     values: dict[str, object] = {}
     for key, value in (options or {}).items():
         if key not in fields:
-            raise InputError(f"pass {name!r} has no setting {key!r}{_nearest(key, fields)}")
+            raise InputError(f"pass {name!r} has no setting {key!r}{nearest(key, fields)}")
         # TOML knows no tuples.
         given = tuple(value) if isinstance(value, list) else value
         try:
@@ -297,16 +297,16 @@ def _run(name: str, step: Pass, ctx: Context) -> PassReport:
 
 
 def _provider(statistic: str, wanted_by: str) -> str:
-    for name in pass_names():
-        if statistic in get_pass(name).provides:
-            return name
-    raise InputError(f"pass {wanted_by!r} needs the statistic {statistic!r}, which no pass provides")
-
-
-def _where(cls: type[Any]) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+    """The name of a pass that gathers a statistic; other packages are asked only if no pass that is loaded does."""
+    broken = []
+    known = _PASSES.bundled()
+    for name in (*sorted(known), *pass_names()):
+        try:
+            found = known[name] if name in known else get_pass(name)
+        except InputError as error:
+            broken.append(str(error))
+        else:
+            if statistic in found.provides:
+                return name
+    without = f" ({'; '.join(broken)})" if broken else ""
+    raise InputError(f"pass {wanted_by!r} needs the statistic {statistic!r}, which no pass provides{without}")

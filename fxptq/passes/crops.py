@@ -1,7 +1,8 @@
 """Batches out of calibration inputs: random ones to train on, fixed ones to judge by.
 
-Of pictures they are square crops, flipped and turned at random. Inputs of a network that takes several are used whole:
-what a crop of one means for another only the network knows.
+Of pictures they are crops of a size that the network takes, flipped and turned at random. Inputs of a network that
+takes several are used whole: only the network knows what a crop of one means for another. Pictures of a network that
+takes no crop of them are used whole, too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
+from fxptq.sizes import ANY_SIZE, Size, Sizes
 
 
 def split(images: Sequence[Inputs], fraction: float, generator: torch.Generator) -> tuple[list[Inputs], list[Inputs]]:
@@ -33,39 +35,31 @@ class Crops:
     """Crops of one size from images of any sizes.
 
     Args:
-        images: [1, C, H, W] each; every image is equally likely, whatever its size.
-        size: side of a crop in pixels; the smallest side of all images where that is less.
+        images: [1, C, H, W] each, see `check_single`; every image is equally likely, whatever its size.
+        size: height and width of a crop in pixels; no image is smaller.
         generator: source of randomness.
-
-    Attributes:
-        size: side of a crop in pixels.
-
-    Raises:
-        InputError: if an image is not [1, C, H, W].
     """
 
-    def __init__(self, images: Sequence[Tensor], size: int, generator: torch.Generator) -> None:
-        for image in images:
-            if image.dim() != 4 or image.shape[0] != 1:
-                raise InputError(f"calibration images are [1, C, H, W], not {tuple(image.shape)}")
-        self._images, self._generator = images, generator
-        self.size = min(size, *(side for image in images for side in image.shape[-2:]))
+    def __init__(self, images: Sequence[Tensor], size: Size, generator: torch.Generator) -> None:
+        self._images, self._size, self._generator = images, size, generator
 
     def plain(self, count: int) -> Tensor:
-        """Random crops as they are, [count, C, size, size]."""
+        """Random crops as they are, [count, C, *size]."""
         return torch.cat([self._crop() for _ in range(count)])
 
     def augmented(self, count: int) -> Tensor:
-        """Random crops, each in one of the eight orientations of the square, [count, C, size, size]."""
+        """Random crops, each in one of the orientations that keep its size (eight of a square), [count, C, *size]."""
         return torch.cat([self._turn(self._crop()) for _ in range(count)])
 
     def _crop(self) -> Tensor:
         image = self._images[self._draw(len(self._images))]
-        top, left = (self._draw(side - self.size + 1) for side in image.shape[-2:])
-        return image[..., top : top + self.size, left : left + self.size]
+        height, width = self._size
+        top, left = (self._draw(side - own + 1) for side, own in zip(image.shape[-2:], self._size, strict=True))
+        return image[..., top : top + height, left : left + width]
 
     def _turn(self, crop: Tensor) -> Tensor:
-        turned = torch.rot90(crop, self._draw(4), (2, 3))
+        square = self._size[0] == self._size[1]
+        turned = torch.rot90(crop, self._draw(4) if square else 2 * self._draw(2), (2, 3))
         return turned.flip(3) if self._draw(2) else turned
 
     def _draw(self, choices: int) -> int:
@@ -78,13 +72,17 @@ class Batches:
     Args:
         images: pictures [1, C, H, W], or tuples of a network's several inputs.
         size: side of a crop of pictures in pixels.
-        batch: how many crops; of several inputs always one of each.
+        sizes: the sizes that the network takes; a crop has the size among them that fits, see `Sizes.crop`.
+        batch: how many crops; of inputs that are used whole always one.
         fraction: of the images to judge by, see `split`.
         crops: how many crops to judge by.
         generator: source of randomness.
 
     Attributes:
         held: the batches to judge by.
+
+    Raises:
+        InputError: if a picture is not [1, C, H, W].
     """
 
     def __init__(
@@ -92,26 +90,47 @@ class Batches:
         images: Sequence[Inputs],
         *,
         size: int,
+        sizes: Sizes = ANY_SIZE,
         batch: int,
         fraction: float,
         crops: int,
         generator: torch.Generator,
     ) -> None:
-        training, judging = split(images, fraction, generator)
-        self._whole = [image for image in training if isinstance(image, tuple)]
+        self._training, judging = split(images, fraction, generator)
         self._batch, self._generator = batch, generator
+        self._crops: Crops | None = None
         self.held: list[Inputs] = list(judging)
-        if not self._whole:
-            self._crops = Crops(_pictures(training), size, generator)
-            fixed = Crops(_pictures(judging), self._crops.size, generator).plain(crops)
-            self.held = list(torch.split(fixed, batch))
+        cropped = _crop_size(images, size, sizes)
+        if cropped is not None:
+            self._crops = Crops(_pictures(self._training), cropped, generator)
+            self.held = list(torch.split(Crops(_pictures(judging), cropped, generator).plain(crops), batch))
 
     def draw(self) -> Inputs:
         """One to train on."""
-        if self._whole:
-            return self._whole[int(torch.randint(len(self._whole), (), generator=self._generator))]
+        if self._crops is None:
+            return self._training[int(torch.randint(len(self._training), (), generator=self._generator))]
         return self._crops.augmented(self._batch)
 
 
 def _pictures(images: Sequence[Inputs]) -> list[Tensor]:
     return [image for image in images if isinstance(image, Tensor)]
+
+
+def _crop_size(images: Sequence[Inputs], side: int, sizes: Sizes) -> Size | None:
+    """The size of crops that fit into every image; None for inputs that are used whole."""
+    pictures = _pictures(images)
+    if len(pictures) < len(images):
+        return None
+    check_single(pictures)
+    return sizes.crop(min(x.shape[2] for x in pictures), min(x.shape[3] for x in pictures), side)
+
+
+def check_single(images: Sequence[Tensor]) -> None:
+    """Whether every image is one picture.
+
+    Raises:
+        InputError: if an image is not [1, C, H, W].
+    """
+    for image in images:
+        if image.dim() != 4 or image.shape[0] != 1:
+            raise InputError(f"calibration images are [1, C, H, W], not {tuple(image.shape)}")

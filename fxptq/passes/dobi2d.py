@@ -32,6 +32,7 @@ class Dobi2d(Pass):
                 raise InputError(f"k must be at least 1, not {self.k}")
 
     needs: ClassVar[frozenset[str]] = frozenset({"histogram"})
+    sets_bounds: ClassVar[bool] = True
     settings: Settings
 
     def run(self, ctx: Context) -> PassReport:

@@ -27,7 +27,7 @@ from fxptq.passes.offsets import learned_offsets, movable_weights
 from fxptq.quant.quantizer import Quantizer
 
 Taught = tuple[tuple[Tensor, ...], tuple[Tensor, list[Tensor]]]
-"""A batch of inputs, and the teacher's output and features for it."""
+"""A batch of inputs, and the teacher's picture and features for it."""
 
 
 @register("dqc")
@@ -40,7 +40,7 @@ class Dqc(Pass):
 
         Attributes:
             steps: of the optimizer (Adam).
-            batch: crops a step.
+            batch: crops a step; one for a network that takes one picture at a time.
             patch: side of a crop in pixels of the input.
             lr: learning rate of bounds in units of each quantizer's initial step: what does no harm at 2 bits would
                 throw a bound at 8 bits off by many steps if it were in units of the width.
@@ -59,8 +59,8 @@ class Dqc(Pass):
             holdout_crops: number of fixed crops of those images.
             eval_every: steps between two judgements.
             patience: judgements without a better one after which to stop; 0 for never.
-            time_limit_s: seconds to stop after, the schedule fitted to them; what is reached then depends on the
-                machine. None for no limit.
+            time_limit_s: seconds to stop after, the schedule fitted to them; the state at that time is judged, too. The
+                result depends on the machine. None for no limit.
         """
 
         steps: int = 3000
@@ -106,6 +106,8 @@ class Dqc(Pass):
             CalibrationError: if the loss or a bound is not finite. The best state so far is in place then.
         """
         learners = self._learners(ctx.student)
+        if all(quantizer.mode == "on" and not quantizer.trainables() for quantizer in ctx.student.quantizers.values()):
+            return PassReport(notes=("no quantizer has a range to train",))
         if not learners:
             raise InputError("dqc trains bounds that are set: run a pass such as `dobi` before it")
         if not ctx.images:
@@ -131,12 +133,14 @@ class _Run:
         self, settings: Dqc.Settings, ctx: Context, learners: dict[str, Quantizer], offsets: list[nn.Parameter]
     ) -> None:
         self.settings, self.ctx, self.learners = settings, ctx, learners
+        self.reached = True  # whether the loss depends on what learns
         self.loss = DistillationLoss(settings.feature_weight, settings.feature_scale)
         generator = torch.Generator().manual_seed(ctx.seed)
         self.batches = Batches(
             ctx.images,
             size=settings.patch,
-            batch=settings.batch,
+            sizes=ctx.sizes,
+            batch=settings.batch if ctx.batches else 1,
             fraction=settings.holdout,
             crops=settings.holdout_crops,
             generator=generator,
@@ -157,28 +161,30 @@ class _Run:
         settings, start = self.settings, time.perf_counter()
         first = best = self._judge()
         kept, kept_at, waited = self._state(), 0, 0
-        losses, judged, retreats = [], [first], 0
+        losses, judged, retreats, last = [], [first], 0, False
         backs_off = settings.backoff < 1 and settings.rounding_lr == 0
         try:
             with self.ctx.progress.task("dqc", settings.steps) as advance:
                 for step in range(1, settings.steps + 1):
-                    done = self._done(step - 1, time.perf_counter() - start)
-                    if done >= 1:
+                    losses.append(self._step(step, min(1.0, self._done(step - 1, time.perf_counter() - start))))
+                    if not self.reached:
                         break
-                    losses.append(self._step(step, done))
-                    if step % settings.eval_every == 0 or step == settings.steps:
+                    last = self._done(step, time.perf_counter() - start) >= 1
+                    if step % settings.eval_every == 0 or last:
                         judged.append(self._judge())
                         waited += 1
                         if judged[-1] < best:
                             best, kept, kept_at, waited = judged[-1], self._state(), step, 0
-                        elif judged[-1] > first and backs_off and step < settings.steps:
+                        elif judged[-1] > first and backs_off and not last:
                             self._back_off(kept)
                             retreats += 1
                     advance(note=f"loss {judged[-1]:.4g}")
-                    if settings.patience and waited >= settings.patience:
+                    if last or (settings.patience and waited >= settings.patience):
                         break
         finally:
             self._restore(kept)
+        if not self.reached:
+            return PassReport(notes=("no gradient reaches the bounds from the picture: nothing was trained",))
         notes = [f"loss on held-out crops {first:.5g} -> {best:.5g}, at step {kept_at} of {len(losses)}"]
         if retreats:
             notes.append(f"the learning rate was too high and lowered {retreats} times, by {settings.backoff:g} each")
@@ -196,10 +202,13 @@ class _Run:
 
     def _step(self, step: int, done: float) -> float:
         inputs, lesson = self._teach(self.batches.draw())
-        loss = self.loss(self.ctx.student.tapped(*inputs), lesson)
+        loss = self.loss(self._seen(self.ctx.student, inputs), lesson)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise CalibrationError(f"dqc: the loss is {value} at step {step}; try a lower `lr`")
+        self.reached = loss.requires_grad
+        if not self.reached:
+            return value
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         for group in self.optimizer.param_groups:
@@ -218,12 +227,17 @@ class _Run:
     @torch.no_grad()
     def _teach(self, batch: Inputs) -> Taught:
         inputs = self.ctx.placed(batch)
-        return inputs, self.ctx.teacher.tapped(*inputs)
+        return inputs, self._seen(self.ctx.teacher, inputs)
+
+    def _seen(self, network: Network, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+        """The picture that a network restores, and its features."""
+        output, features = network.tapped(*inputs)
+        return self.ctx.picture.pick(output), features
 
     @torch.no_grad()
     def _judge(self) -> float:
         """Loss on the held-out crops."""
-        total = sum(float(self.loss(self.ctx.student.tapped(*x), taught)) * len(x[0]) for x, taught in self.held)
+        total = sum(float(self.loss(self._seen(self.ctx.student, x), taught)) * len(x[0]) for x, taught in self.held)
         value = total / sum(len(x[0]) for x, _ in self.held)
         if not math.isfinite(value):
             raise CalibrationError(f"dqc: the loss on held-out crops is {value}")

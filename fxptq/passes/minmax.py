@@ -21,6 +21,7 @@ class MinMax(Pass):
         """It has none."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"histogram"})
+    sets_bounds: ClassVar[bool] = True
     settings: Settings
 
     def run(self, ctx: Context) -> PassReport:

@@ -32,6 +32,7 @@ class Percentile(Pass):
                 raise InputError(f"p must be above 50 and at most 100 (percent), not {self.p}")
 
     needs: ClassVar[frozenset[str]] = frozenset({"histogram"})
+    sets_bounds: ClassVar[bool] = True
     settings: Settings
 
     def run(self, ctx: Context) -> PassReport:

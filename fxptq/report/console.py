@@ -32,6 +32,8 @@ def show_quantized(console: Console, outcome: Outcome, report: Path) -> None:
     """What `quantize` did: quality by stage, bytes, seconds, what stayed in float, where the files are."""
     meta = outcome.model.meta
     reported = outcome.scores["fp"][0].reported
+    if outcome.inferred:
+        console.print(f"{outcome.source.name} is taken for: {outcome.inferred}")
     quality = _table(
         f"{outcome.source.name}, W{meta.bits_w}A{meta.bits_a}: {' / '.join(TITLES[name] for name in reported)}",
         "set",

@@ -17,9 +17,9 @@ import typer
 from safetensors import safe_open
 from torch import Tensor
 
-from fxptq.commands.scores import fitted
 from fxptq.data.degrade import Kind
 from fxptq.errors import FxptqError, InputError
+from fxptq.evaluate.restore import fitted
 from fxptq.evaluate.score import FIGURES, TITLES, SetScore, evaluate
 from fxptq.evaluate.sets import open_set, parse_data
 from fxptq.io.state_dict import load_state, read_state
@@ -95,7 +95,7 @@ def export(recipe: Recipe, run: Path, out: Path, sets: Sequence[tuple[str, Path]
         if recipe.scale == 1:
             unrestored = evaluate(_unchanged, benchmark, value_range=recipe.input.range)
             scores.append(replace(unrestored, name=f"{name}, the input"))
-        scores.append(evaluate(fitted(model, recipe), benchmark, value_range=recipe.input.range))
+        scores.append(evaluate(fitted(model, recipe.pictures), benchmark, value_range=recipe.input.range))
     part = out.with_name(f"{out.name}.part")
     safetensors.torch.save_file(state, part, metadata={"recipe": recipe.name, "steps": history["step"]})
     part.chmod(0o644)  # the library makes a file that only its owner can read

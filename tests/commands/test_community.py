@@ -9,6 +9,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ from PIL import Image
 from torch import nn
 
 import fxptq
+from fxptq.commands import community
+from fxptq.commands.source import example_of
+from fxptq.sizes import Sizes
 from tests.tiny import edsr, picture, run
 
 NETWORKS: dict[str, tuple[str, dict[str, Any], int, int]] = {
@@ -49,6 +53,29 @@ def network(name: str) -> nn.Module:
     torch.manual_seed(0)
     made: nn.Module = getattr(importlib.import_module(module), kind)(**options)
     return made.eval()
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes", "side"),
+    [
+        ((None, 1, False), Sizes(), 64),
+        ((0, 8, False), Sizes(8), 64),
+        ((70, 16, True), Sizes(16, 70, square=True), 80),
+        ((128, 128, True), Sizes(128, 128, square=True), 128),
+    ],
+    ids=str,
+)
+def test_sizes_that_spandrel_knows_reach_the_recipe(asked: tuple[Any, int, bool], sizes: Sizes, side: int) -> None:
+    found = SimpleNamespace(
+        size_requirements=SimpleNamespace(minimum=asked[0], multiple_of=asked[1], square=asked[2]),
+        architecture=SimpleNamespace(id="Some", name="Some"),
+        scale=2,
+        input_channels=3,
+    )
+    recipe = community._recipe(found)
+    assert recipe.input.sizes == sizes
+    assert example_of(recipe).shape == (1, 3, side, side)
+    assert str(recipe.task) == "bicubic x2"
 
 
 @pytest.mark.zoo

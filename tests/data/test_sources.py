@@ -13,6 +13,7 @@ from fxptq.data.resize import imresize
 from fxptq.data.sources import calibration_images
 from fxptq.errors import InputError
 from fxptq.io.images import write_png
+from fxptq.sizes import Sizes
 
 NONE, X2 = Degradation("none"), Degradation("bicubic", scale=2)
 
@@ -31,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 def test_inputs_have_the_networks_shape_and_range(folder: Path, source: str, channels: int, value_range: float) -> None:
     chosen = folder if source == "folder" else source
     inputs, words = calibration_images(
-        chosen, X2, channels=channels, value_range=value_range, multiple=8, count=5, size=13
+        chosen, X2, channels=channels, value_range=value_range, sizes=Sizes(8), count=5, size=13
     )
     assert len(inputs) == 5
     for tensor in inputs:
@@ -153,3 +154,17 @@ def test_pictures_do_not_fit_networks_of_other_channels() -> None:
     with pytest.raises(InputError, match="the network takes 4; give tensors"):
         calibration_images("synthetic", NONE, channels=4)
     assert len(calibration_images(torch.rand(2, 4, 5, 5), NONE, channels=4)[0]) == 2
+
+
+@pytest.mark.parametrize("source", ["folder", "synthetic"])
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [(Sizes(fixed=(24, 40)), (24, 40)), (Sizes(minimum=30), (30, 30)), (Sizes(10, 24), (30, 30))],
+    ids=str,
+)
+def test_inputs_have_a_size_that_the_network_takes(
+    folder: Path, source: str, sizes: Sizes, expected: tuple[int, int]
+) -> None:
+    inputs, words = calibration_images(folder if source == "folder" else source, X2, count=6, size=20, sizes=sizes)
+    assert {tuple(x.shape[2:]) for x in inputs} == {expected}
+    assert f"{expected[0]}x{expected[1]}, bicubic x2" in words

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from fxptq.passes import base
 from tests.docs.pages import Block, blocks, matches, run_block
 from tests.tiny import picture
 
 PAGE = "custom.md"
-MODULES = ("denoiser", "fickle", "widen", "widen.passes")
+MODULES = ("nets", "denoiser", "fickle", "widen", "widen.passes")
 
 
 @pytest.fixture
@@ -22,10 +23,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The reader's folder: pictures to score, and a picture to restore; importable, as in a session of Python."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    monkeypatch.setattr(base, "_PASSES", base._PASSES.apart())
     for name in ("a", "b"):
         picture(tmp_path / "pictures" / f"{name}.png", 40)
     picture(tmp_path / "noisy.png", 33)
+    picture(tmp_path / "small.png", 24)
     torch.save({"weight": torch.zeros(3)}, tmp_path / "community.pth")
     for name in MODULES:
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -46,6 +48,8 @@ def test_every_block_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     picture = names["picture"]
     assert isinstance(picture, torch.Tensor)
     assert picture.shape == (1, 3, 80, 121)
+    assert isinstance(names["large"], Image.Image)
+    assert names["large"].size == (48, 48)
 
 
 def test_first_example_is_ten_lines_at_most() -> None:

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fxptq.data.degrade import Degradation
 from fxptq.data.resize import imresize
 from fxptq.data.sources import calibration_images
 from fxptq.errors import InputError
+from fxptq.evaluate.score import evaluate
 from fxptq.evaluate.sets import open_set, parse_data, samples
 from fxptq.io.images import to_image, write_png
+from fxptq.sizes import Sizes
 
 X3, NOISE = Degradation("bicubic", scale=3), Degradation("noise", sigma=25)
 
@@ -87,6 +90,24 @@ def test_what_is_missing_is_named(folder: Path, remove: str, words: str) -> None
         open_set("Mine", folder, X3)
 
 
+@pytest.mark.parametrize("place", ["HR", "LR_bicubic/X3"])
+def test_two_pictures_of_one_name_are_refused(folder: Path, place: str) -> None:
+    name = "a" if place == "HR" else "ax3"
+    Image.fromarray(_picture(12, 16)).save(folder / place / f"{name}.bmp")
+    with pytest.raises(
+        InputError, match=rf"Mine: {name}\.bmp and {name}\.png in .*{place} are both named {name}; rename"
+    ):
+        open_set("Mine", folder, X3)
+
+
+def test_two_clean_pictures_of_one_name_keep_their_suffixes(tmp_path: Path) -> None:
+    for name in ("a.png", "a.bmp", "b.png"):
+        Image.fromarray(_picture(24, 24)).save(tmp_path / name)
+    benchmark = open_set("Mine", tmp_path, NOISE)
+    assert [pair.name for pair in benchmark] == ["a.bmp", "a.png", "b"]
+    assert set(evaluate(lambda x: x, benchmark).images) == {"a.bmp", "a.png", "b"}
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         open_set("Mine", tmp_path / "no", NOISE)
@@ -128,3 +149,10 @@ def test_samples_are_not_what_was_calibrated_on() -> None:
     tensors, _ = calibration_images("synthetic", none, count=8, size=32)
     calibrated = {to_image(tensor).tobytes() for tensor in tensors}
     assert not any(pair.hr.tobytes() in calibrated for pair in samples(none, count=8, size=32))
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [(Sizes(fixed=(24, 40)), (24, 40)), (Sizes(7, 50), (56, 56))], ids=str)
+def test_samples_have_a_size_that_the_network_takes(sizes: Sizes, expected: tuple[int, int]) -> None:
+    for pair in samples(Degradation("bicubic", scale=2), count=2, size=48, sizes=sizes):
+        assert pair.lr.shape[:2] == expected
+        assert pair.hr.shape[:2] == tuple(2 * side for side in expected)

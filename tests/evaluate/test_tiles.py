@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fxptq.errors import FxptqError, InputError
-from fxptq.evaluate.tiles import pad_to_multiple, run_padded, run_tiled
+from fxptq.evaluate.restore import fitted
+from fxptq.evaluate.tiles import run_padded, run_tiled
+from fxptq.formats import PictureFormat
+from fxptq.sizes import Sizes
 
 
 def _integer_conv(channels: int, out: int, kernel: int, seed: int) -> nn.Conv2d:
@@ -38,7 +41,7 @@ def _image(height: int, width: int, seed: int = 0) -> Tensor:
 def test_padding_reflects_as_numpy_does(height: int, width: int, multiple: int) -> None:
     x = _image(height, width)
     padding = [(0, 0), (0, 0), (0, -height % multiple), (0, -width % multiple)]
-    np.testing.assert_array_equal(pad_to_multiple(x, multiple).numpy(), np.pad(x.numpy(), padding, mode="reflect"))
+    np.testing.assert_array_equal(Sizes(multiple).padded(x).numpy(), np.pad(x.numpy(), padding, mode="reflect"))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (16, 8), (9, 23)], ids=str)
@@ -50,7 +53,7 @@ def test_padded_runs_see_the_multiple_and_return_the_size(size: tuple[int, int])
         return x.repeat_interleave(3, 2).repeat_interleave(3, 3)
 
     x = _image(*size)
-    result = run_padded(run, x, multiple=8, scale=3)
+    result = run_padded(run, x, sizes=Sizes(8), scale=3)
     assert torch.equal(result[:, :, ::3, ::3], x)
     assert result.shape == (1, 2, 3 * size[0], 3 * size[1])
     assert seen == [tuple(-(-side // 8) * 8 for side in size)]
@@ -69,8 +72,8 @@ def test_tiles_equal_the_whole_where_the_overlap_holds_the_receptive_field(
 ) -> None:
     net, x = _net(scale), _image(height, width)
     with torch.inference_mode():
-        whole = run_padded(net, x, multiple=multiple, scale=scale)
-        tiled = run_tiled(net, x, tile=tile, overlap=4, multiple=multiple, scale=scale)
+        whole = run_padded(net, x, sizes=Sizes(multiple), scale=scale)
+        tiled = run_tiled(net, x, tile=tile, overlap=4, sizes=Sizes(multiple), scale=scale)
     assert torch.equal(whole, tiled)
 
 
@@ -93,8 +96,8 @@ def test_aligned_windows_make_tiles_exact_for_window_networks() -> None:
         return blocks.sum(dim=(3, 5), keepdim=True).expand_as(blocks).flatten(4, 5).flatten(2, 3)
 
     x = _image(61, 90)
-    whole = run_padded(windows, x, multiple=8)
-    assert torch.equal(whole, run_tiled(windows, x, tile=43, overlap=5, multiple=8))
+    whole = run_padded(windows, x, sizes=Sizes(8))
+    assert torch.equal(whole, run_tiled(windows, x, tile=43, overlap=5, sizes=Sizes(8)))
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
@@ -107,7 +110,7 @@ def test_no_tile_is_larger_than_asked_and_full_tiles_are_alike(multiple: int) ->
         return x
 
     x = _image(150, 203)
-    result = run_tiled(run, x, tile=50, overlap=6, multiple=multiple, progress=lambda *done: calls.append(done))
+    result = run_tiled(run, x, tile=50, overlap=6, sizes=Sizes(multiple), progress=lambda *done: calls.append(done))
     assert torch.equal(result, x)
     assert set(seen) == {(50 // multiple * multiple,) * 2}
     assert calls == [(i + 1, len(seen)) for i in range(len(seen))]
@@ -120,16 +123,51 @@ def test_a_picture_within_one_tile_runs_once_whole() -> None:
         seen.append(tuple(x.shape))
         return x
 
-    assert torch.equal(run_tiled(run, _image(30, 20), tile=64, overlap=8, multiple=8), _image(30, 20))
+    assert torch.equal(run_tiled(run, _image(30, 20), tile=64, overlap=8, sizes=Sizes(8)), _image(30, 20))
     assert seen == [(1, 2, 32, 24)]
 
 
 def test_a_tile_of_overlaps_only_is_refused() -> None:
     with pytest.raises(InputError, match=r"tile of 32 with an overlap of 16 .* give 40 or more"):
-        run_tiled(lambda x: x, _image(99, 99), tile=34, overlap=16, multiple=8)
+        run_tiled(lambda x: x, _image(99, 99), tile=34, overlap=16, sizes=Sizes(8))
 
 
 @pytest.mark.parametrize("runner", [run_padded, lambda run, x, **options: run_tiled(run, x, tile=40, **options)])
 def test_a_network_of_another_scale_is_named(runner: object) -> None:
     with pytest.raises(FxptqError, match=r"expected 24x16 \(rows x columns\) at scale 2"):
         runner(lambda x: x, _image(12, 8), scale=2)
+
+
+class Picky:
+    """A network of scale 2 that takes some sizes only, and remembers them."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.seen.add(tuple(x.shape[2:]))
+        if not self.sizes.takes(*x.shape[2:]):
+            raise RuntimeError(f"not {tuple(x.shape)}")
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+RULES = [Sizes(8, 24), Sizes(minimum=33), Sizes(8, square=True), Sizes(4, 24, square=True), Sizes(fixed=(24, 40))]
+
+
+@pytest.mark.parametrize("sizes", RULES, ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (24, 40), (23, 61), (90, 30), (90, 101)], ids=str)
+@pytest.mark.parametrize("tile", [0, 48])
+def test_a_network_meets_only_sizes_that_it_takes(sizes: Sizes, size: tuple[int, int], tile: int) -> None:
+    run, x = Picky(sizes), _image(*size)
+    result = fitted(run, PictureFormat(2, 1.0, 2, sizes), tile)(x)
+    assert torch.equal(result[:, :, ::2, ::2], x)
+    assert result.shape[2:] == (2 * size[0], 2 * size[1])
+    assert not tile or sizes.fixed or max(max(seen) for seen in run.seen) <= tile
+
+
+def test_a_tile_smaller_than_the_network_takes_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"a tile of 40 is too small: the network takes sizes of at least 64; give 64 or"
+    ):
+        run_tiled(lambda x: x, _image(99, 99), tile=40, overlap=4, sizes=Sizes(minimum=64))

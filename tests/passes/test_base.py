@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import FrozenInstanceError, dataclass
 from importlib.metadata import EntryPoint
 from io import StringIO
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from rich.console import Console
 
+from fxptq import passes
 from fxptq.errors import InputError
 from fxptq.passes import base
 from fxptq.passes.base import Context, Pass, PassReport, build_pass, get_pass, pass_names, register, run_passes
@@ -20,7 +24,7 @@ from fxptq.progress import Advance, RichProgress
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    monkeypatch.setattr(base, "_PASSES", base._PASSES.apart())
 
 
 def make_pass(label: str) -> type[Pass]:
@@ -44,7 +48,7 @@ def make_pass(label: str) -> type[Pass]:
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, *entries: EntryPoint) -> None:
-    monkeypatch.setattr(base, "entry_points", lambda group: [e for e in entries if e.group == group])
+    monkeypatch.setattr("fxptq.registry.entry_points", lambda group: [e for e in entries if e.group == group])
 
 
 def test_the_passes_that_come_with_fxptq_are_known() -> None:
@@ -107,18 +111,97 @@ def test_settings_take_what_toml_gives_and_keep_the_other_defaults() -> None:
 def test_passes_of_other_packages_are_found_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     module = type("module", (), {"Other": make_pass("other")})
     monkeypatch.setattr(EntryPoint, "load", lambda _: module.Other)  # type: ignore[attr-defined]
-    offer(monkeypatch, EntryPoint("other", "package:Other", base.GROUP))
+    offer(monkeypatch, EntryPoint("other", "package:Other", base._PASSES.group))
     assert "other" in pass_names()
     assert get_pass("other") is module.Other  # type: ignore[attr-defined]
-    offer(monkeypatch, EntryPoint("dobi", "package:Other", base.GROUP))
+    monkeypatch.setattr(base, "_PASSES", base._PASSES.apart())
+    offer(monkeypatch, EntryPoint("dobi", "package:Other", base._PASSES.group))
     with pytest.raises(InputError, match="two passes named 'dobi'"):
         get_pass("dobi")
 
 
 def test_a_pass_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    offer(monkeypatch, EntryPoint("broken", "no_such_package:Pass", base.GROUP))
+    offer(monkeypatch, EntryPoint("broken", "no_such_package:Pass", base._PASSES.group))
     with pytest.raises(InputError, match="pass 'broken' cannot be loaded from 'no_such_package:Pass'"):
         get_pass("broken")
+
+
+@pytest.mark.parametrize(
+    "failure", [ImportError("gone"), SyntaxError("bad"), RuntimeError("no GPU"), InputError("two")]
+)
+def test_a_broken_package_stops_only_who_asks_for_its_pass(
+    failure: Exception, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(entry: EntryPoint) -> type[Pass]:
+        loaded.append(entry.name)
+        raise failure
+
+    monkeypatch.setattr(EntryPoint, "load", load)
+    offer(monkeypatch, EntryPoint("a_broken", "broken:Pass", base._PASSES.group))
+    reports = run_passes([("minmax", {})], context)
+    assert [report.name for report in reports] == ["observe", "minmax"]
+    assert loaded == []
+    assert "a_broken" in pass_names()
+    with pytest.raises(InputError, match=f"{failure}"):
+        get_pass("a_broken")
+
+    class Needy(make_pass("needy")):  # type: ignore[misc]
+        needs: ClassVar[frozenset[str]] = frozenset({"tea leaves"})
+
+    register("needy")(Needy)
+    with pytest.raises(InputError, match=f"'tea leaves', which no pass provides .*{failure}"):
+        run_passes([("needy", {})], context)
+
+
+def test_a_pass_of_another_package_gathers_what_none_of_ours_does(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Brew(make_pass("brew")):  # type: ignore[misc]
+        provides: ClassVar[frozenset[str]] = frozenset({"tea leaves"})
+
+    class Needy(make_pass("needy")):  # type: ignore[misc]
+        needs: ClassVar[frozenset[str]] = frozenset({"tea leaves"})
+
+    register("needy")(Needy)
+    monkeypatch.setattr(EntryPoint, "load", lambda _: Brew)
+    offer(monkeypatch, EntryPoint("brew", "package:Brew", base._PASSES.group))
+    assert [report.name for report in run_passes([("needy", {})], context)] == ["brew", "needy"]
+
+
+def test_adding_a_pass_is_adding_a_file(tmp_path: Path) -> None:
+    package = Path(passes.__file__).parent
+    files = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    assert files <= {name.rpartition(".")[2] for name in sys.modules if name.startswith("fxptq.passes.")}
+    (tmp_path / "calm.py").write_text(
+        "from dataclasses import dataclass\nfrom fxptq.passes.base import Pass, PassReport, register\n"
+        "@register('calm')\nclass Calm(Pass):\n    sets_bounds = True\n    @dataclass(frozen=True)\n"
+        "    class Settings:\n        pass\n    def run(self, ctx):\n        return PassReport()\n"
+    )
+    ran = subprocess.run(  # noqa: S603  # our own interpreter
+        [
+            sys.executable,
+            "-c",
+            "import importlib.machinery as m\n"
+            "find = m.PathFinder.find_spec\n"
+            "def extended(name, path=None, target=None):\n"
+            "    spec = find(name, path, target)\n"
+            f"    if name == 'fxptq.passes': spec.submodule_search_locations.append({str(tmp_path)!r})\n"
+            "    return spec\n"
+            "m.PathFinder.find_spec = extended\n"
+            "from fxptq.passes.base import get_pass\nprint(get_pass('calm').sets_bounds)",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.stdout.strip(), ran.stderr) == ("True", "")
+
+
+def test_passes_say_whether_they_set_bounds() -> None:
+    setting = {name for name in base._PASSES.bundled() if get_pass(name).sets_bounds}
+    assert setting == {"minmax", "percentile", "dobi", "dobi2d"}
 
 
 def test_statistics_are_gathered_once_and_before_the_pass_that_needs_them(context: Context) -> None:

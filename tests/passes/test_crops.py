@@ -7,6 +7,7 @@ import torch
 
 from fxptq.errors import InputError
 from fxptq.passes.crops import Batches, Crops, split
+from fxptq.sizes import Sizes
 
 
 def numbered(height: int, width: int, start: int = 0) -> torch.Tensor:
@@ -36,7 +37,7 @@ def test_a_single_image_is_both() -> None:
 
 def test_plain_crops_are_parts_of_the_images_and_reach_every_place() -> None:
     image = numbered(6, 9)
-    crops = Crops([image], 4, rng()).plain(400)
+    crops = Crops([image], (4, 4), rng()).plain(400)
     assert crops.shape == (400, 1, 4, 4)
     corners = {int(c[0, 0, 0]) for c in crops}
     assert corners == {row * 9 + column for row in range(3) for column in range(6)}
@@ -49,20 +50,54 @@ def test_augmented_crops_take_all_eight_orientations() -> None:
     image = numbered(3, 3)
     turned = [torch.rot90(image, k, (2, 3)) for k in range(4)]
     expected = {tuple(t.flatten().tolist()) for t in turned + [t.flip(3) for t in turned]}
-    seen = {tuple(c.flatten().tolist()) for c in Crops([image], 3, rng()).augmented(200)}
+    seen = {tuple(c.flatten().tolist()) for c in Crops([image], (3, 3), rng()).augmented(200)}
     assert len(expected) == 8
     assert seen == expected
 
 
 def test_size_is_that_of_the_smallest_side() -> None:
-    crops = Crops([numbered(20, 30), numbered(40, 12)], 16, rng())
-    assert crops.size == 12
-    assert crops.augmented(5).shape == (5, 1, 12, 12)
+    batches = Batches([numbered(20, 30), numbered(40, 12)], size=16, batch=5, fraction=0.5, crops=3, generator=rng())
+    assert batches.draw().shape == (5, 1, 12, 12)
+    assert [held.shape for held in batches.held] == [(3, 1, 12, 12)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        (Sizes(multiple=5), (15, 15)),
+        (Sizes(multiple=7, minimum=20), (21, 21)),
+        (Sizes(minimum=22), (22, 22)),
+        (Sizes(square=True), (16, 16)),
+        (Sizes(fixed=(22, 31)), (22, 31)),
+        (Sizes(fixed=(8, 10)), (8, 10)),
+    ],
+    ids=str,
+)
+def test_crops_have_a_size_that_the_network_takes(sizes: Sizes, expected: tuple[int, int]) -> None:
+    images = [numbered(22, 31, 1000 * i) for i in range(3)]
+    batches = Batches(images, size=16, sizes=sizes, batch=2, fraction=0.3, crops=2, generator=rng())
+    assert sizes.takes(*expected)
+    assert {tuple(batches.draw().shape[2:]) for _ in range(20)} == {expected}
+    assert {tuple(held.shape[2:]) for held in batches.held} == {expected}
+
+
+def test_oblong_crops_take_the_four_orientations_that_keep_their_size() -> None:
+    image = numbered(3, 4)
+    expected = {tuple(image.flip(axes).flatten().tolist()) for axes in ((), (2,), (3,), (2, 3))}
+    assert {tuple(c.flatten().tolist()) for c in Crops([image], (3, 4), rng()).augmented(100)} == expected
+
+
+@pytest.mark.parametrize("sizes", [Sizes(minimum=40), Sizes(multiple=32), Sizes(fixed=(22, 64))], ids=str)
+def test_pictures_without_such_a_crop_are_used_whole(sizes: Sizes) -> None:
+    images = [numbered(22, 31), numbered(23, 37)]
+    batches = Batches(images, size=16, sizes=sizes, batch=4, fraction=0.5, crops=2, generator=rng())
+    shapes = {tuple(x.shape) for x in (batches.draw(), *batches.held)}
+    assert shapes == {(1, 1, 22, 31), (1, 1, 23, 37)}
 
 
 def test_crops_repeat_with_the_seed() -> None:
     images = [numbered(20, 30), numbered(40, 22, 1000)]
-    a, b, c = (Crops(images, 8, rng(seed)).augmented(6) for seed in (1, 1, 2))
+    a, b, c = (Crops(images, (8, 8), rng(seed)).augmented(6) for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 
@@ -88,4 +123,4 @@ def test_batches_of_several_inputs_are_whole() -> None:
 
 def test_images_that_are_not_single_are_refused() -> None:
     with pytest.raises(InputError, match=r"\[1, C, H, W\], not \(2, 3, 8, 8\)"):
-        Crops([torch.rand(2, 3, 8, 8)], 4, rng())
+        Batches([torch.rand(2, 3, 8, 8)], size=4, batch=1, fraction=0.5, crops=1, generator=rng())

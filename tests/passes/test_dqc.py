@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from fxptq.errors import CalibrationError, InputError
+from fxptq.graph.outputs import PictureOutput
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.passes.offsets import learned_offsets, movable_weights
+from fxptq.sizes import Sizes
 
 QUICK = {"steps": 40, "batch": 4, "patch": 16, "eval_every": 10, "holdout": 0.3, "holdout_crops": 4}
 NewContext = Callable[..., Context]
@@ -153,6 +156,66 @@ def test_it_stops_at_the_time_limit(new_context: NewContext) -> None:
     ctx = new_context()
     report = calibrate(ctx, steps=1_000_000, time_limit_s=0.3)
     assert 1 <= len(report.series["loss"]) < 10_000
+
+
+def test_what_the_last_moment_reached_is_judged_and_kept(
+    new_context: NewContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx, clock = new_context(), itertools.count()
+    run_passes([("dobi", {})], ctx)
+    monkeypatch.setattr("fxptq.passes.dqc.time.perf_counter", lambda: float(next(clock)))
+    report = run_passes([("dqc", {**QUICK, "steps": 10**6, "eval_every": 10**6, "time_limit_s": 60.0})], ctx)[-1]
+    held_out = report.series["held_out_loss"]
+    assert 20 <= len(report.series["loss"]) <= 40
+    assert len(held_out) == 2
+    assert held_out[1] < held_out[0]
+    assert f"at step {len(report.series['loss'])} of" in report.notes[0]
+
+
+@pytest.mark.parametrize("wrap", [lambda y: [y.mean(), y], lambda y: {0: y.detach(), 1: y}], ids=["list", "dict"])
+def test_the_picture_among_several_outputs_is_learned_from(
+    new_context: NewContext, wrap: Callable[[Tensor], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, ctx = new_context(), new_context()
+    for network in (ctx.student, ctx.teacher):
+        whole = network.tapped
+        monkeypatch.setattr(network, "tapped", lambda x, whole=whole: (wrap((found := whole(x))[0]), found[1]))
+    ctx.picture = PictureOutput((1,))
+    assert calibrate(ctx).series == calibrate(plain).series
+
+
+def test_a_network_of_single_pictures_gets_one_crop_at_a_time(
+    new_context: NewContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx, seen = new_context(), set()
+    run_passes([("dobi", {})], ctx)
+    ctx.batches, ctx.sizes = False, Sizes(multiple=5)
+    whole = ctx.student.tapped
+    monkeypatch.setattr(ctx.student, "tapped", lambda x: (seen.add(tuple(x.shape)), whole(x))[1])
+    assert run_passes([("dqc", QUICK)], ctx)[-1].series["loss"]
+    assert seen == {(1, 3, 15, 15)}
+
+
+def test_a_picture_that_no_gradient_reaches_leaves_bounds_alone(
+    new_context: NewContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = new_context()
+    run_passes([("dobi", {})], ctx)
+    before, whole = bounds(ctx), ctx.student.tapped
+    monkeypatch.setattr(ctx.student, "tapped", lambda x: (whole(x)[0].detach().round(), []))
+    report = run_passes([("dqc", {**QUICK, "feature_weight": 0.0})], ctx)[-1]
+    assert report.notes == ("no gradient reaches the bounds from the picture: nothing was trained",)
+    assert equal(bounds(ctx), before)
+
+
+def test_a_network_without_ranges_has_nothing_to_train(new_context: NewContext) -> None:
+    ctx = new_context()
+    run_passes([("dobi", {})], ctx)
+    for quantizer in ctx.student.quantizers.values():
+        quantizer.set_bounds(quantizer.lower, quantizer.lower)
+    assert run_passes([("dqc", QUICK)], ctx)[-1].notes == ("no quantizer has a range to train",)
+    ctx.student.quantizers.clear()
+    assert run_passes([("dqc", QUICK)], ctx)[-1].notes == ("no quantizer has a range to train",)
 
 
 def test_warmup_and_cosine_shape_the_rate(new_context: NewContext) -> None:
