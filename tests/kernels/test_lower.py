@@ -235,7 +235,7 @@ def test_codes_are_made_again_of_what_was_written_over() -> None:
     program = Program(Overwritten().eval(), torch.rand(1, 3, 8, 8), Plan(Bits(8, 8), edges=None))
     set_bounds(program, torch.rand(1, 3, 8, 8))
     first, second = (program.quantizers[f"{name}.input"] for name in ("first", "second"))
-    second.set_grid(first.lower, first.width)
+    second.restore(first.stored())
     x = torch.rand(1, 3, 8, 8)
     assert_equal_up_to_rounding(run(lower(program, compile=False), x), run(program, x))
 
