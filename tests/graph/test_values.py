@@ -17,7 +17,9 @@ from torch import Tensor, fx, nn
 
 from fxptq.graph.capture import capture
 from fxptq.graph.holder import Holder
-from fxptq.graph.values import BUILTINS_IN_TRACE, MATH_IN_TRACE, IntInTrace, TracedInt, plain
+from fxptq.graph import values
+from fxptq.graph.stand_ins import BUILTINS_IN_TRACE, MATH_IN_TRACE, IntInTrace
+from fxptq.graph.values import TracedInt, plain
 
 NUMBERS: dict[str, Callable[[Any, Any], Any]] = {
     "add": lambda h, w: h + w + 1,
@@ -103,10 +105,12 @@ class Recorder:
         self.asked.append(function(*map(plain, args)))
         return self.asked[-1]
 
+    def pin(self, number: Any) -> None:
+        self.answer(operator.eq, (number, plain(number)))
+
 
 def traced(value: int) -> TracedInt:
-    number = TracedInt(value)
-    number.recorder = Recorder()  # type: ignore[assignment]  # no graph here
+    number: TracedInt = values.traced(value, fx.Graph().placeholder("x"), Recorder())
     return number
 
 
