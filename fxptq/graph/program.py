@@ -40,6 +40,7 @@ class Variant:
         taps: names of the nodes at which residual stages end.
         module: runs `inserted`.
         tapped: runs `inserted` and returns (output, [value at each tap]).
+        shapes: what it was captured on.
     """
 
     capture: Capture
@@ -48,6 +49,7 @@ class Variant:
     taps: tuple[str, ...]
     module: fx.GraphModule
     tapped: fx.GraphModule
+    shapes: Shapes
 
 
 class Program(nn.Module):
@@ -109,22 +111,25 @@ class Program(nn.Module):
     @torch.inference_mode(mode=False)
     def variant(self, inputs: tuple[Tensor, ...]) -> Variant:
         """The graph for inputs of these sizes, captured now if none holds."""
-        key = tuple((tuple(x.shape), x.dtype) for x in inputs)
+        key = _shapes(inputs)
         if key in self._found:
             self._found.move_to_end(key)
             return self._variants[self._found[key]]
         dtypes = tuple(dtype for _, dtype in key)
         for number, variant in self._variants.items():
-            known = next(shapes for shapes, found in self._found.items() if found == number)
-            if tuple(dtype for _, dtype in known) == dtypes and variant.capture.holds(self.holder, inputs):
+            if tuple(dtype for _, dtype in variant.shapes) == dtypes and variant.capture.holds(self.holder, inputs):
                 self._found[key] = number
                 return variant
+        return self._captured_on(inputs)
+
+    def _captured_on(self, inputs: tuple[Tensor, ...]) -> Variant:
         taken = capture(self.holder.model, inputs, self._proved)
         self._captured += 1
-        self._variants[self._captured] = self._build(taken.renamed(self.holder.keep(taken.constants)))
-        self._found[key] = self._captured
+        variant = self._build(taken.renamed(self.holder.keep(taken.constants)), _shapes(inputs))
+        self._variants[self._captured] = variant
+        self._found[variant.shapes] = self._captured
         self._shrink()
-        return self._variants[self._captured]
+        return variant
 
     def _shrink(self) -> None:
         while len(set(self._found.values())) > self.limit:
@@ -132,14 +137,14 @@ class Program(nn.Module):
             if number not in self._found.values():
                 del self._variants[number]
 
-    def _build(self, taken: Capture) -> Variant:
+    def _build(self, taken: Capture, shapes: Shapes) -> Variant:
         sites = find_sites(taken.graph)
         if self._plan is not None:
             sites = self._plan.apply(sites)
         sites = tuple(self._with_quantizers(site) for site in sites)
         inserted = insert_quantizers(taken.graph, sites)
         taps = residual_stages(taken.graph)
-        return Variant(taken, sites, inserted, taps, *self._runnable(inserted, taps))
+        return Variant(taken, sites, inserted, taps, *self._runnable(inserted, taps), shapes)
 
     def _runnable(self, inserted: fx.Graph, taps: tuple[str, ...]) -> tuple[fx.GraphModule, fx.GraphModule]:
         tapped = copy.deepcopy(inserted)
@@ -165,12 +170,24 @@ class Program(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """Runs the network, quantized where quantizers are on. Inputs and output are the network's own."""
-        return self.variant(self._checked(inputs)).module.forward(*(x.clone() for x in inputs))
+        return self._run(inputs, lambda variant: variant.module)
 
     def tapped(self, *inputs: Tensor) -> tuple[Any, list[Tensor]]:
         """Runs the network and also returns the values at `taps`."""
-        output, features = self.variant(self._checked(inputs)).tapped.forward(*(x.clone() for x in inputs))
+        output, features = self._run(inputs, lambda variant: variant.tapped)
         return output, features
+
+    def _run(self, inputs: tuple[Tensor, ...], way: Callable[[Variant], fx.GraphModule]) -> Any:
+        variant = self.variant(self._checked(inputs))
+        try:
+            return way(variant).forward(*(x.clone() for x in inputs))
+        except RuntimeError:
+            if variant.shapes == _shapes(inputs):
+                raise
+        # At these sizes the network may go another way: it may catch an error, or has a size that no condition knows.
+        with torch.inference_mode(mode=False):
+            variant = self._captured_on(inputs)
+        return way(variant).forward(*(x.clone() for x in inputs))
 
     def _checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not inputs or not all(isinstance(x, Tensor) for x in inputs):
@@ -224,6 +241,10 @@ class Program(nn.Module):
         if weight is None:
             raise InputError(f"{key} quantizes an activation; only a weight can be set")
         weight.copy_(value)
+
+
+def _shapes(inputs: tuple[Tensor, ...]) -> Shapes:
+    return tuple((tuple(x.shape), x.dtype) for x in inputs)
 
 
 def _python_module(model: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from weakref import ReferenceType, ref
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ class Recording:
     Attributes:
         open: whether calls are being recorded; traced numbers that outlive it are plain.
         inputs: tensors to run the model on.
+        numbers: every traced number.
         refused: the first refusal, which the network may have caught.
         graph, guards, constants, foreign, tied: see `fxptq.graph.tracer.Trace`.
     """
@@ -50,6 +52,7 @@ class Recording:
         self.open = False
         self.tied = self._baked = baked
         self.refused: CaptureError | None = None
+        self.numbers: list[ReferenceType[TracedNumber]] = []
         self.graph = fx.Graph()
         self.guards: list[tuple[fx.Node, Any]] = []
         self.constants: dict[str, Tensor] = {}
@@ -197,7 +200,7 @@ class Recording:
         if is_number(result):
             node.meta["follows"] = min(follows, SIZE, key=_STRENGTH)
             known = follows == CONST or (self._baked and not node.meta.get("ragged"))
-            return plain(result) if known else traced(result, node, self)
+            return plain(result) if known else self._traced(result, node)
         if isinstance(result, (tuple, list)):
             items = [self._item(node, i, item, follows) for i, item in enumerate(result)]
             return result._make(items) if hasattr(result, "_make") else type(result)(items)
@@ -217,9 +220,14 @@ class Recording:
         """Records a Python call on traced numbers; returns its value, traced if it is a number and else a guard."""
         node, value = self._calculated(function, args)
         if is_number(value):
-            return traced(value, node, self)
+            return self._traced(value, node)
         self._require(node, value)
         return value
+
+    def _traced(self, value: Any, node: fx.Node) -> Any:
+        number = traced(value, node, self)
+        self.numbers.append(ref(number))
+        return number
 
     def answer(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Records a question about traced numbers as a guard and returns the answer.

@@ -15,7 +15,17 @@ import numpy as np
 from torch import Tensor
 from torch.fx.node import map_aggregate
 
-from fxptq.graph.values import TracedFloat, TracedInt, is_number, pinned, plain, recorder_of
+from fxptq.graph.values import (
+    FloatLike,
+    IntLike,
+    TracedFloat,
+    TracedInt,
+    TracedNumber,
+    is_number,
+    pinned,
+    plain,
+    recorder_of,
+)
 
 
 class _NumberType(type):
@@ -30,7 +40,7 @@ class _NumberType(type):
         return issubclass(subclass, cls.real)
 
     def __eq__(cls, other: object) -> bool:
-        return other is cls or other is cls.real
+        return other is cls or other is cls.real or other is (IntLike if cls.real is int else FloatLike)
 
     def __hash__(cls) -> int:
         return hash(cls.real)
@@ -58,6 +68,47 @@ class FloatInTrace(metaclass=_NumberType):
     """`float` for files that are being traced."""
 
     real = float
+
+
+for _stand_in in (IntInTrace, FloatInTrace):
+    _stand_in.__name__ = _stand_in.__qualname__ = _stand_in.real.__name__
+
+
+class _TypeType(type):
+    """Makes a class a stand-in for `type`."""
+
+    known: dict[type, type]
+    """What stands in for types in the same file."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, type)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, type)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is type
+
+    def __hash__(cls) -> int:
+        return hash(type)
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs or "known" not in vars(cls):
+            return type.__call__(cls if "known" not in vars(cls) else type, *args, **kwargs)
+        found = args[0].real_type if issubclass(type(args[0]), TracedNumber) else type(args[0])
+        return cls.known.get(found, found)
+
+
+class TypeInTrace(type, metaclass=_TypeType):
+    """`type` for files that have an `int` and a `float` of their own."""
+
+    known = {int: IntInTrace, float: FloatInTrace}  # noqa: RUF012  # the metaclass declares it
+
+
+class PlainTypeInTrace(type, metaclass=_TypeType):
+    """`type` for files that have Python's own `int` and `float`."""
+
+    known = {}  # noqa: RUF012  # as above
 
 
 def range_in_trace(*args: Any) -> range:
@@ -95,14 +146,17 @@ def _is_function(value: Any) -> bool:
     return callable(value) and not isinstance(value, type)
 
 
-BUILTINS_IN_TRACE: dict[str, Any] = {
-    "int": IntInTrace,
-    "float": FloatInTrace,
-    "range": range_in_trace,
-    "min": _recording(min),
-    "max": _recording(max),
-    "len": _len_in_trace,
-}
+def builtins_in_trace(*, number_types: bool = True) -> dict[str, Any]:
+    """What stands in for builtins, by name.
+
+    Args:
+        number_types: whether for `int` and `float` too, which torch does not take for a dtype then.
+    """
+    types = {"int": IntInTrace, "float": FloatInTrace, "type": TypeInTrace} if number_types else {"type": PlainTypeInTrace}
+    functions = {"range": range_in_trace, "min": _recording(min), "max": _recording(max), "len": _len_in_trace}
+    return {**types, **functions}
+
+
 MATH_IN_TRACE, NUMPY_IN_TRACE = _ModuleInTrace(math), _ModuleInTrace(np)
 
 

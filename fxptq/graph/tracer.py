@@ -35,11 +35,12 @@ from fxptq.graph.functions import (
     twin_of,
     writes,
 )
+from fxptq.graph.leftovers import make_plain
 from fxptq.graph.namespaces import substituted
 from fxptq.graph.opaque import autograd_functions_go_through, compiled_pieces_run_eagerly, recorded_twin, unseen
 from fxptq.graph.places import first_line, line_of_error
 from fxptq.graph.recording import CONST, IMAGE, SIZE, Recording, strongest
-from fxptq.graph.stand_ins import BUILTINS_IN_TRACE, global_in_trace
+from fxptq.graph.stand_ins import builtins_in_trace, global_in_trace
 from fxptq.graph.values import pinned, plain
 
 __all__ = ["CONST", "IMAGE", "SIZE", "Trace", "trace"]
@@ -91,7 +92,9 @@ class Tracer(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._model, self._prefix, self._number_types = model, prefix, number_types
+        self._baked = baked
         self._recording = Recording(model, prefix, example, baked=baked)
+        self.numbers = self._recording.numbers
         self._decomposed = False
         self._unrecorded: set[str] | None = None
         """While a piece runs unseen, the names of the functions it calls."""
@@ -251,10 +254,10 @@ class Tracer(TorchFunctionMode):
         return Trace(recording.graph, guards, recording.constants, recording.foreign, self._decomposed, recording.tied)
 
     def _twin(self, value: Any) -> Any:
-        return global_in_trace(value) or recorded_twin(value, self._piece)
+        return (None if self._baked else global_in_trace(value)) or recorded_twin(value, self._piece)
 
     def _builtins(self) -> dict[str, Any]:
-        return {n: v for n, v in BUILTINS_IN_TRACE.items() if self._number_types or not isinstance(v, type)}
+        return {} if self._baked else builtins_in_trace(number_types=self._number_types)
 
     @contextlib.contextmanager
     def _module_paths(self) -> Iterator[None]:
@@ -312,7 +315,17 @@ def trace(model: nn.Module, example: tuple[Tensor, ...], prefix: str = "model", 
             traced numbers.
     """
     try:
-        return Tracer(structural_copy(model), prefix, example, baked=baked).run()
+        return _traced(model, example, prefix, number_types=True, baked=baked)
     except NumberUsedAsDtypeError:
         # Sizes that pass through int() and float() are then pinned.
-        return Tracer(structural_copy(model), prefix, example, number_types=False, baked=baked).run()
+        return _traced(model, example, prefix, number_types=False, baked=baked)
+
+
+def _traced(model: nn.Module, example: tuple[Tensor, ...], prefix: str, *, number_types: bool, baked: bool) -> Trace:
+    tracer = Tracer(structural_copy(model), prefix, example, number_types=number_types, baked=baked)
+    numbers = tracer.numbers
+    try:
+        return tracer.run()
+    finally:
+        del tracer
+        make_plain(numbers)

@@ -41,12 +41,16 @@ class NumberRecorder(Protocol):
         """Requires that the traced number is always what it is now."""
 
 
-class _IntLike(int, torch.SymInt):
+class IntLike(int, torch.SymInt):
     """What a traced int says its class is; there are no objects of it."""
 
 
-class _FloatLike(float, torch.SymFloat):
+class FloatLike(float, torch.SymFloat):
     """What a traced float says its class is; there are no objects of it."""
+
+
+for _like, _real in ((IntLike, int), (FloatLike, float)):
+    _like.__name__ = _like.__qualname__ = _real.__name__
 
 
 class TracedNumber:
@@ -59,7 +63,7 @@ class TracedNumber:
 
     __slots__ = ("__weakref__", "_value", "origin", "recorder")
     real_type: ClassVar[type] = int
-    like: ClassVar[type] = _IntLike
+    like: ClassVar[type] = IntLike
     origin: fx.Node
     recorder: NumberRecorder
 
@@ -142,7 +146,7 @@ class TracedFloat(TracedNumber):
 
     __slots__ = ()
     real_type = float
-    like = _FloatLike
+    like = FloatLike
 
 
 def plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from fxptq.graph.capture import capture
 from fxptq.graph.holder import Holder
 from fxptq.graph import values
-from fxptq.graph.stand_ins import BUILTINS_IN_TRACE, MATH_IN_TRACE, IntInTrace
+from fxptq.graph.stand_ins import MATH_IN_TRACE, IntInTrace, TypeInTrace, builtins_in_trace
 from fxptq.graph.values import TracedInt, plain
 
 NUMBERS: dict[str, Callable[[Any, Any], Any]] = {
@@ -159,9 +159,27 @@ def test_types_in_traced_files_are_the_real_ones_to_isinstance() -> None:
     assert IntInTrace.from_bytes(b"\x01", "big") == 1
 
 
+def test_type_in_traced_files_is_the_real_one_to_everybody() -> None:
+    assert TypeInTrace(3) is TypeInTrace(traced(3)) is IntInTrace
+    assert TypeInTrace("a") is str
+    assert TypeInTrace(traced(3)).__name__ == "int"
+    assert isinstance(int, TypeInTrace)
+    assert not isinstance(3, TypeInTrace)
+    assert TypeInTrace("Made", (int,), {})(5) == 5
+
+    class Meta(TypeInTrace):  # type: ignore[misc]  # its metaclass is no matter of types
+        pass
+
+    class Made(metaclass=Meta):
+        pass
+
+    assert isinstance(Made(), Made)
+    assert type(Made) is Meta
+
+
 def test_loops_ask_for_their_bounds() -> None:
     number = traced(3)
-    assert list(BUILTINS_IN_TRACE["range"](0, number)) == [0, 1, 2]
+    assert list(builtins_in_trace()["range"](0, number)) == [0, 1, 2]
     assert number.recorder.asked == [True]  # type: ignore[attr-defined]  # the stand-in's
     assert MATH_IN_TRACE.pi == math.pi
     assert MATH_IN_TRACE.ceil(2.5) == 3
