@@ -20,6 +20,7 @@ from fxptq.graph.calls import ARITHMETIC, name_of
 from fxptq.graph.constants import eliminate_dead_code, fold_constants
 from fxptq.graph.holder import Holder
 from fxptq.graph.places import first_line, line_of_error
+from fxptq.graph.runnable import runnable
 from fxptq.graph.tracer import Trace, TraceError, trace
 from fxptq.graph.verify import Inputs, another_image, difference, far_sizes, other_sizes, run_graph, run_network
 
@@ -70,7 +71,7 @@ class Capture:
             return tuple(tuple(x.shape) for x in inputs) == self.pinned
         if self.conditions is None:
             return True
-        module = fx.GraphModule(root, self.conditions)
+        module = runnable(root, self.conditions)
         try:
             return _numbers(module, inputs) == self.expected
         except Exception:  # noqa: BLE001  # whatever a network's own shape arithmetic raises for sizes it is not made for

@@ -47,8 +47,11 @@ def fold_constants(graph: fx.Graph, root: nn.Module, device: torch.device) -> di
         if node.op == "get_attr" or not outside or not isinstance(value, Tensor):
             continue
         place = (node.meta.get("path") or "root").replace(".", "/")
-        name = f"{place}/folded_{ordinals[place]}"
-        ordinals[place] += 1
+        while True:
+            name = f"{place}/folded_{ordinals[place]}"
+            ordinals[place] += 1
+            if not hasattr(root.constants, name):
+                break
         with graph.inserting_before(node):
             constant = graph.get_attr(f"constants.{name}")
         constant.meta = dict(node.meta)

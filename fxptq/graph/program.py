@@ -22,6 +22,7 @@ from fxptq.graph.copies import independent_copy
 from fxptq.graph.holder import Holder
 from fxptq.graph.insert import insert_quantizers, module_name
 from fxptq.graph.plan import Planner
+from fxptq.graph.runnable import runnable
 from fxptq.graph.sites import Operand, Site, find_sites
 from fxptq.graph.topology import residual_stages
 from fxptq.quant.quantizer import Quantizer
@@ -151,7 +152,7 @@ class Program(nn.Module):
         by_name = {node.name: node for node in tapped.nodes}
         output = tapped.output_node()
         output.args = ((output.args[0], [by_name[name] for name in taps]),)
-        return fx.GraphModule(self.holder, inserted, "Quantized"), fx.GraphModule(self.holder, tapped, "Tapped")
+        return runnable(self.holder, inserted, "Quantized"), runnable(self.holder, tapped, "Tapped")
 
     def _with_quantizers(self, site: Site) -> Site:
         """Makes the quantizers a site needs; one that only a later graph has stays in float: it is not calibrated."""

@@ -114,6 +114,8 @@ class Recording:
             self._ordinals[place] += 1
         if name.startswith("constants."):
             key = name.removeprefix("constants.").replace(".", "/")
+            while key in self.constants:
+                key += "~"
             name, self.constants[key] = f"constants.{key}", tensor.detach().clone()  # as it is now: it may be overwritten
             if not self.ledger.is_networks_own(tensor):
                 self.foreign[key] = self.where()

@@ -175,15 +175,29 @@ def _macs(node: fx.Node, kind: Kind, shapes: dict[str, tuple[int, ...]]) -> int:
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def _name(node: fx.Node, taken: Counter[str]) -> str:
-    path, module = node.meta.get("path", ""), node.meta.get("module", object)
-    call = name_of(node) or "scripted"
-    if issubclass(module, _LAYERS) and call in WEIGHTED:
-        taken[path] += 1
-        return path if taken[path] == 1 else f"{path}@{taken[path]}"
-    stem = f"{path}.{call}".lstrip(".")
-    taken[stem] += 1
-    return f"{stem}_{taken[stem] - 1}"
+def _names(nodes: Iterable[fx.Node]) -> list[str]:
+    """A name for each site, no two alike, even where a module is called as the ordinal of a function would be."""
+    nodes = list(nodes)
+    layers = {node.meta.get("path", "") for node in nodes if _is_layer(node)}
+    count: Counter[str] = Counter()
+    names: dict[str, None] = {}
+    for node in nodes:
+        path = node.meta.get("path", "")
+        if _is_layer(node):
+            count[path] += 1
+            name = path if count[path] == 1 else f"{path}@{count[path]}"
+        else:
+            stem = f"{path}.{name_of(node) or 'scripted'}".lstrip(".")
+            name = f"{stem}_{count[stem]}"
+            count[stem] += 1
+        while name in names or (name in layers and name != path):
+            name += "~"
+        names[name] = None
+    return list(names)
+
+
+def _is_layer(node: fx.Node) -> bool:
+    return issubclass(node.meta.get("module", object), _LAYERS) and (name_of(node) or "scripted") in WEIGHTED
 
 
 def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
@@ -192,12 +206,8 @@ def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
     Args:
         graph: as captured; its nodes carry shapes and module paths.
     """
-    taken: Counter[str] = Counter()
-    sites = [
-        _site(node, _name(node, taken))
-        for node in graph.nodes
-        if node.meta.get("follows") == IMAGE and _is_arithmetic(node)
-    ]
+    found = [node for node in graph.nodes if node.meta.get("follows") == IMAGE and _is_arithmetic(node)]
+    sites = [_site(node, name) for node, name in zip(found, _names(found), strict=True)]
     return _with_edges(graph, sites)
 
 

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from fxptq.graph.attention import DECOMPOSED
 from fxptq.graph.copies import structural_copy
 from fxptq.graph.opaque import compiled_pieces_run_eagerly
+from fxptq.graph.runnable import runnable
 
 Inputs = tuple[Tensor, ...]
 
@@ -51,7 +52,7 @@ def run_network(model: nn.Module, inputs: Inputs) -> Any:
 def run_graph(root: nn.Module, graph: fx.Graph, inputs: Inputs) -> Any:
     """What the graph makes of the inputs; they are not changed. Its `forward`: calling it would print any failure."""
     with _reproducible(inputs[0].device):
-        return fx.GraphModule(root, graph).forward(*(x.clone() for x in inputs))
+        return runnable(root, graph).forward(*(x.clone() for x in inputs))
 
 
 def difference(first: Any, second: Any) -> float:
