@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fxptq.checkpoint import file as checkpoints
-from fxptq.checkpoint.metadata import ExampleRecord, FloatSite, Metadata, PassRecord
+from fxptq.checkpoint.metadata import ExampleRecord, FloatSite, Metadata, PassRecord, version_for
 from fxptq.checkpoint.state import program_of, put_weights_on_grid, round_floats, site_records, to_checkpoint
 from fxptq.data.sources import Inputs, calibration_images
 from fxptq.errors import CheckpointError, InputError
@@ -83,15 +83,26 @@ class QuantizedModel(nn.Module):
         dtype = getattr(torch, self.meta.float_dtype)
         checkpoints.write(path, to_checkpoint(self.program, self.meta, dtype))
 
-    def to_integer(self, *, compile: bool = True) -> nn.Module:  # noqa: A002  # the name torch uses for it
+    def to_integer(
+        self,
+        *,
+        compile: bool = True,  # noqa: A002  # the name torch uses for it
+        backend: str | None = None,
+    ) -> nn.Module:
         """The network on integer kernels.
 
         Args:
-            compile: whether to hand what is between the kernels to torch.compile.
-        """
-        from fxptq.kernels.lower import lower  # noqa: PLC0415  # building kernels is only for those who ask
+            compile: whether torch.compile takes the operations between the kernels.
+            backend: the name of a back end (`cpu`, `triton`, `torch`, or another package's); None for the one of the
+                device the network is on.
 
-        return lower(self.program, compile=compile)
+        Raises:
+            InputError: there is no such back end.
+        """
+        from fxptq.kernels.backend import get_backend  # noqa: PLC0415  # building kernels is only for those who ask
+        from fxptq.kernels.lower import lower  # noqa: PLC0415
+
+        return lower(self.program, compile=compile, backend=None if backend is None else get_backend(backend))
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
@@ -212,6 +223,7 @@ def plan_of(settings: QuantizeSettings, bits: Bits, sites: Mapping[str, Bits | L
             *((pattern, parse_bits(text)) for pattern, text in settings.sites.items()),
             *((pattern, high) for pattern in settings.high_sites),
         ),
+        schemes=tuple(settings.schemes.items()),
     )
 
 
@@ -241,13 +253,14 @@ def metadata_of(
         calibration: one line on the images.
     """
     first, *more = example if isinstance(example, tuple) else (example,)
+    records = site_records(student)
     return Metadata(
         created_by=f"fxptq {version('fxptq')}",
         recipe=recipe.name if _rebuilds(recipe, model) else None,
         task=recipe.model_dump(mode="json", include={"name", "title", "scale", "input", "degradation"}),
         bits_w=bits.w,
         bits_a=bits.a,
-        sites=site_records(student),
+        sites=records,
         float_sites=[FloatSite(name=site.name, reason=site.reason) for site in student.sites if site.reason],
         example_shape=list(first.shape),
         example_dtype=_name(first.dtype),
@@ -256,6 +269,7 @@ def metadata_of(
         calibration=calibration,
         passes=[PassRecord(name=step.name, settings=dict(step.settings)) for step in passes],
         float_dtype=_name(dtype),
+        format_version=version_for(records),
         versions={"python": platform.python_version(), "torch": torch.__version__},
         source_sha256=weights_digest(model),
     )

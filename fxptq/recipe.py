@@ -122,6 +122,8 @@ class QuantizeSettings(Frozen):
         high_bits: bits of the protected sites.
         high_sites: globs of site names that keep `high_bits`.
         sites: what single sites get, by glob of their names, before all else; the first match wins.
+        schemes: the scheme of operands by glob of `site.slot`, such as "*.qkv.input"; the first match wins. Operands
+            that match none are uniform.
     """
 
     kinds: Annotated[tuple[SiteKind, ...], Field(strict=False)] = ("linear", "conv2d", "conv_transpose2d", "matmul")
@@ -132,6 +134,7 @@ class QuantizeSettings(Frozen):
     high_bits: Annotated[int, Field(ge=2, le=8)] = 8
     high_sites: Annotated[tuple[str, ...], Field(strict=False)] = ()
     sites: dict[str, SiteBits] = {}
+    schemes: dict[str, str] = {}
 
 
 class PassEntry(BaseModel):

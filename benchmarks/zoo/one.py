@@ -172,7 +172,11 @@ class Examination:
         """Which bounds a gradient reaches."""
         gradient(self.quantized, self.pictures[0])
         quantizers = self.quantized.program.quantizers
-        unreached = [key for key, one in quantizers.items() if one.shift.grad is None and one.log_scale.grad is None]
+        unreached = [
+            key
+            for key, quantizer in quantizers.items()
+            if all(one.parameter.grad is None for one in quantizer.trainables())
+        ]
         self.record |= {"quantizers": len(quantizers), "reached": len(quantizers) - len(unreached)}
         self.record["unreached"] = unreached
         assert self.record["reached"], "no gradient reaches any quantizer"

@@ -6,11 +6,18 @@ gives the same metadata.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
-FORMAT_VERSION = 1
+from fxptq.quant.scheme import UNIFORM
+
+FORMAT_VERSION = 2
+"""The newest version of the format that this program reads."""
+
+PLAIN_VERSION = 1
+"""The version of files whose quantizers are all uniform; it is written wherever it says everything."""
 
 
 class Record(BaseModel):
@@ -35,13 +42,24 @@ class PassRecord(Record):
 
 
 class OperandRecord(Record):
-    """One operand of a site: its quantizer, and the name its weight's codes are stored under (empty for none)."""
+    """One operand of a site: its quantizer, and the name its weight's codes are stored under (empty for none).
+
+    The scheme stands in the file only where it is not the uniform one.
+    """
 
     slot: str
     quantizer: str = ""
     bits: int | None = None
     groups: int = 1
     codes: str = ""
+    scheme: str = UNIFORM
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual_scheme(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if self.scheme == UNIFORM:
+            del content["scheme"]
+        return content
 
 
 class SiteRecord(Record):
@@ -51,6 +69,12 @@ class SiteRecord(Record):
     kind: str
     operands: list[OperandRecord] = []
     reason: str = ""
+
+
+def version_for(sites: Iterable[SiteRecord]) -> int:
+    """The oldest version of the format that can say how these sites are quantized."""
+    schemes = {operand.scheme for site in sites for operand in site.operands}
+    return PLAIN_VERSION if schemes <= {UNIFORM} else FORMAT_VERSION
 
 
 class ExampleRecord(Record):
@@ -97,4 +121,4 @@ class Metadata(Record):
     float_dtype: Annotated[str, Field(pattern=r"^(float16|float32)$")] = "float32"
     versions: dict[str, str] = {}
     source_sha256: str
-    format_version: int = FORMAT_VERSION
+    format_version: int = PLAIN_VERSION

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from fxptq.checkpoint.file import Checkpoint, PackedCodes
 from fxptq.checkpoint.metadata import Metadata, OperandRecord, SiteRecord
-from fxptq.errors import CheckpointError
+from fxptq.errors import CalibrationError, CheckpointError, InputError
 from fxptq.graph import Program, Site
 from fxptq.graph.constants import attribute
 from fxptq.quant.bitstream import pack, unpack
 from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.scheme import get_scheme, make_quantizer
 
 _MODEL = "model."
+_RANGE = {"lower", "width"}  # what quantizers store for which a checkpoint has a section of its own
 
 
 def round_floats(model: nn.Module, dtype: torch.dtype) -> None:
@@ -42,7 +44,7 @@ def put_weights_on_grid(program: Program) -> None:
     """Replaces every weight that is stored as codes by its values on the grid; the program's output stays the same."""
     with torch.no_grad():
         for quantizer in program.quantizers.values():
-            quantizer.fold()
+            quantizer.absorb()
         for key in coded_weights(program):
             weight = program.weight_of(key)
             assert weight is not None  # a coded key names a weight  # noqa: S101
@@ -52,7 +54,8 @@ def put_weights_on_grid(program: Program) -> None:
 def coded_weights(program: Program) -> dict[str, str]:
     """Which weights are stored as codes: the tensor's name in the holder, by quantizer key.
 
-    A weight that something else reads too (another layer at another width, a sum over a codebook) stays in float.
+    A weight that something else reads too (another layer at another width, a sum over a codebook) stays in float, and
+    so does one whose scheme has no codes that stand for fixed values.
     """
     own = {id(tensor): _MODEL + name for name, tensor in _tensors(program.holder.model).items()}
     targets = {key: program.weight_target(key) for key in program.quantizers}
@@ -63,7 +66,8 @@ def coded_weights(program: Program) -> dict[str, str]:
     }
     readers = Counter(names.values())
     alone = {key: name for key, name in names.items() if readers[name] == 1 and not program.has_other_readers(key)}
-    return {key: name for key, name in alone.items() if program.quantizers[key].mode == "on"}
+    on = {key for key, quantizer in program.quantizers.items() if quantizer.mode == "on" and quantizer.stores_codes}
+    return {key: name for key, name in alone.items() if key in on}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -93,8 +97,39 @@ def to_checkpoint(program: Program, meta: Metadata, dtype: torch.dtype) -> Check
         for name, tensor in _tensors(program.holder.model).items()
         if _MODEL + name not in stored
     }
-    bounds = {key: (quantizer.lower0, quantizer.width0) for key, quantizer in program.quantizers.items()}
+    bounds: dict[str, tuple[Tensor, Tensor]] = {}
+    for key, quantizer in program.quantizers.items():
+        tensors = quantizer.stored()
+        if set(tensors) == _RANGE:
+            bounds[key] = tensors["lower"], tensors["width"]
+        else:
+            floats |= {_name_of(key, name): tensor.detach() for name, tensor in tensors.items()}
     return Checkpoint(meta, codes, bounds, floats)
+
+
+def _name_of(key: str, name: str) -> str:
+    """The name of a quantizer's tensor among the floats; no name of a network's own begins with a dot."""
+    return f".{key}.{name}"
+
+
+def _tensors_of(checkpoint: Checkpoint, key: str, source: str) -> dict[str, Tensor]:
+    """What a quantizer stored."""
+    if key in checkpoint.bounds:
+        lower, width = checkpoint.bounds[key]
+        return {"lower": lower, "width": width}
+    prefix = _name_of(key, "")
+    named = {name: tensor for name, tensor in checkpoint.floats.items() if name.startswith(prefix)}
+    if not named:
+        raise CheckpointError(f"{source}: damaged: it has no bounds for {key}")
+    return {name.removeprefix(prefix): tensor for name, tensor in named.items()}
+
+
+def _restored(quantizer: Quantizer, checkpoint: Checkpoint, key: str, source: str) -> Quantizer:
+    try:
+        quantizer.restore(_tensors_of(checkpoint, key, source))
+    except (CalibrationError, InputError) as error:
+        raise CheckpointError(f"{source}: damaged: {key}: {error}") from error
+    return quantizer
 
 
 def _compact(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -118,6 +153,7 @@ def site_records(program: Program) -> list[SiteRecord]:
                     bits=operand.bits,
                     groups=operand.groups,
                     codes=coded.get(operand.quantizer, ""),
+                    scheme=operand.scheme,
                 )
                 for operand in site.operands
             ],
@@ -158,7 +194,13 @@ class StoredPlan:
                 f"{self.source}: the site {site.name} is a {record.kind} there and a {site.kind} in this network"
             )
         operands = tuple(
-            replace(operand, quantizer=stored.quantizer, bits=stored.bits, groups=stored.groups)
+            replace(
+                operand,
+                quantizer=stored.quantizer,
+                bits=stored.bits,
+                groups=stored.groups,
+                scheme=stored.scheme,
+            )
             for operand, stored in zip(site.operands, record.operands, strict=True)
         )
         return replace(site, reason=record.reason, operands=operands)
@@ -172,7 +214,7 @@ def load_floats(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
     """
     wanted = _tensors(model)
     coded = {name.removeprefix(_MODEL) for name in checkpoint.codes if name.startswith(_MODEL)}
-    given = set(checkpoint.floats) | coded
+    given = {name for name in checkpoint.floats if not name.startswith(".")} | coded
     lacking = [
         f"{who} lacks {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         for who, names in (
@@ -198,6 +240,14 @@ def load_floats(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
                 tensor.copy_(checkpoint.floats[name])
 
 
+def _check_schemes(checkpoint: Checkpoint, source: str) -> None:
+    for scheme in sorted({operand.scheme for record in checkpoint.meta.sites for operand in record.operands}):
+        try:
+            get_scheme(scheme)
+        except InputError as error:
+            raise CheckpointError(f"{source}: {error}; install the package it comes from") from error
+
+
 def program_of(model: nn.Module, checkpoint: Checkpoint, source: str) -> Program:
     """The calibrated program of a checkpoint, around a network of its architecture.
 
@@ -207,8 +257,9 @@ def program_of(model: nn.Module, checkpoint: Checkpoint, source: str) -> Program
         source: the file's name, for messages.
 
     Raises:
-        CheckpointError: the network is of another architecture.
+        CheckpointError: the network is of another architecture, or a scheme is not installed.
     """
+    _check_schemes(checkpoint, source)
     round_floats(model, getattr(torch, checkpoint.meta.float_dtype))  # buffers that are never stored
     load_floats(model, checkpoint, source)
     weights = _decoded_weights(checkpoint, source)
@@ -222,18 +273,11 @@ def program_of(model: nn.Module, checkpoint: Checkpoint, source: str) -> Program
     example = tuple(torch.linspace(0, 1, math.prod(sides)).reshape(sides).to(kind) for sides, kind in inputs)
     program = Program(model, example, StoredPlan(tuple(checkpoint.meta.sites), source))
     for key, quantizer in program.quantizers.items():
-        quantizer.set_grid(*_bounds(checkpoint, key, source))
-        quantizer.mode = "on"
+        _restored(quantizer, checkpoint, key, source).mode = "on"
         target = program.weight_target(key)
         if target in weights and not target.startswith(_MODEL):
             program.set_weight(key, weights[target])
     return program
-
-
-def _bounds(checkpoint: Checkpoint, key: str, source: str) -> tuple[Tensor, Tensor]:
-    if key not in checkpoint.bounds:
-        raise CheckpointError(f"{source}: damaged: it has no bounds for {key}")
-    return checkpoint.bounds[key]
 
 
 def _decoded_weights(checkpoint: Checkpoint, source: str) -> dict[str, Tensor]:
@@ -249,7 +293,7 @@ def _decoded_weights(checkpoint: Checkpoint, source: str) -> dict[str, Tensor]:
                     f"{source}: damaged: {record.name} has {operand.bits} bits and its codes {stored.bits}"
                 )
             axis = 1 if operand.slot == "weight" and record.kind == "conv_transpose2d" else 0
-            quantizer = Quantizer(operand.bits, groups=operand.groups, axis=axis)
-            quantizer.set_grid(*_bounds(checkpoint, operand.quantizer, source))
+            quantizer = make_quantizer(operand.scheme, operand.bits, groups=operand.groups, axis=axis)
+            _restored(quantizer, checkpoint, operand.quantizer, source)
             decoded[operand.codes] = quantizer.decode(unpack(stored.packed, stored.bits, stored.shape)).detach()
     return decoded

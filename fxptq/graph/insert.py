@@ -1,5 +1,6 @@
 """Puts a Quantizer node on each operand edge of a captured graph and changes nothing else.
 
+Factors that a site is given by keyword become its first arguments, where every reader of the graph looks for them.
 Module names cannot hold dots, so a key such as `layers.0.attn.qkv.input` stands in the graph as
 `quantizers.layers/0/attn/qkv/input`; characters that are no part of a usual name stand there by number.
 """
@@ -58,5 +59,21 @@ def insert_quantizers(graph: fx.Graph, sites: Iterable[Site]) -> fx.Graph:
         copies[node] = inserted.node_copy(node, operand_or_copy)
         if site is not None:
             copies[node].meta["site"] = site.name
+            _put_factors_first(copies[node])
     inserted.lint()
     return inserted
+
+
+_FACTORS = (("input", "self"), ("weight", "other", "mat2"))
+"""How torch's functions call their first and their second factor."""
+
+
+def _put_factors_first(node: fx.Node) -> None:
+    """Makes `linear(x, weight=w)` a call `linear(x, w)`; calls whose factors are not all there stay as they are."""
+    names = [
+        next((name for name in spellings if name in node.kwargs), None) for spellings in _FACTORS[len(node.args) :]
+    ]
+    if names and None not in names:
+        by_keyword = dict(node.kwargs)
+        node.args = (*node.args, *(by_keyword.pop(name) for name in names if name is not None))
+        node.kwargs = by_keyword

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from fxptq.errors import InputError
 from fxptq.graph.sites import KINDS, Operand, Site
+from fxptq.quant.scheme import UNIFORM, get_scheme
 
 FLOAT: Literal["float"] = "float"
 
@@ -52,6 +53,8 @@ class Plan:
         connective: what the convolutions of a transformer get: of a network whose linear layers and products do most of
             the work, where convolutions only join the stages on the residual stream; None for no exception.
         overrides: (glob pattern of site names, bits or "float"), the first match wins.
+        schemes: (glob pattern of `site.slot`, name of a scheme), the first match wins; operands that match none are
+            uniform.
     """
 
     bits: Bits
@@ -60,11 +63,14 @@ class Plan:
     edges: Bits | Literal["float"] | None = field(default_factory=lambda: Bits(8, 8))
     connective: Bits | None = field(default_factory=lambda: Bits(8, 8))
     overrides: tuple[tuple[str, Bits | Literal["float"]], ...] = ()
+    schemes: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.kinds) - set(KINDS))
         if unknown:
             raise InputError(f"unknown kind of site {unknown[0]!r}: expected some of {', '.join(KINDS)}")
+        for _, scheme in self.schemes:
+            get_scheme(scheme)
 
     def _bits_of(self, site: Site, *, transformer: bool) -> tuple[Bits | None, str]:
         if site.reason:
@@ -85,14 +91,19 @@ class Plan:
         """Gives every site its bits, every operand its quantizer.
 
         Raises:
-            InputError: an override that matches no site.
+            InputError: an override that matches no site, or a pattern of schemes that matches no operand.
         """
         sites = tuple(sites)
-        for pattern, _ in self.overrides:
-            if not any(fnmatchcase(site.name, pattern) for site in sites):
-                raise InputError(f"the pattern {pattern!r} matches no site; `fxptq inspect` lists their names")
+        operands = [f"{site.name}.{operand.slot}" for site in sites for operand in site.operands]
+        for patterns, what, names in (
+            (self.overrides, "site", [site.name for site in sites]),
+            (self.schemes, "operand", operands),
+        ):
+            for pattern, _ in patterns:
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    raise InputError(f"the pattern {pattern!r} matches no {what}; `fxptq inspect` lists their names")
         transformer = _is_transformer(sites)
-        keys: dict[tuple[str, int, int], str] = {}
+        keys: dict[tuple[str, int, int, str], str] = {}
         planned = []
         for site in sites:
             bits, reason = self._bits_of(site, transformer=transformer)
@@ -101,13 +112,15 @@ class Plan:
             if bits is None:
                 planned.append(replace(site, reason=reason))
                 continue
-            operands = []
+            quantized: list[Operand] = []
             for operand in site.operands:
                 wide = bits.w if operand.slot == "weight" or (operand.role == "constant") else bits.a
                 groups = self._groups(operand, site)
-                key = keys.setdefault((operand.source, wide, groups), f"{site.name}.{operand.slot}")
-                operands.append(replace(operand, bits=wide, groups=groups, quantizer=key))
-            planned.append(replace(site, operands=tuple(operands), reason=""))
+                name = f"{site.name}.{operand.slot}"
+                scheme = next((scheme for pattern, scheme in self.schemes if fnmatchcase(name, pattern)), UNIFORM)
+                key = keys.setdefault((operand.source, wide, groups, scheme), name)
+                quantized.append(replace(operand, bits=wide, groups=groups, scheme=scheme, quantizer=key))
+            planned.append(replace(site, operands=tuple(quantized), reason=""))
         return tuple(planned)
 
     def _groups(self, operand: Operand, site: Site) -> int:

@@ -26,6 +26,7 @@ from fxptq.graph.runnable import runnable
 from fxptq.graph.sites import Operand, Site, find_sites
 from fxptq.graph.topology import residual_stages
 from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.scheme import make_quantizer
 
 Shapes = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
@@ -162,7 +163,9 @@ class Program(nn.Module):
             if self.sites:
                 unmet = tuple(replace(other, bits=None, quantizer="") for other in site.operands)
                 return replace(site, operands=unmet, reason="not met at the size the network was calibrated at")
-            quantizer = Quantizer(operand.bits, groups=operand.groups, axis=operand.axis, role=operand.role)
+            quantizer = make_quantizer(
+                operand.scheme, operand.bits, groups=operand.groups, axis=operand.axis, role=operand.role
+            )
             self.holder.quantizers.add_module(module_name(operand.quantizer), quantizer)
             self.quantizers[operand.quantizer] = quantizer
         return site

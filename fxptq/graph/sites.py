@@ -30,8 +30,10 @@ from fxptq.graph.calls import (
 from fxptq.graph.einsum import einsum_operands, summed_size
 from fxptq.graph.functions import is_custom_operator
 from fxptq.graph.fused import fused_ranges
+from fxptq.graph.geometry import Geometry, geometry_of
 from fxptq.graph.topology import skeleton
 from fxptq.graph.tracer import IMAGE
+from fxptq.quant.scheme import UNIFORM
 
 Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d", "matmul", "other"]
 Slot = Literal["input", "weight", "lhs", "rhs"]
@@ -59,6 +61,7 @@ class Operand:
         ranges: how many contiguous ranges it naturally has along the axis: 3 for a fused qkv weight.
         groups: how many ranges its quantizer has: 1 per tensor, `ranges`, or one per output channel.
         bits: its bit width; None in float.
+        scheme: the name of its quantizer's scheme (fxptq.quant.scheme).
         quantizer: the key of its quantizer; empty in float. Operands that read one tensor at one width share it.
     """
 
@@ -70,6 +73,7 @@ class Operand:
     ranges: int = 1
     groups: int = 1
     bits: int | None = None
+    scheme: str = UNIFORM
     quantizer: str = ""
 
 
@@ -84,6 +88,8 @@ class Site:
         operands: its factors, in the order of the call.
         shapes: of each operand by slot, and of `output`, at the example's size.
         macs: multiply-accumulates at the example's size.
+        dtype: what it computes in: the type of its first factor.
+        geometry: how a convolution walks over its input; None for other kinds, and where padding is given by name.
         edge: `head` reads the image itself, `tail` makes the output: no other site stands before or behind
             it; `trunk` stands outside every residual branch but the longest, so that nothing makes up for its errors.
         reason: why it is left in float; empty when it is quantized.
@@ -97,6 +103,8 @@ class Site:
     macs: int
     edge: Edge = ""
     reason: str = ""
+    dtype: torch.dtype = torch.float32
+    geometry: Geometry | None = None
 
     @property
     def role(self) -> Role:
@@ -260,7 +268,20 @@ def _site(node: fx.Node, name: str) -> Site:
         reason = "a shift or mix of colours: nothing to gain, everything to lose"
     elif not _reaches_output(node):
         reason = "only chooses (argmin, topk, a comparison): errors would flip choices, and no gradient comes back"
-    return Site(name, kind, node.name, operands, shapes, _macs(node, kind, shapes), reason=reason)
+    dtype = factors[0][1].meta.get("dtype", torch.float32)
+    by_name = kind.startswith("conv") and isinstance(argument(node, 4, "padding"), str)
+    geometry = geometry_of(node) if kind in ("conv2d", "conv_transpose2d") and not by_name else None
+    return Site(
+        name,
+        kind,
+        node.name,
+        operands,
+        shapes,
+        _macs(node, kind, shapes),
+        reason=reason,
+        dtype=dtype,
+        geometry=geometry,
+    )
 
 
 def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node) -> Operand:

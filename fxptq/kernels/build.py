@@ -14,12 +14,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fxptq.kernels.backend import Installed
 
 _log = logging.getLogger("fxptq")
 
@@ -28,27 +29,8 @@ _SOURCE = _HERE / "ops.cpp"
 _TIMEOUT = 600  # seconds
 
 
-@dataclass(frozen=True)
-class Backend:
-    """What runs the integer operators on a device.
-
-    Attributes:
-        name: `avx512-vnni`, `avx2` or `generic` for compiled kernels on the CPU, `triton` on a GPU; `torch` for plain
-            torch.
-        reason: why it is plain torch; empty otherwise.
-    """
-
-    name: str
-    reason: str = ""
-
-    @property
-    def native(self) -> bool:
-        """Whether compiled kernels run."""
-        return self.name != "torch"
-
-
 @cache
-def backend() -> Backend:
+def backend() -> Installed:
     """Builds the kernels if need be (some twenty seconds, once a machine) and loads them into the operators."""
     operators: Any = torch.ops
     try:
@@ -56,8 +38,8 @@ def backend() -> Backend:
         operators.load_library(str(path))
     except (_UnavailableError, OSError) as error:
         _log.warning("integer kernels run in plain torch, exact but slow: %s", error)
-        return Backend("torch", str(error))
-    return Backend(str(operators.fxptq_native.isa()))
+        return Installed("torch", str(error))
+    return Installed(str(operators.fxptq_native.isa()))
 
 
 def library(target: Sequence[str] = ("-march=native",)) -> Path:

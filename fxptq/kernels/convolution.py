@@ -2,28 +2,28 @@
 
 The codes and the odd integers 2 W - (2**bits - 1) of the weights are small integers; torch's own float convolution of
 them is exact as long as every partial sum fits the significand, which decides between float32 and float64. Offsets are
-folded as in fold.py, and a border of real zeros is exact for the same reason.
+folded as in layer.py, and a border of real zeros is exact for the same reason.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from fxptq.kernels.fold import Grid, centred_grid
-from fxptq.kernels.geometry import Geometry
-from fxptq.quant.grid import levels
-from fxptq.quant.quantizer import Quantizer
+from fxptq.graph.geometry import Geometry
+from fxptq.kernels.layer import signed_columns
+from fxptq.quant.grid import Grid
 
 
 class GeneralConvolution(nn.Module):
     """Any 2-D convolution on codes, with its own folded tensors.
 
     Args:
-        weight: [N, C / groups, h, w], or transposed [C, N / groups, h, w]; float, before quantization.
-        quantizer: of the weight, along its output axis or per tensor.
+        codes: of the weight, uint8 [N, C / groups, h, w], or transposed [C, N / groups, h, w].
+        grids: of the weight: one, or one for each block along its output axis.
         bias: [N] or None.
         grid: of the input.
         geometry: of the convolution.
@@ -36,29 +36,28 @@ class GeneralConvolution(nn.Module):
     row_scale: Tensor | None
 
     def __init__(
-        self, weight: Tensor, quantizer: Quantizer, bias: Tensor | None, *, grid: Grid, geometry: Geometry
+        self, codes: Tensor, grids: Sequence[Grid], bias: Tensor | None, *, grid: Grid, geometry: Geometry
     ) -> None:
         super().__init__()
         self.geometry = geometry
         axis, blocks = (1, geometry.groups) if geometry.transposed else (0, 1)
-        size = weight.shape[axis]
+        size = codes.shape[axis]
         along = [-1 if i == axis else 1 for i in range(4)]
-        lower, step = (x.detach().repeat_interleave(size // x.numel()) for x in (quantizer.lower, quantizer.step))
-        unit, centre = centred_grid(lower, step, quantizer.bits, odd=True)
-        signed = 2 * quantizer.encode(weight).double() - levels(quantizer.bits)
+        unit, centre = signed_columns(grids, size, codes.device, odd=True)
+        signed = 2 * codes.double() - grids[0].levels
         values = signed * unit.view(along) + centre.view(along)
-        depth = prod(weight.shape) // size
+        depth = prod(codes.shape) // size
         exact = torch.float32 if depth * 255 * 255 < 1 << 24 else torch.float64
         # One way to lie in memory, for the sake of a fault of torch that the plain convolution of ops.py describes.
         self.register_buffer("weight", signed.to(exact).clone(memory_format=torch.contiguous_format))
-        self.register_buffer("scale", (grid.step * unit).repeat(blocks).float().view(-1, 1, 1))
+        self.register_buffer("scale", (grid.scale * unit).repeat(blocks).float().view(-1, 1, 1))
         self.register_buffer("bias", None if bias is None else bias.detach().float().view(-1, 1, 1))
         # What a tap adds where the input is l throughout, summed over the input channels of its group.
-        inside = self._over_inputs(grid.lower * values)
-        self.register_buffer("inside", inside.float() if grid.lower else None)
+        inside = self._over_inputs(grid.offset * values)
+        self.register_buffer("inside", inside.float() if grid.offset else None)
         self.register_buffer(
             "row_scale",
-            (grid.step * centre).repeat(blocks).float().view(-1, 1, 1) if bool((centre != 0).any()) else None,
+            (grid.scale * centre).repeat(blocks).float().view(-1, 1, 1) if bool((centre != 0).any()) else None,
         )
 
     def _over_inputs(self, weight: Tensor) -> Tensor:

@@ -17,10 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.graph.program import Program, Variant
-from fxptq.kernels import build
-from fxptq.kernels.build import Backend
-from fxptq.kernels.cuda import register
-from fxptq.kernels.layout import layout_for
+from fxptq.kernels.backend import Backend, Installed, backend_for
 from fxptq.kernels.patterns import written
 from fxptq.kernels.rewrite import Rewritten, rewrite
 
@@ -36,12 +33,12 @@ class Lowering:
     """What became of the sites of a network.
 
     Attributes:
-        backend: what runs the operators.
+        backend: what runs the operators on this machine.
         kernels: the operator that serves each site, by site name.
         simulated: quantized sites that still compute in float, with the reason.
     """
 
-    backend: Backend
+    backend: Installed
     kernels: dict[str, str]
     simulated: dict[str, str]
 
@@ -53,12 +50,19 @@ class IntegerModel(nn.Module):
         program: the network with its quantizers set. Later changes of it are not seen.
         compile: whether to hand what is between the kernels to torch.compile, where there is a compiler; for the first
             `COMPILED_SIZES` sizes of input of each graph.
+        backend: what computes the sites; None for the bundled back end of the device the network is on.
     """
 
-    def __init__(self, program: Program, *, compile: bool = True) -> None:  # noqa: A002  # the name torch uses for it
+    def __init__(
+        self,
+        program: Program,
+        *,
+        compile: bool = True,  # noqa: A002  # the name torch uses for it
+        backend: Backend | None = None,
+    ) -> None:
         super().__init__()
         self.program = program
-        self._compile = compile
+        self._compile, self._asked_for = compile, backend
         self._lowered: dict[int, _Lowered] = {}
         self.of(program.variants[0])
 
@@ -66,7 +70,12 @@ class IntegerModel(nn.Module):
     def lowering(self) -> Lowering:
         """What became of the sites, in the first graph."""
         first = self.of(self.program.variants[0])
-        return Lowering(backend(device_of(self.program)), first.kernels, first.simulated)
+        return Lowering(self.backend.install(), first.kernels, first.simulated)
+
+    @property
+    def backend(self) -> Backend:
+        """What computes the sites."""
+        return self._asked_for or backend_for(device_of(self.program))
 
     def forward(self, *inputs: Tensor) -> Any:
         """The network's output; inputs are the network's own."""
@@ -82,10 +91,11 @@ class IntegerModel(nn.Module):
         """The lowered graph of a variant of the program."""
         found = self._lowered.get(id(variant))
         if found is None:
-            device = device_of(self.program)
+            backend = self.backend
             with torch.no_grad():
-                rewritten = rewrite(variant.inserted, self.program.holder, layout_for(device))
-            found = _Lowered(variant, rewritten, COMPILED_SIZES if backend(device).native and self._compile else 0)
+                rewritten = rewrite(variant, self.program.holder, backend)
+            native = backend.install().native
+            found = _Lowered(variant, rewritten, COMPILED_SIZES if native and self._compile else 0)
             # What the program has dropped goes here, too; what is kept keeps its variant, whose id stays its own.
             kept = {id(other) for other in self.program.variants}
             self._lowered = {key: value for key, value in self._lowered.items() if key in kept} | {id(variant): found}
@@ -123,11 +133,11 @@ def device_of(program: Program) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
-def backend(device: torch.device) -> Backend:
-    """What runs the operators on a device; installs its kernels if need be."""
-    return register.backend() if device.type == "cuda" else build.backend()
-
-
-def lower(program: Program, *, compile: bool = True) -> IntegerModel:  # noqa: A002  # the name torch uses for it
+def lower(
+    program: Program,
+    *,
+    compile: bool = True,  # noqa: A002  # the name torch uses for it
+    backend: Backend | None = None,
+) -> IntegerModel:
     """The program on integer kernels; see `IntegerModel`."""
-    return IntegerModel(program, compile=compile)
+    return IntegerModel(program, compile=compile, backend=backend)

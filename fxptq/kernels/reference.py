@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxptq.kernels.fold import Grid
+from fxptq.quant.grid import Grid
 
 
 def values(codes: Tensor, grid: Grid) -> Tensor:
     """What codes stand for, float64."""
-    return codes.double() * grid.step + grid.lower
+    return codes.double() * grid.scale + grid.offset
 
 
 def codes_of(x: Tensor, grid: Grid) -> Tensor:
     """Nearest codes of float64 values, int64."""
-    return ((x - grid.lower) / grid.step).clamp(0, grid.levels).round().long()
+    return ((x - grid.offset) / grid.scale).clamp(0, grid.levels).round().long()
 
 
 def sums(codes: Tensor, weight: Tensor) -> Tensor:

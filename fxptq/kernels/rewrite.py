@@ -7,7 +7,6 @@ values are carried out on the codes. What is not matched is copied as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -15,20 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxptq.graph.calls import argument, name_of
+from fxptq.graph.calls import argument
 from fxptq.graph.constants import attribute, eliminate_dead_code
+from fxptq.graph.program import Variant
 from fxptq.graph.runnable import runnable
 from fxptq.kernels import patterns
 from fxptq.kernels.attentions import AttentionPattern, Term
+from fxptq.kernels.backend import Backend, FloatLayer, FusedLayer
 from fxptq.kernels.convolution import GeneralConvolution
-from fxptq.kernels.fold import Grid, Layer, fold_conv2d, fold_linear, product_terms
-from fxptq.kernels.geometry import geometry_of
-from fxptq.kernels.layout import PANELS, Layout
+from fxptq.kernels.layer import Layer, integer_layer, product_terms
 from fxptq.kernels.ops import Activation
 from fxptq.kernels.panels import LOG2E, key_major, pad_columns, places_first
 from fxptq.kernels.patterns import Stem
 from fxptq.kernels.survey import Survey
-from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.grid import Grid
+from fxptq.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,31 @@ class Rewritten:
     simulated: dict[str, str]
 
 
-def rewrite(graph: fx.Graph, holder: nn.Module, layout: Layout = PANELS) -> Rewritten:
+@dataclass(frozen=True)
+class _Operands:
+    """A layer's operands: the node of the input's codes, the weight's codes and grids, the bias."""
+
+    input: fx.Node
+    weight: Tensor
+    grids: tuple[Grid, ...]
+    bias: Tensor | None
+
+
+def rewrite(variant: Variant, holder: nn.Module, backend: Backend) -> Rewritten:
     """Rewrites a graph.
 
     Args:
-        graph: with quantizers, as `Variant.inserted`; it is left as it is.
+        variant: a graph with quantizers, and its sites; it is left as it is.
         holder: what the graph reads.
-        layout: of the weights: that of the device it is to run on.
+        backend: what is to run it.
     """
-    return _Rewriter(graph, holder, layout).run()
+    return _Rewriter(variant, holder, backend).run()
 
 
 class _Rewriter:
-    def __init__(self, graph: fx.Graph, holder: nn.Module, layout: Layout) -> None:
-        self.old, self.new, self.holder, self.layout = graph, fx.Graph(), holder, layout
-        self.seen = Survey(graph, holder)
+    def __init__(self, variant: Variant, holder: nn.Module, backend: Backend) -> None:
+        self.old, self.new, self.holder, self.backend = variant.inserted, fx.Graph(), holder, backend
+        self.seen = Survey(variant, holder, backend)
         self.values: dict[fx.Node, fx.Node] = {}
         self.codes: dict[fx.Node, fx.Node] = {}
         self.held: dict[str, Any] = {}
@@ -123,8 +133,7 @@ class _Rewriter:
         return copied
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> fx.Node:
-        operator: Callable[..., Any] = getattr(torch.ops.fxptq, name).default
-        return self.new.call_function(operator, args, kwargs)
+        return self.new.call_function(self.backend.operator(name), args, kwargs)
 
     def _hold(self, name: str, value: Tensor | nn.Module) -> str:
         """Keeps a tensor or module, each once."""
@@ -138,13 +147,6 @@ class _Rewriter:
     def _tensor(self, name: str, value: Tensor | None) -> fx.Node | None:
         return None if value is None else self.new.get_attr(self._hold(name, value))
 
-    def _constant(self, node: object) -> Tensor | None:
-        """The tensor a get_attr node reads; None for None."""
-        if not isinstance(node, fx.Node):
-            return None
-        found: Tensor = attribute(self.holder, str(node.target))
-        return found.detach()
-
     # -- quantizers ----------------------------------------------------------------------------------------------------
 
     def _codes_of(self, quantizer: fx.Node) -> fx.Node:
@@ -152,9 +154,9 @@ class _Rewriter:
         if source in self.codes and source not in self.values:
             return self.codes[source]
         if source.op == "get_attr":
-            weight = self._constant(source)
+            weight = self.seen.constant(source)
             assert weight is not None  # noqa: S101  # get_attr reads a tensor
-            if any(name_of(user) == "matmul" for user in quantizer.users):
+            if any(self.seen.is_product(user) for user in quantizer.users):
                 return self.new.get_attr(self._hold("codes", self.seen.quantizer(quantizer).encode(weight)))
             return self.values[source]  # a layer's weight, which its own site folds
         grid = self.seen.grid(quantizer)
@@ -167,8 +169,8 @@ class _Rewriter:
             path, top = [], source
         codes = self._moved.get((top, grid))
         if codes is None:
-            scale = {"lower": grid.lower, "step": grid.step, "levels": grid.levels}
-            codes = self._moved[top, grid] = self._call("quantize", self.values[top], **scale)
+            terms = {"lower": grid.offset, "step": grid.scale, "levels": grid.levels}
+            codes = self._moved[top, grid] = self._call("quantize", self.values[top], **terms)
         for node in reversed(path):
             if (node, grid) not in self._moved:
                 before = self._moved[node.all_input_nodes[0], grid]
@@ -182,38 +184,43 @@ class _Rewriter:
         return str(site.meta["site"])
 
     def _layer(self, stem: Stem) -> None:
-        site = stem.layer
-        codes, weight, quantizer, bias = self._operands(site)
-        if not self.seen.has_kernel(site):
-            self._general(stem)
+        node, served = stem.layer, self.seen.sites[stem.layer]
+        if isinstance(served, FloatLayer):
+            self._float_layer(stem)
             return
-        grid = self.seen.grid(site.args[0])
-        geometry = geometry_of(site) if name_of(site) == "conv2d" else None
-        if geometry is None:
-            layer, epilogue = self._epilogue(stem, fold_linear(weight, quantizer, bias, grid).times(stem.factor))
-            served = self.layout.linear(layer, quantizer.bits, grid)
-        else:
-            folded = fold_conv2d(weight, quantizer, bias, grid, geometry.padding)
-            if stem.shuffle > 1:
-                folded = folded.reordered(places_first(folded.columns, stem.shuffle))
-            layer, epilogue = self._epilogue(stem, folded.times(stem.factor))
-            served = self.layout.convolution(layer, quantizer.bits, grid, geometry)
-            served.arguments["shuffle"] = stem.shuffle
-        arguments = served.arguments | served.layer.epilogue() | epilogue
+        assert isinstance(served, FusedLayer)  # noqa: S101  # stems begin with layers
+        operands = self._operands(node)
+        geometry = self.seen.site(node).geometry
+        layer = integer_layer(
+            operands.weight,
+            operands.grids,
+            operands.bias,
+            self.seen.grid(node.args[0]),
+            padded=geometry is not None and any(geometry.padding),
+        )
+        if stem.shuffle > 1:
+            layer = layer.reordered(places_first(layer.columns, stem.shuffle))
+        layer, epilogue = self._epilogue(stem, layer.times(stem.factor))
+        packed = served.pack(layer)
+        arguments = packed.arguments | packed.layer.epilogue() | epilogue
+        if geometry is not None:
+            arguments["shuffle"] = stem.shuffle
         held = {
             key: self._tensor(key, value) if isinstance(value, Tensor) else value for key, value in arguments.items()
         }
-        self.kernels[self._name(site)] = served.operator
-        self._keep(stem.end, self._call(served.operator, codes, columns=layer.columns, **held))
+        self.kernels[self._name(node)] = packed.operator
+        self._keep(stem.end, self._call(packed.operator, operands.input, columns=layer.columns, **held))
 
-    def _operands(self, site: fx.Node) -> tuple[fx.Node, Tensor, Quantizer, Tensor | None]:
-        first, second = site.args[:2]
-        assert isinstance(first, fx.Node)  # noqa: S101  # as _obstacle made sure
+    def _operands(self, node: fx.Node) -> _Operands:
+        first, second = node.args[:2]
+        assert isinstance(first, fx.Node)  # noqa: S101  # as Survey made sure
         assert isinstance(second, fx.Node)  # noqa: S101
-        weight = self._constant(second.all_input_nodes[0])
+        quantizer, weight = self.seen.quantizer(second), self.seen.constant(second.all_input_nodes[0])
         assert weight is not None  # noqa: S101
-        bias = self._constant(argument(site, 2, "bias"))
-        return self._input(first), weight, self.seen.quantizer(second), bias
+        grids = quantizer.grids()
+        assert not isinstance(grids, Refusal)  # noqa: S101
+        bias = self.seen.constant(argument(node, 2, "bias"))
+        return _Operands(self._input(first), quantizer.encode(weight), grids, bias)
 
     def _input(self, quantizer: fx.Node) -> fx.Node:
         """The codes of an operand, also where others read its simulated values."""
@@ -240,25 +247,26 @@ class _Rewriter:
             columns = self.seen.columns(stem.end, targets) or {next(iter(targets.values())): list(range(layer.columns))}
             scale, offset = torch.zeros_like(layer.scale), torch.zeros_like(layer.scale)
             for target, members in columns.items():
-                scale[members], offset[members] = target.scale, -target.grid.lower / target.grid.step
+                scale[members], offset[members] = target.scale, target.grid.zero_point
                 levels[members] = target.grid.levels
             layer = layer.times(scale).plus(offset)
         else:
             target = next(iter(targets.values()))
             levels[:] = target.grid.levels
-            epilogue |= {"out_scale": target.scale, "out_offset": target.offset}
+            epilogue |= {"out_scale": target.scale, "out_offset": target.grid.zero_point}
         epilogue["levels"] = pad_columns(levels)
         return layer, epilogue
 
-    def _general(self, stem: Stem) -> None:
+    def _float_layer(self, stem: Stem) -> None:
         """A convolution without a kernel: integers in floats, and the rest of its stem as torch operations."""
-        site = stem.layer
-        codes, weight, quantizer, bias = self._operands(site)
+        node = stem.layer
+        operands, geometry = self._operands(node), self.seen.site(node).geometry
+        assert geometry is not None  # noqa: S101  # the back end looked at it
         module = GeneralConvolution(
-            weight, quantizer, bias, grid=self.seen.grid(site.args[0]), geometry=geometry_of(site)
+            operands.weight, operands.grids, operands.bias, grid=self.seen.grid(node.args[0]), geometry=geometry
         )
-        self.values[site] = self.new.call_module(self._hold("convolution", module), (codes,))
-        self.kernels[self._name(site)] = "integers in floats"
+        self.values[node] = self.new.call_module(self._hold("convolution", module), (operands.input,))
+        self.kernels[self._name(node)] = "integers in floats"
 
     def _product(self, site: fx.Node) -> None:
         first, second = site.args[:2]
@@ -273,14 +281,14 @@ class _Rewriter:
         quantizer, target = next(iter(self.seen.targets[node].items()))
         width = node.meta["shape"][-1]
         one = self.seen.quantizer(quantizer).lower.new_ones(width).double()
-        weight, bias = self._constant(argument(node, 2, "weight")), self._constant(argument(node, 3, "bias"))
+        weight, bias = self.seen.constant(argument(node, 2, "weight")), self.seen.constant(argument(node, 3, "bias"))
         scale = one if weight is None else weight.double()
         offset = 0.0 * one if bias is None else bias.double()
         self.codes[node] = self._call(
             "layer_norm_codes",
             self.values[node.all_input_nodes[0]],
             scale=self._tensor("scale", pad_columns(scale * target.scale)),
-            offset=self._tensor("offset", pad_columns(offset * target.scale - target.grid.lower / target.grid.step)),
+            offset=self._tensor("offset", pad_columns(offset * target.scale + target.grid.zero_point)),
             eps=float(argument(node, 4, "eps", 1e-5)),
             levels=target.grid.levels,
         )
@@ -297,7 +305,7 @@ class _Rewriter:
         out = product_terms(prob, value_grid)
         if target is not None:
             out = [term * target.scale for term in out]
-            out[4] -= target.grid.lower / target.grid.step
+            out[4] += target.grid.zero_point
         rows = self.new.call_method("transpose", (self._input(key), -2, -1))
         self.kernels[self._name(pattern.scores)] = self.kernels[self._name(mix)] = "attention"
         made = self._call(
@@ -310,7 +318,7 @@ class _Rewriter:
             key_bits=self.seen.grid(key).bits,
             value_bits=value_grid.bits,
             logit=[pattern.factor * LOG2E * term for term in (terms[0], terms[2])],
-            prob=[1.0 / prob.step, -prob.lower / prob.step, float(prob.levels)],
+            prob=[1.0 / prob.scale, prob.zero_point, float(prob.levels)],
             out=out,
             levels=0 if target is None else target.grid.levels,
         )
@@ -325,7 +333,7 @@ class _Rewriter:
         return total
 
     def _turned(self, term: Term) -> fx.Node:
-        constant = self._constant(term.tensor) if term.tensor.op == "get_attr" else None
+        constant = self.seen.constant(term.tensor) if term.tensor.op == "get_attr" else None
         if constant is not None:
             return self.new.get_attr(self._hold("logits", key_major(constant.float(), term.factor)))
         known = (term.tensor, term.factor)

@@ -9,51 +9,47 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxptq.graph.calls import argument, name_of
 from fxptq.graph.constants import attribute
+from fxptq.graph.program import Variant
+from fxptq.graph.sites import Site
 from fxptq.kernels import patterns
 from fxptq.kernels.attentions import AttentionPattern, attention_of
-from fxptq.kernels.fold import Grid, fits
-from fxptq.kernels.geometry import geometry_of
+from fxptq.kernels.backend import Backend, FusedLayer, Product, Served
 from fxptq.kernels.ops import Activation
 from fxptq.kernels.patterns import Stem
+from fxptq.quant.grid import Grid
 from fxptq.quant.quantizer import Quantizer
-
-_KINDS = ("linear", "conv2d", "conv_transpose2d", "matmul")
+from fxptq.refusal import Refusal
 
 
 @dataclass(frozen=True)
 class Target:
-    """The grid a value goes onto, and the factor between the two."""
+    """The grid a value goes onto, and the factor between the two: code = value * scale + grid.zero_point."""
 
     grid: Grid
     factor: float
 
     @property
     def scale(self) -> float:
-        """Of the value."""
-        return self.factor / self.grid.step
-
-    @property
-    def offset(self) -> float:
-        """Added to the scaled value: as the simulation rounds it, so that zero gets the same code."""
-        lower, step = torch.tensor([self.grid.lower, self.grid.step], device="cpu")
-        return float(-lower / step)
+        """Of the value, in units of the grid's own."""
+        return self.factor / self.grid.scale
 
 
 class Survey:
     """What a graph holds for the rewriter.
 
     Args:
-        graph: with quantizers, as `Variant.inserted`.
+        variant: a graph with quantizers, and its sites.
         holder: what the graph reads.
+        backend: decides which sites are computed on codes, and how.
 
     Attributes:
         written: nodes whose memory some call writes into.
-        sites: nodes that can be lowered.
-        simulated: the others that are quantized, by site name, with the reason.
+        sites: nodes that are computed on codes, and how the back end does it.
+        simulated: the other quantized sites by name, with the reason.
         coded: quantizers whose readers all take codes.
         attentions: whole attentions by their last node.
         stems: layers with what follows them, by their last node.
@@ -61,10 +57,11 @@ class Survey:
         skipped: nodes inside an attention or a stem, whose values never exist.
     """
 
-    def __init__(self, graph: fx.Graph, holder: nn.Module) -> None:
-        self.graph, self.holder = graph, holder
+    def __init__(self, variant: Variant, holder: nn.Module, backend: Backend) -> None:
+        self.graph, self.holder, self._backend = variant.inserted, holder, backend
+        self._site_of = {site.name: site for site in variant.sites}
         self.simulated: dict[str, str] = {}
-        self.written = patterns.written(graph)
+        self.written = patterns.written(self.graph)
         self.sites = self._find_sites()
         self.coded = frozenset(
             source
@@ -77,25 +74,30 @@ class Survey:
         self.targets = self._find_targets()
         self.skipped = self._find_skipped()
 
-    def has_kernel(self, site: fx.Node) -> bool:
-        """Whether a layer has an operator of its own, and is no integer convolution in floats."""
-        if name_of(site) == "linear":
-            return True
-        geometry = geometry_of(site)
-        return not geometry.transposed and geometry.groups == 1 and geometry.dilation == (1, 1)
+    def is_product(self, node: fx.Node) -> bool:
+        """Whether a node is a product of activations that is computed on codes."""
+        return isinstance(self.sites.get(node), Product)
 
-    def _find_sites(self) -> frozenset[fx.Node]:
-        found = set()
+    def is_fused(self, layer: fx.Node) -> bool:
+        """Whether one operator computes a layer together with what follows it."""
+        return isinstance(self.sites.get(layer), FusedLayer)
+
+    def site(self, node: fx.Node) -> Site:
+        """The site of a node."""
+        return self._site_of[node.meta["site"]]
+
+    def _find_sites(self) -> dict[fx.Node, Served]:
+        found = {}
         for node in self.graph.nodes:
             name = node.meta.get("site")
             if name is None or not any(self._is_quantizer(source) for source in node.all_input_nodes):
                 continue
-            reason = self._obstacle(node)
-            if reason:
-                self.simulated[name] = reason
+            served = self._served(node)
+            if isinstance(served, Refusal):
+                self.simulated[name] = served.reason
             else:
-                found.add(node)
-        return frozenset(found)
+                found[node] = served
+        return found
 
     def _is_quantizer(self, node: object) -> bool:
         return isinstance(node, fx.Node) and "quantizer" in node.meta
@@ -106,54 +108,59 @@ class Survey:
         return found
 
     def grid(self, node: object) -> Grid:
-        """The grid of a quantizer node."""
-        assert isinstance(node, fx.Node)  # noqa: S101  # a quantizer node, as _obstacle made sure
-        found = Grid.of(self.quantizer(node))
-        assert found is not None  # noqa: S101  # likewise
-        return found
+        """The grid of a quantizer node whose quantizer has one range."""
+        assert isinstance(node, fx.Node)  # noqa: S101  # a quantizer node, as _served made sure
+        found = self.quantizer(node).grids()
+        assert not isinstance(found, Refusal)  # noqa: S101  # likewise
+        return found[0]
 
-    def _obstacle(self, site: fx.Node) -> str:
-        """Why a site cannot be lowered; empty if it can."""
-        name = name_of(site)
-        if name not in _KINDS:
-            return f"no integer kernel for {name}"
-        first, second = site.args[:2]
-        if not (self._is_quantizer(first) and self._is_quantizer(second)):
-            return "one factor is in float"
-        assert isinstance(first, fx.Node)  # noqa: S101  # just seen
-        assert isinstance(second, fx.Node)  # noqa: S101
-        if any(self.quantizer(node).mode != "on" for node in (first, second)):
-            return "a quantizer is off"
-        if first.meta.get("dtype") != torch.float32:
-            return f"computes in {first.meta.get('dtype')}"
-        return self._product_obstacle(first, second) if name == "matmul" else self._layer_obstacle(site, first, second)
+    def constant(self, node: object) -> Tensor | None:
+        """The tensor a get_attr node reads; None for any other."""
+        if not isinstance(node, fx.Node) or node.op != "get_attr":
+            return None
+        found: Tensor = attribute(self.holder, str(node.target))
+        return found.detach()
 
-    def _layer_obstacle(self, site: fx.Node, first: fx.Node, second: fx.Node) -> str:
-        if Grid.of(self.quantizer(first)) is None:
-            return "the input has several ranges, or one of zero width"
-        if bool((self.quantizer(second).width == 0).any()):
-            return "a range of the weight has zero width"
-        if second.all_input_nodes[0].op != "get_attr":
+    def _served(self, node: fx.Node) -> Served | Refusal:
+        """How a site is computed: what the graph allows, and what the back end says."""
+        site = self.site(node)
+        if site.operands and name_of(node) != site.kind:
+            return Refusal(f"no integer kernel for {name_of(node)}")
+        grids: dict[str, tuple[Grid, ...]] = {}
+        for operand, factor in zip(site.operands, node.args, strict=False):
+            found = self._grids(factor)
+            if isinstance(found, Refusal):
+                return found
+            grids[operand.slot] = found
+        obstacle = self._weight_obstacle(node.args[1], grids["weight"]) if "weight" in grids else ""
+        return Refusal(obstacle) if obstacle else self._backend.serves(site, grids)
+
+    def _grids(self, factor: object) -> tuple[Grid, ...] | Refusal:
+        """The grids of a factor of a site."""
+        if not isinstance(factor, fx.Node) or not self._is_quantizer(factor):
+            return Refusal("one factor is in float")
+        quantizer = self.quantizer(factor)
+        if quantizer.mode != "on":
+            return Refusal("a quantizer is off")
+        found = quantizer.grids()
+        return Refusal(f"{quantizer.scheme}: {found.reason}") if isinstance(found, Refusal) else found
+
+    def _weight_obstacle(self, factor: object, grids: tuple[Grid, ...]) -> str:
+        """Why a weight cannot be taken as codes ahead of time; empty if it can."""
+        assert isinstance(factor, fx.Node)  # noqa: S101  # it has grids
+        weight = self.constant(factor.all_input_nodes[0])
+        if weight is None:
             return "the weight is computed from the image"
-        if name_of(site) == "linear":
-            return "" if fits(second.meta["shape"]) else "its sums do not fit 32 bits"
-        if len(first.meta["shape"]) != 4 or isinstance(argument(site, 4, "padding"), str):
-            return "no batch axis, or padding given by name"
-        return "" if fits(second.meta["shape"]) else "its sums do not fit 32 bits"
-
-    def _product_obstacle(self, first: fx.Node, second: fx.Node) -> str:
-        if any(Grid.of(self.quantizer(node)) is None for node in (first, second)):
-            return "a factor has several ranges, or one of zero width"
-        if first.meta["shape"][:-2] != second.meta["shape"][:-2] or len(first.meta["shape"]) < 3:
-            return "the factors have different batches"
+        if any(grid.scale == 0 for grid in grids) and not _codes_hold(self.quantizer(factor), weight):
+            return "a range of the weight has zero width"
         return ""
 
     def _find_attentions(self) -> dict[fx.Node, AttentionPattern]:
-        products = frozenset(node for node in self.sites if name_of(node) == "matmul")
+        products = frozenset(node for node in self.sites if self.is_product(node))
         found: dict[fx.Node, AttentionPattern] = {}
         for node in self.graph.nodes:
             pattern = attention_of(node, products) if node in products else None
-            # One operation takes what the scores of another could also be part of only once.
+            # Nodes that some in-place call writes into cannot vanish inside the fused operator.
             if pattern is not None and not pattern.inner & self.written:
                 found[node] = pattern
         return found
@@ -162,9 +169,9 @@ class Survey:
         """By their last node."""
         taken: dict[fx.Node, Stem] = {}
         for node in self.graph.nodes:
-            if node not in self.sites or name_of(node) == "matmul":
+            if node not in self.sites or self.is_product(node):
                 continue
-            bare = node in self.written or not self.has_kernel(node)
+            bare = node in self.written or not self.is_fused(node)
             stem = Stem(node, node) if bare else patterns.stem_of(node, self.written)
             # Two layers summed: the later one's stem takes the sum, the earlier one is its residual.
             if stem.end in taken:
@@ -179,7 +186,7 @@ class Survey:
         for node in self.graph.nodes:
             stem = self.stems.get(node)
             made = node in self.attentions or self._is_plain_layer_norm(node)
-            if not (made or (stem is not None and self.has_kernel(stem.layer))) or node in self.written:
+            if not (made or (stem is not None and self.is_fused(stem.layer))) or node in self.written:
                 continue
             uses = patterns.uses(node, self.coded)
             if uses is None:
@@ -202,7 +209,7 @@ class Survey:
         stem = self.stems.get(end)
         if stem is None or stem.activation is not Activation.NONE or stem.residual is not None or stem.shuffle > 1:
             return None
-        axis = len(end.meta["shape"]) - 1 if name_of(stem.layer) == "linear" else 1
+        axis = len(end.meta["shape"]) - 1 if self.site(stem.layer).kind == "linear" else 1
         found: dict[Target, set[int]] = {}
         for quantizer, target in targets.items():
             channels = patterns.arrivals(end, axis, quantizer)
@@ -224,3 +231,9 @@ class Survey:
                 skipped.add(node)
                 node = next(iter(node.users))
         return frozenset(skipped)
+
+
+def _codes_hold(quantizer: Quantizer, weight: Tensor) -> bool:
+    """Whether the codes of a weight give its quantized values back, also in ranges of zero width."""
+    with torch.no_grad():
+        return torch.equal(quantizer.decode(quantizer.encode(weight)), quantizer(weight))

@@ -135,7 +135,7 @@ class Context:
     def device(self) -> torch.device:
         """Where the networks are."""
         quantizer = next(iter(self.student.quantizers.values()), None)
-        return torch.device("cpu") if quantizer is None else quantizer.lower0.device
+        return torch.device("cpu") if quantizer is None else quantizer.lower.device
 
     def placed(self, image: Inputs) -> tuple[Tensor, ...]:
         """A calibration input as the networks are called with it: a tuple, where they are."""

@@ -10,8 +10,8 @@ from fxptq.quant.distribution import Distribution, signal_to_noise
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.search import Bounds
 
-Search = Callable[[Distribution, int, Operand], Bounds]
-"""Bounds for a distribution, a number of bits and the operand they are for."""
+Search = Callable[[Distribution, Quantizer, Operand], Bounds]
+"""Bounds for a distribution, the quantizer that sees it and the operand it is for."""
 
 
 def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport:
@@ -32,7 +32,7 @@ def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport
         for key, quantizer in student.quantizers.items():
             try:
                 values = _distribution(ctx, key, quantizer)
-                found = search(values, quantizer.bits, operands[key])
+                found = search(values, quantizer, operands[key])
                 quantizer.set_bounds(found.lower, found.upper)
             except CalibrationError as error:
                 raise CalibrationError(f"{key}: {error}") from None

@@ -10,6 +10,7 @@ from fxptq.passes.base import Context, Operand, Pass, PassReport, register
 from fxptq.passes.bounds import set_all_bounds
 from fxptq.quant import search
 from fxptq.quant.distribution import Distribution
+from fxptq.quant.quantizer import Quantizer
 
 
 @register("dobi")
@@ -40,7 +41,7 @@ class Dobi(Pass):
         """See Pass."""
         return set_all_bounds(ctx, "dobi", self._search)
 
-    def _search(self, values: Distribution, bits: int, operand: Operand) -> search.Bounds:
+    def _search(self, values: Distribution, quantizer: Quantizer, operand: Operand) -> search.Bounds:
         if operand.role == "one_sided" and self.settings.sided == "auto":
-            return search.dobi_one_sided(values, bits, self.settings.k, operand.lowest)
-        return search.dobi_two_sided(values, bits, self.settings.k)
+            return search.dobi_one_sided(values, quantizer, self.settings.k, operand.lowest)
+        return search.dobi_two_sided(values, quantizer, self.settings.k)

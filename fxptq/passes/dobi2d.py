@@ -10,6 +10,7 @@ from fxptq.passes.base import Context, Operand, Pass, PassReport, register
 from fxptq.passes.bounds import set_all_bounds
 from fxptq.quant import search
 from fxptq.quant.distribution import Distribution
+from fxptq.quant.quantizer import Quantizer
 
 
 @register("dobi2d")
@@ -37,5 +38,5 @@ class Dobi2d(Pass):
         """See Pass."""
         return set_all_bounds(ctx, "dobi2d", self._search)
 
-    def _search(self, values: Distribution, bits: int, operand: Operand) -> search.Bounds:
-        return search.dobi2d(values, bits, self.settings.k, operand.lowest)
+    def _search(self, values: Distribution, quantizer: Quantizer, operand: Operand) -> search.Bounds:
+        return search.dobi2d(values, quantizer, self.settings.k, operand.lowest)

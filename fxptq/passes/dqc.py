@@ -24,7 +24,6 @@ from fxptq.passes.base import Context, Network, Pass, PassReport, register
 from fxptq.passes.crops import Batches
 from fxptq.passes.distill import DistillationLoss, FeatureScale
 from fxptq.passes.offsets import learned_offsets, movable_weights
-from fxptq.quant.grid import levels
 from fxptq.quant.quantizer import Quantizer
 
 Taught = tuple[tuple[Tensor, ...], tuple[Tensor, list[Tensor]]]
@@ -120,7 +119,7 @@ class Dqc(Pass):
             key: quantizer
             for key, quantizer in student.quantizers.items()
             if quantizer.mode == "on"
-            and bool((quantizer.width > 0).any())
+            and quantizer.trainables()
             and (self.settings.train_weight_bounds or student.weight_of(key) is None)
         }
 
@@ -143,9 +142,12 @@ class _Run:
             generator=generator,
         )
         self.held = [self._teach(batch) for batch in self.batches.held]
-        self.parameters = [p for q in learners.values() for p in (q.shift, q.log_scale)] + offsets
-        # `shift` and `log_scale` are in units of the width.
-        groups = [_group([q.shift, q.log_scale], settings.lr / levels(q.bits)) for q in learners.values()]
+        trained = [one for quantizer in learners.values() for one in quantizer.trainables()]
+        self.parameters = [one.parameter for one in trained] + offsets
+        by_steps: dict[float, list[nn.Parameter]] = {}
+        for one in trained:
+            by_steps.setdefault(one.steps, []).append(one.parameter)
+        groups = [_group(parameters, settings.lr / steps) for steps, parameters in by_steps.items()]
         if offsets:
             groups.append(_group(offsets, settings.rounding_lr))
         # Gradients of a mean over an image can be as small as Adam's usual eps.
@@ -180,7 +182,7 @@ class _Run:
         notes = [f"loss on held-out crops {first:.5g} -> {best:.5g}, at step {kept_at} of {len(losses)}"]
         if retreats:
             notes.append(f"the learning rate was too high and lowered {retreats} times, by {settings.backoff:g} each")
-        figures = {key: _figures(quantizer) for key, quantizer in self.learners.items()}
+        figures = {key: quantizer.figures() for key, quantizer in self.learners.items()}
         return PassReport(
             quantizers=figures,
             series={"loss": tuple(losses), "held_out_loss": tuple(judged)},
@@ -204,7 +206,7 @@ class _Run:
             group["lr"] = group["peak"] * self._rate(step, done)
         self.optimizer.step()
         for key, quantizer in self.learners.items():
-            if not _sound(quantizer):
+            if not quantizer.is_sound():
                 raise CalibrationError(f"dqc: the bounds of {key} diverged at step {step}; try a lower `lr`")
         return value
 
@@ -247,25 +249,9 @@ def _group(parameters: list[nn.Parameter], peak: float) -> dict[str, Any]:
     return {"params": parameters, "lr": peak, "peak": peak}
 
 
-def _sound(quantizer: Quantizer) -> bool:
-    """Bounds are finite, and no range has shrunk to nothing in float32."""
-    lower, width = quantizer.lower.detach(), quantizer.width.detach()
-    return bool((lower.isfinite() & width.isfinite() & ((width > 0) == (quantizer.width0 > 0))).all())
-
-
-@torch.no_grad()
-def _figures(quantizer: Quantizer) -> dict[str, float]:
-    return {
-        "lower": float(quantizer.lower.min()),
-        "upper": float(quantizer.upper.max()),
-        "moved": float(quantizer.shift.abs().max()),
-        "scaled": float(quantizer.log_scale.exp().mean()),
-    }
-
-
 @contextmanager
 def _only_learning(student: Network, learners: dict[str, Quantizer]) -> Iterator[None]:
-    """Gradients reach the learners' bounds alone; afterwards what they learned is folded in."""
+    """Gradients reach the learners' bounds alone; afterwards the quantizers absorb what they learned."""
     parameters = [(key, p) for key, quantizer in student.quantizers.items() for p in quantizer.parameters()]
     before = [p.requires_grad for _, p in parameters]
     try:
@@ -277,4 +263,4 @@ def _only_learning(student: Network, learners: dict[str, Quantizer]) -> Iterator
             parameter.requires_grad_(required)
             parameter.grad = None
         for quantizer in learners.values():
-            quantizer.fold()
+            quantizer.absorb()

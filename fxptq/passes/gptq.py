@@ -12,8 +12,9 @@ from fxptq.errors import InputError
 from fxptq.passes.base import Context, Pass, PassReport, register
 from fxptq.passes.offsets import movable_weights
 from fxptq.quant.distribution import signal_to_noise
-from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.grid import Grid
 from fxptq.quant.rounding import gptq, output_error, to_nearest
+from fxptq.refusal import Refusal
 
 
 @register("gptq")
@@ -51,28 +52,34 @@ class Gptq(Pass):
         Raises:
             InputError: if the bounds of no such weight are set.
         """
-        student, figures = ctx.student, dict[str, dict[str, float]]()
+        student, figures, left = ctx.student, dict[str, dict[str, float]](), list[str]()
         weights = {key: weight for key, weight in movable_weights(student).items() if key in ctx.moments}
+        grids = {key: student.quantizers[key].grids() for key in weights}
         with ctx.progress.task("gptq", len(weights)) as advance:
             for key, weight in weights.items():
-                rounded, figures[key] = self._round(weight, student.quantizers[key], ctx.moments[key])
-                student.set_weight(key, rounded)
+                of_rows = grids[key]
+                if isinstance(of_rows, Refusal):
+                    left.append(f"{key} keeps its weights: {of_rows.reason}")
+                else:
+                    rounded, figures[key] = self._round(weight, of_rows, ctx.moments[key])
+                    student.set_weight(key, rounded)
                 advance()
         if not figures:
             raise InputError("gptq rounds weights to bounds that are set: run a pass such as `dobi` before it")
-        return PassReport(quantizers=figures)
+        return PassReport(quantizers=figures, notes=tuple(left))
 
-    def _round(self, weight: Tensor, quantizer: Quantizer, moments: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _round(self, weight: Tensor, grids: tuple[Grid, ...], moments: Tensor) -> tuple[Tensor, dict[str, float]]:
         """The weight on its grid, and figures; every group of a grouped convolution has moments of its own."""
-        rows = len(weight) // quantizer.groups
-        lower, width = (b.repeat_interleave(rows)[:, None] for b in (quantizer.lower, quantizer.width))
-        flat = width == 0  # such rows are not quantized; any grid will do, for their weights are kept
-        parts = [t.chunk(len(moments)) for t in (weight.flatten(1), lower, width.masked_fill(flat, 1.0))]
+        rows, bits = len(weight) // len(grids), grids[0].bits
+        scale = weight.new_tensor([grid.scale for grid in grids]).repeat_interleave(rows)[:, None]
+        offset = weight.new_tensor([grid.offset for grid in grids]).repeat_interleave(rows)[:, None]
+        flat = scale == 0  # such rows are not quantized; any grid will do, for their weights are kept
+        parts = [t.chunk(len(moments)) for t in (weight.flatten(1), scale.masked_fill(flat, 1.0), offset)]
         rounded, power, error, nearest = [], 0.0, 0.0, 0.0
-        for w, lower, width, m in zip(*parts, moments, strict=True):
-            rounded.append(gptq(w, m, lower, width, quantizer.bits, self.settings.damping))
+        for w, unit, start, m in zip(*parts, moments, strict=True):
+            rounded.append(gptq(w, m, unit, start, bits, self.settings.damping))
             power += float(output_error(w, torch.zeros_like(w), m).sum())
             error += float(output_error(w, rounded[-1], m).sum())
-            nearest += float(output_error(w, to_nearest(w, lower, width, quantizer.bits), m).sum())
+            nearest += float(output_error(w, to_nearest(w, unit, start, bits), m).sum())
         figures = {"snr_db": signal_to_noise(power, error), "nearest_snr_db": signal_to_noise(power, nearest)}
         return torch.where(flat, weight.flatten(1), torch.cat(rounded)).view_as(weight), figures

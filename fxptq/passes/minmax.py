@@ -9,6 +9,7 @@ from fxptq.passes.base import Context, Operand, Pass, PassReport, register
 from fxptq.passes.bounds import set_all_bounds
 from fxptq.quant import search
 from fxptq.quant.distribution import Distribution
+from fxptq.quant.quantizer import Quantizer
 
 
 @register("minmax")
@@ -26,5 +27,5 @@ class MinMax(Pass):
         """See Pass."""
         return set_all_bounds(ctx, "minmax", self._search)
 
-    def _search(self, values: Distribution, bits: int, operand: Operand) -> search.Bounds:
-        return search.minmax(values, bits, operand.lowest)
+    def _search(self, values: Distribution, quantizer: Quantizer, operand: Operand) -> search.Bounds:
+        return search.minmax(values, quantizer, operand.lowest)

@@ -16,14 +16,16 @@ from fxptq.quant.quantizer import Quantizer
 def movable_weights(student: Network) -> dict[str, Tensor]:
     """Weights by their quantizer's key, of quantizers that are on and the only ones to read their weight.
 
-    A weight that is read at two widths has no one grid.
+    A weight that is read at two widths has no one grid; a scheme whose codes alone say nothing has none at all.
     """
     weights = {key: weight for key in student.quantizers if (weight := student.weight_of(key)) is not None}
     readers = Counter(weight.data_ptr() for weight in weights.values())
     return {
         key: weight
         for key, weight in weights.items()
-        if student.quantizers[key].mode == "on" and readers[weight.data_ptr()] == 1
+        if student.quantizers[key].mode == "on"
+        and student.quantizers[key].stores_codes
+        and readers[weight.data_ptr()] == 1
     }
 
 

@@ -10,6 +10,7 @@ from fxptq.passes.base import Context, Operand, Pass, PassReport, register
 from fxptq.passes.bounds import set_all_bounds
 from fxptq.quant import search
 from fxptq.quant.distribution import Distribution
+from fxptq.quant.quantizer import Quantizer
 
 
 @register("percentile")
@@ -37,6 +38,6 @@ class Percentile(Pass):
         """See Pass."""
         return set_all_bounds(ctx, "percentile", self._search)
 
-    def _search(self, values: Distribution, bits: int, operand: Operand) -> search.Bounds:
+    def _search(self, values: Distribution, quantizer: Quantizer, operand: Operand) -> search.Bounds:
         one_sided = operand.role == "one_sided"
-        return search.percentile(values, bits, self.settings.p, one_sided=one_sided, lowest=operand.lowest)
+        return search.percentile(values, quantizer, self.settings.p, one_sided=one_sided, lowest=operand.lowest)

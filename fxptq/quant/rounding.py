@@ -8,7 +8,7 @@ from torch import Tensor
 from fxptq.quant.grid import decode, encode
 
 
-def gptq(weight: Tensor, moments: Tensor, lower: Tensor, width: Tensor, bits: int, damping: float = 0.01) -> Tensor:
+def gptq(weight: Tensor, moments: Tensor, scale: Tensor, offset: Tensor, bits: int, damping: float = 0.01) -> Tensor:
     """Values on the grid that nearly minimise E |W x - Q x|^2 (GPTQ, Frantar et al., arXiv 2210.17323).
 
     Columns are rounded to nearest one after the other, those of the strongest inputs first; the error of each is made
@@ -17,8 +17,8 @@ def gptq(weight: Tensor, moments: Tensor, lower: Tensor, width: Tensor, bits: in
     Args:
         weight: W, [outputs, inputs].
         moments: E x x^T of the inputs, or any positive multiple of it, [inputs, inputs].
-        lower: lower bound of each row's grid, [outputs, 1] or [1, 1].
-        width: upper - lower, > 0, of that shape.
+        scale: distance of neighbouring values of each row's grid, > 0, [outputs, 1] or [1, 1].
+        offset: value of code 0 of each row's grid, of that shape.
         bits: 2 to 8.
         damping: added to the diagonal of the moments, in units of its mean.
 
@@ -35,19 +35,19 @@ def gptq(weight: Tensor, moments: Tensor, lower: Tensor, width: Tensor, bits: in
     left = weight[:, order].double()
     rounded = torch.empty_like(weight)
     for j, column in enumerate(order.tolist()):
-        on_grid = to_nearest(left[:, j : j + 1].to(weight.dtype), lower, width, bits)
+        on_grid = to_nearest(left[:, j : j + 1].to(weight.dtype), scale, offset, bits)
         rounded[:, column] = on_grid[:, 0]
         error = (left[:, j : j + 1] - on_grid) / spread[j, j]
         left[:, j + 1 :] -= error * spread[j, j + 1 :]
 
-    plain = to_nearest(weight, lower, width, bits)
+    plain = to_nearest(weight, scale, offset, bits)
     worse = output_error(weight, rounded, moments) > output_error(weight, plain, moments)
     return torch.where(worse[:, None], plain, rounded)
 
 
-def to_nearest(weight: Tensor, lower: Tensor, width: Tensor, bits: int) -> Tensor:
+def to_nearest(weight: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor:
     """The nearest values on the grid."""
-    return decode(encode(weight, lower, width, bits), lower, width, bits)
+    return decode(encode(weight, scale, offset, bits), scale, offset)
 
 
 def output_error(weight: Tensor, rounded: Tensor, moments: Tensor) -> Tensor:

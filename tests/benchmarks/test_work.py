@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from benchmarks.work import work_of
-from fxptq.kernels.convolution import Geometry
-from fxptq.kernels.fold import Grid, Layer
-from fxptq.kernels.layout import PANELS, ROWS, Layout
+from fxptq.graph.geometry import Geometry
+from fxptq.kernels.layer import Layer
+from fxptq.kernels.layouts import PANELS, ROWS, Layout
+from fxptq.quant.grid import Grid
 from tests.kernels.helpers import codes, epilogue
 
 
@@ -18,7 +19,7 @@ class One(torch.nn.Module):
     def __init__(self, layout: Layout, shape: tuple[int, ...]) -> None:
         super().__init__()
         layer = Layer(torch.zeros(shape, dtype=torch.int8), torch.ones(shape[0]), torch.zeros(shape[0]))
-        place = (layer, 8, Grid(0.0, 1.0, 4))
+        place = (layer, 8, Grid(1.0, 0.0, 4))
         served = layout.linear(*place) if len(shape) == 2 else layout.convolution(*place, Geometry(padding=(1, 1)))
         self.operator = getattr(torch.ops.fxptq, served.operator)
         self.arguments = epilogue() | served.layer.epilogue() | served.arguments | {"columns": shape[0]}

@@ -10,6 +10,7 @@ import pytest
 
 from fxptq.checkpoint import file as checkpoints
 from fxptq.checkpoint.file import Checkpoint
+from fxptq.checkpoint.metadata import FORMAT_VERSION
 from tests.tiny import picture, run, write_checkpoint
 
 
@@ -88,7 +89,7 @@ def a_folder(path: Path) -> None:
     [
         (truncated, "truncated, damaged or no safetensors file"),
         (tampered, "damaged: its content does not match its SHA-256"),
-        (newer, "format 99 is newer than the 1 this fxptq reads: update fxptq"),
+        (newer, f"format 99 is newer than the {FORMAT_VERSION} this fxptq reads: update fxptq"),
         (text, "truncated, damaged or no safetensors file"),
         (missing, "cannot be read: No such file or directory"),
         (a_folder, "cannot be read: Is a directory"),

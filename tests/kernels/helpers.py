@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fxptq.kernels import ops
-from fxptq.kernels.fold import Grid
-from fxptq.quant.quantizer import Quantizer
+from fxptq.kernels.layer import Layer, integer_layer
+from fxptq.quant.grid import Grid
+from fxptq.quant.schemes.uniform import Uniform
 
 
 def codes(shape: tuple[int, ...], bits: int, kind: str = "random", seed: int = 0) -> Tensor:
@@ -39,12 +40,11 @@ KINDS = ("random", "extreme", "lowest", "highest")
 
 def grid(bits: int, symmetry: str = "asymmetric", seed: int = 0) -> Grid:
     """The grid of a per-tensor quantizer."""
-    found = Grid.of(quantizer(bits, symmetry, seed=seed))
-    assert found is not None
+    (found,) = quantizer(bits, symmetry, seed=seed).grids()
     return found
 
 
-def quantizer(bits: int, symmetry: str = "asymmetric", groups: int = 1, seed: int = 0) -> Quantizer:
+def quantizer(bits: int, symmetry: str = "asymmetric", groups: int = 1, seed: int = 0) -> Uniform:
     """A quantizer with random bounds: symmetric (-u, u), asymmetric around zero, or one-sided from zero."""
     g = torch.Generator().manual_seed(seed)
     upper = 0.3 + torch.rand(groups, generator=g)
@@ -53,10 +53,22 @@ def quantizer(bits: int, symmetry: str = "asymmetric", groups: int = 1, seed: in
         "asymmetric": -0.1 - torch.rand(groups, generator=g),
         "one_sided": torch.zeros(groups),
     }[symmetry]
-    made = Quantizer(bits, groups=groups)
+    made = Uniform(bits, groups=groups)
     made.set_bounds(lower, upper)
     made.mode = "on"
     return made
+
+
+def layer_of(
+    weight: Tensor, q: Uniform, bias: Tensor | None, input_grid: Grid, padding: tuple[int, ...] = (0, 0)
+) -> Layer:
+    """A layer with this float weight on the grids of its quantizer."""
+    return integer_layer(q.encode(weight), q.grids(), bias, input_grid, padded=any(padding))
+
+
+def onto(layer: Layer, target: Grid) -> Layer:
+    """The layer with its output in units of the next grid: codes are the rounded and clipped output."""
+    return layer.plus(-target.offset).times(1.0 / target.scale)
 
 
 def epilogue(**changes: Any) -> dict[str, Any]:
@@ -75,7 +87,7 @@ def epilogue(**changes: Any) -> dict[str, Any]:
 
 def decoded(q: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
     """The weight on its grid in float64."""
-    step = q.step.detach().double().repeat_interleave(len(weight) // q.groups).view(-1, *[1] * (weight.dim() - 1))
+    step = q.scale.detach().double().repeat_interleave(len(weight) // q.groups).view(-1, *[1] * (weight.dim() - 1))
     lower = q.lower.detach().double().repeat_interleave(len(weight) // q.groups).view(step.shape)
     return q.encode(weight).double() * step + lower
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fxptq.kernels import build
+from fxptq.kernels.backend import Installed
 from tests.tiny import write_checkpoint, write_recipe
 
 REPOSITORY = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> subpro
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
 
 
-def fresh() -> build.Backend:
+def fresh() -> Installed:
     """The backend as a new process would find it."""
     return build.backend.__wrapped__()
 

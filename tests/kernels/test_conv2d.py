@@ -9,9 +9,21 @@ from hypothesis import strategies as st
 
 from fxptq.kernels import panels, reference
 from fxptq.kernels.build import backend
-from fxptq.kernels.fold import Layer, fold_conv2d, onto
+from fxptq.kernels.layer import Layer
 from fxptq.kernels.ops import Activation
-from tests.kernels.helpers import KINDS, Operators, assert_codes, close, codes, decoded, epilogue, grid, quantizer
+from tests.kernels.helpers import (
+    KINDS,
+    Operators,
+    assert_codes,
+    close,
+    codes,
+    decoded,
+    epilogue,
+    grid,
+    layer_of,
+    onto,
+    quantizer,
+)
 
 Pair = tuple[int, int]
 
@@ -74,7 +86,7 @@ def test_folded_layer_equals_float64(operators: Operators, symmetry: str, column
     q = quantizer(bits, "asymmetric" if symmetry == "one_sided" else symmetry, groups or columns, seed=3)
     input_grid = grid(bits, symmetry, seed=4)
     a = codes((2, 10, 7, 8), bits, seed=6)
-    layer = fold_conv2d(weight, q, bias, input_grid, (1, 1))
+    layer = layer_of(weight, q, bias, input_grid, (1, 1))
     assert (layer.taps is None) == (symmetry == "one_sided")
     expected = reference.conv2d(reference.values(a, input_grid), decoded(q, weight), bias, (1, 1), (1, 1))
     assert close(run(operators, layer, a, (3, 3)), expected)
@@ -91,7 +103,7 @@ def test_border_is_the_real_zero_for_any_geometry(data: st.DataObject) -> None:
     q, input_grid = quantizer(4, seed=3), grid(4, seed=4)
     a = codes((1, 3, *size), 4, seed=6)
     weight = torch.randn(5, 3, *kernel, generator=torch.Generator().manual_seed(1))
-    layer = fold_conv2d(weight, q, None, input_grid, padding)
+    layer = layer_of(weight, q, None, input_grid, padding)
     expected = reference.conv2d(reference.values(a, input_grid), decoded(q, weight), None, stride, padding)
     for native in (True, False) if backend().native else (False,):
         assert close(run(Operators(native), layer, a, kernel, stride, padding), expected)
@@ -103,18 +115,18 @@ def test_epilogue_and_memory_format(operators: Operators, coded: bool, added: bo
     weight = torch.randn(64, 16, 3, 3, generator=torch.Generator().manual_seed(1))
     q, input_grid, target = quantizer(4, seed=3), grid(4, seed=4), grid(4, "one_sided", seed=7)
     a = codes((2, 16, 6, 9), 4, seed=6)
-    layer = fold_conv2d(weight, q, None, input_grid, (1, 1))
+    layer = layer_of(weight, q, None, input_grid, (1, 1))
     expected = reference.conv2d(reference.values(a, input_grid), decoded(q, weight), None, (1, 1), (1, 1)).relu()
     residual = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2)) if added else None
     expected = expected + residual.double() if added else expected
     arguments = {"activation": int(Activation.LEAKY), "residual": residual}
     if coded:
         arguments["levels"] = panels.pad_columns(torch.full((64,), 15.0))
-        arguments |= {"out_scale": 1 / target.step, "out_offset": -target.lower / target.step}
+        arguments |= {"out_scale": 1 / target.scale, "out_offset": -target.offset / target.scale}
     found = run(operators, layer, a, (3, 3), **arguments)
     assert found.is_contiguous(memory_format=torch.channels_last)
     if coded:
-        assert_codes(found, (expected - target.lower) / target.step, 15)
+        assert_codes(found, (expected - target.offset) / target.scale, 15)
     else:
         assert close(found, expected)
 
@@ -123,10 +135,10 @@ def test_codes_without_activation_keep_the_exact_border(operators: Operators) ->
     weight = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(1))
     q, input_grid, target = quantizer(4, seed=3), grid(4, seed=4), grid(6, seed=7)
     a = codes((1, 4, 5, 5), 4, seed=6)
-    layer = onto(fold_conv2d(weight, q, None, input_grid, (1, 1)), target)
+    layer = onto(layer_of(weight, q, None, input_grid, (1, 1)), target)
     expected = reference.conv2d(reference.values(a, input_grid), decoded(q, weight), None, (1, 1), (1, 1))
     found = run(operators, layer, a, (3, 3), levels=panels.pad_columns(torch.full((8,), 63.0)))
-    assert_codes(found, (expected - target.lower) / target.step, 63)
+    assert_codes(found, (expected - target.offset) / target.scale, 63)
 
 
 @settings(deadline=None, max_examples=80)
@@ -143,7 +155,7 @@ def test_few_columns_by_taps_equal_the_convolution(data: st.DataObject) -> None:
         torch.randn(columns, channels, *kernel, generator=torch.Generator().manual_seed(1)),
         torch.ones(columns),
     )
-    layer = fold_conv2d(weight, q, bias, input_grid, padding)
+    layer = layer_of(weight, q, bias, input_grid, padding)
     place = {"columns": columns, "kernel_size": kernel, "padding": padding}
     place["taps"] = None if layer.taps is None else panels.pad_columns(layer.taps)
     packed = panels.pack_narrow_conv_weight(layer.weight)

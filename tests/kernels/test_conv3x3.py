@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from fxptq.kernels import panels, reference
 from fxptq.kernels.build import backend
-from fxptq.kernels.fold import fold_conv2d
-from tests.kernels.helpers import KINDS, Operators, close, codes, decoded, epilogue, grid, quantizer
+from tests.kernels.helpers import KINDS, Operators, close, codes, decoded, epilogue, grid, layer_of, quantizer
 
 
 def sums_by(
@@ -61,7 +60,7 @@ def test_border_is_the_real_zero(operators: Operators, symmetry: str, columns: i
     weight, bias = torch.randn(columns, 18, 3, 3, generator=g), torch.randn(columns, generator=g)
     q, input_grid = quantizer(3, symmetry, columns, seed=3), grid(4, seed=4)
     a = codes((1, 18, 7, 12), 4, seed=6)
-    layer = fold_conv2d(weight, q, bias, input_grid, (1, 1)).for_sums_times(4)
+    layer = layer_of(weight, q, bias, input_grid, (1, 1)).for_sums_times(4)
     assert panels.winograd_fits(layer.packable(), 15)
     place = {"columns": columns, "largest": 15, "padding": (1, 1), "taps": panels.pad_columns(layer.taps)}
     found = operators.conv3x3(a, panels.pack_taps(layer.packable()), **place, **epilogue() | layer.epilogue())

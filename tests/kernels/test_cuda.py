@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from fxptq.kernels import lower
-from fxptq.kernels.build import Backend
+from fxptq.kernels.backend import Installed, backend_for
 from fxptq.kernels.cuda import register
 
 HERE = Path(__file__).parent
@@ -85,8 +84,8 @@ def test_broken_triton(gpu: pytest.MonkeyPatch, error: Exception) -> None:
 def test_plain_torch_is_announced_once(gpu: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     gpu.setattr(builtins, "__import__", failing(RuntimeError("broken")))
     with caplog.at_level(logging.WARNING, "fxptq"):
-        found = [lower.backend(torch.device("cuda")) for _ in range(2)]
-    assert found == [Backend("torch", "Triton cannot be imported: broken")] * 2
+        found = [backend_for(torch.device("cuda")).install() for _ in range(2)]
+    assert found == [Installed("torch", "Triton cannot be imported: broken")] * 2
     assert not found[0].native
     assert caplog.messages == [
         "integer kernels run in plain torch on the GPU, exact but slow: Triton cannot be imported: broken"

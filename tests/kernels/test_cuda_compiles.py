@@ -17,11 +17,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
+from fxptq.graph.geometry import Geometry
 from fxptq.kernels import panels
-from fxptq.kernels.convolution import Geometry
 from fxptq.kernels.cuda import attention, convolution, elementwise, gemm, matmul
-from fxptq.kernels.fold import Grid, Layer
-from fxptq.kernels.layout import ROWS
+from fxptq.kernels.layer import Layer
+from fxptq.kernels.layouts import ROWS
+from fxptq.quant.grid import Grid
 from tests.kernels.helpers import epilogue
 
 pytestmark = pytest.mark.skipif(
@@ -90,7 +91,7 @@ CASES = [(2, 4, {}), (4, 4, {"activation": 1}), (8, 8, {"activation": 2, "residu
 
 @pytest.mark.parametrize(("bits", "a_bits", "changes"), CASES, ids=["2-bit", "4-bit", "8-bit"])
 def test_convolution(compiled: list[str], bits: int, a_bits: int, changes: dict[str, Any]) -> None:
-    served = ROWS.convolution(layer(60, 60, 3, 3), bits, Grid(0.0, 1.0, a_bits), Geometry(padding=(1, 1)))
+    served = ROWS.convolution(layer(60, 60, 3, 3), bits, Grid(1.0, 0.0, a_bits), Geometry(padding=(1, 1)))
     levels = panels.pad_columns(torch.full((60,), 15.0)) if bits < 8 else None
     arguments = epilogue(**changes, levels=levels) | served.layer.epilogue() | served.arguments
     a = torch.zeros(2, 60, 8, 8, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
@@ -100,7 +101,7 @@ def test_convolution(compiled: list[str], bits: int, a_bits: int, changes: dict[
 
 
 def test_convolution_of_an_image_and_pixel_shuffle(compiled: list[str]) -> None:
-    served = ROWS.convolution(layer(48, 3, 3, 3), 8, Grid(0.0, 1.0, 8), Geometry(padding=(1, 1)))
+    served = ROWS.convolution(layer(48, 3, 3, 3), 8, Grid(1.0, 0.0, 8), Geometry(padding=(1, 1)))
     arguments = epilogue() | served.layer.epilogue() | served.arguments | {"shuffle": 2}
     convolution.rows_conv2d(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), columns=48, **arguments)
     assert_multiplies_bytes(compiled)
@@ -108,7 +109,7 @@ def test_convolution_of_an_image_and_pixel_shuffle(compiled: list[str]) -> None:
 
 @pytest.mark.parametrize(("bits", "a_bits"), [(2, 4), (4, 4), (8, 8)], ids=["2-bit", "4-bit", "8-bit"])
 def test_linear(compiled: list[str], bits: int, a_bits: int) -> None:
-    served = ROWS.linear(layer(180, 60), bits, Grid(0.0, 1.0, a_bits))
+    served = ROWS.linear(layer(180, 60), bits, Grid(1.0, 0.0, a_bits))
     arguments = epilogue(levels=panels.pad_columns(torch.ones(180))) | served.layer.epilogue() | served.arguments
     gemm.rows_linear(torch.zeros(2, 64, 60, dtype=torch.uint8), columns=180, **arguments)
     assert_multiplies_bytes(compiled)

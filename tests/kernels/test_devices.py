@@ -6,24 +6,25 @@ import pytest
 import torch
 
 from fxptq.kernels import lower as lowering
-from fxptq.kernels.build import Backend
+from fxptq.kernels.backend import Backend, Installed, get_backend
 from fxptq.kernels.cuda import register
-from fxptq.kernels.layout import PANELS, ROWS, Layout
 from fxptq.kernels.lower import lower
 from fxptq.kernels.rewrite import rewrite
 from tests.kernels.networks import NETWORKS, quantized
 from tests.kernels.test_lower import run
 
+CPU, TRITON = get_backend("cpu"), get_backend("triton")
 
-@pytest.mark.parametrize("layout", [PANELS, ROWS], ids=["panels", "rows"])
+
+@pytest.mark.parametrize("backend", [CPU, TRITON], ids=["cpu", "triton"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_nothing_is_made_on_the_default_device(name: str, layout: Layout) -> None:
+def test_nothing_is_made_on_the_default_device(name: str, backend: Backend) -> None:
     """A tensor made without saying where would be a meta tensor here, which meets the network's own nowhere."""
     program, x = quantized(name, 4, "tensor")
-    inserted = program.variant((x,)).inserted
-    expected = run(rewrite(inserted, program.holder, layout).module, x.clone())
+    variant = program.variant((x,))
+    expected = run(rewrite(variant, program.holder, backend).module, x.clone())
     with torch.device("meta"):
-        module = rewrite(inserted, program.holder, layout).module
+        module = rewrite(variant, program.holder, backend).module
         found = run(module, x.clone())
     assert torch.equal(found, expected)
 
@@ -31,8 +32,8 @@ def test_nothing_is_made_on_the_default_device(name: str, layout: Layout) -> Non
 @pytest.mark.parametrize("name", NETWORKS)
 def test_rows_equal_panels(name: str) -> None:
     program, x = quantized(name, 4)
-    inserted = program.variant((x,)).inserted
-    found, expected = (run(rewrite(inserted, program.holder, layout).module, x.clone()) for layout in (ROWS, PANELS))
+    variant = program.variant((x,))
+    found, expected = (run(rewrite(variant, program.holder, backend).module, x.clone()) for backend in (TRITON, CPU))
     assert float((found - expected).abs().mean()) <= 1e-3 * float(expected.max() - expected.min())
 
 
@@ -51,10 +52,10 @@ def test_the_device_decides_and_the_lowering_says_so(monkeypatch: pytest.MonkeyP
     on_cpu = lower(program, compile=False)
     assert on_cpu.lowering.kernels["first"] == "conv3x3"
     monkeypatch.setattr(lowering, "device_of", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(register, "backend", lambda: Backend("torch", "PyTorch finds no CUDA device"))
+    monkeypatch.setattr(register, "backend", lambda: Installed("torch", "PyTorch finds no CUDA device"))
     on_gpu = lower(program, compile=True)  # plain torch is not compiled
     assert set(on_gpu.lowering.kernels.values()) == {"rows_conv2d"}
-    assert on_gpu.lowering.backend == Backend("torch", "PyTorch finds no CUDA device")
+    assert on_gpu.lowering.backend == Installed("torch", "PyTorch finds no CUDA device")
     assert torch.allclose(run(on_gpu, x), run(on_cpu, x), atol=1e-4)
 
 
@@ -73,7 +74,7 @@ def emptied(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "odd"])  # which holds modules, not tensors
 def test_operators_can_be_traced_on_another_device(name: str) -> None:
     program, x = quantized(name, 4, "tensor")
-    module = rewrite(program.variant((x,)).inserted, program.holder, ROWS).module
+    module = rewrite(program.variant((x,)), program.holder, TRITON).module
     with torch.no_grad():
         found = OnMeta(module).run(emptied(x))
     expected = run(module, x.clone())

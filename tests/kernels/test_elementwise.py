@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fxptq.kernels import ops, panels
 from fxptq.kernels.build import backend
-from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.schemes.uniform import Uniform
 from tests.kernels.helpers import Operators, assert_codes, grid
 
 finite = st.floats(-100, 100, width=32)
@@ -20,9 +20,9 @@ finite = st.floats(-100, 100, width=32)
 @given(st.integers(2, 8), finite, st.floats(2**-10, 50, width=32), st.integers(0, 999))
 def test_codes_are_the_simulation_s_even_at_ties(bits: int, lower: float, width: float, seed: int) -> None:
     """Random values, and every tie of the grid with the floats around it, where an ulp decides."""
-    q = Quantizer(bits)
-    q.set_grid(lower, width)
-    found = q.lower.item(), q.step.item()
+    q = Uniform(bits)
+    q.restore({"lower": torch.tensor(lower), "width": torch.tensor(width)})
+    found = q.lower.item(), q.scale.item()
     ties = (torch.arange(-1, 2**bits + 1).double() + 0.5) * found[1] + found[0]
     near = ties.float().view(-1, 1).view(torch.int32) + torch.arange(-4, 5, dtype=torch.int32)
     x = torch.cat(
@@ -64,10 +64,10 @@ def test_layer_norm(operators: Operators, width: int, mean: float) -> None:
     x = torch.randn(3, 17, width, generator=g) + mean
     weight, bias = torch.randn(width, generator=g), torch.randn(width, generator=g)
     target = grid(4, seed=1)
-    scale = panels.pad_columns(weight.double() / target.step)
-    offset = panels.pad_columns((bias.double() - target.lower) / target.step)
+    scale = panels.pad_columns(weight.double() / target.scale)
+    offset = panels.pad_columns((bias.double() - target.offset) / target.scale)
     found = operators.layer_norm_codes(x, scale=scale, offset=offset, eps=1e-5, levels=15)
-    exact = (F.layer_norm(x.double(), (width,), weight.double(), bias.double(), 1e-5) - target.lower) / target.step
+    exact = (F.layer_norm(x.double(), (width,), weight.double(), bias.double(), 1e-5) - target.offset) / target.scale
     if mean == 0.0:
         assert_codes(found, exact, 15)
     else:  # float32 holds x itself to 6e-5 here

@@ -8,12 +8,27 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxptq.errors import InputError
+from fxptq.graph import Bits, Plan, Program
 from fxptq.kernels import panels, reference
 from fxptq.kernels.build import backend
-from fxptq.kernels.fold import Layer, fold_linear, onto
+from fxptq.kernels.layer import Layer
+from fxptq.kernels.limits import sums_fit
+from fxptq.kernels.lower import lower
 from fxptq.kernels.ops import Activation
-from tests.kernels.helpers import KINDS, Operators, assert_codes, close, codes, decoded, epilogue, grid, quantizer
+from tests.kernels.helpers import (
+    KINDS,
+    Operators,
+    assert_codes,
+    close,
+    codes,
+    decoded,
+    epilogue,
+    grid,
+    layer_of,
+    onto,
+    quantizer,
+)
+from tests.kernels.networks import set_bounds
 
 BITS = range(2, 9)
 
@@ -59,7 +74,7 @@ def test_folded_layer_equals_float64(operators: Operators, symmetry: str, column
     weight, bias = torch.randn(columns, 50, generator=g), torch.randn(columns, generator=g)
     q, input_grid = quantizer(bits, symmetry, groups or columns, seed=3), grid(bits, "asymmetric", seed=4)
     a = codes((2, 9, 50), bits, seed=6)
-    layer = fold_linear(weight, q, bias, input_grid)
+    layer = layer_of(weight, q, bias, input_grid)
     assert (layer.row_scale is None) == (symmetry == "symmetric" and bits < 8)
     expected = reference.linear(reference.values(a, input_grid), decoded(q, weight), bias)
     assert close(run(operators, layer, a), expected)
@@ -78,7 +93,7 @@ def case() -> tuple[torch.Tensor, Layer, torch.Tensor]:
     q, input_grid = quantizer(4, seed=3), grid(4, seed=4)
     a = codes((50, 24), 4, seed=6)
     expected = reference.linear(reference.values(a, input_grid), decoded(q, weight), bias)
-    return a, fold_linear(weight, q, bias, input_grid), expected
+    return a, layer_of(weight, q, bias, input_grid), expected
 
 
 @pytest.mark.parametrize(
@@ -105,10 +120,10 @@ def test_epilogues(operators: Operators, case, activation, slope, function, adde
     if activation == Activation.NONE and not added:
         layer = onto(layer, target)
     else:
-        arguments |= {"out_scale": 1 / target.step, "out_offset": -target.lower / target.step}
+        arguments |= {"out_scale": 1 / target.scale, "out_offset": -target.offset / target.scale}
     found = run(operators, layer, a, **arguments)
     assert found.dtype == torch.uint8
-    assert_codes(found, (expected - target.lower) / target.step, target.levels)
+    assert_codes(found, (expected - target.offset) / target.scale, target.levels)
 
 
 def test_gelu_is_within_a_millionth(operators: Operators) -> None:
@@ -122,8 +137,8 @@ def test_gelu_is_within_a_millionth(operators: Operators) -> None:
 def test_codes_of_columns_may_have_different_grids(operators: Operators, case) -> None:  # type: ignore[no-untyped-def]  # a fixture
     a, layer, plain = case
     first, second = grid(3, seed=1), grid(8, seed=2)
-    lower = torch.cat([torch.full((30,), first.lower), torch.full((40,), second.lower)]).double()
-    step = torch.cat([torch.full((30,), first.step), torch.full((40,), second.step)]).double()
+    lower = torch.cat([torch.full((30,), first.offset), torch.full((40,), second.offset)]).double()
+    step = torch.cat([torch.full((30,), first.scale), torch.full((40,), second.scale)]).double()
     levels = torch.cat([torch.full((30,), 7.0), torch.full((40,), 255.0)])
     found = run(operators, layer.plus(-lower).times(1 / step), a, levels=panels.pad_columns(levels))
     assert_codes(found[:, :30], ((plain - lower) / step)[:, :30], 7)
@@ -141,8 +156,12 @@ def test_packing_is_undone_and_four_bits_take_half_a_byte(bits: int, shape: tupl
 
 
 def test_depth_that_could_overflow_is_refused() -> None:
-    with pytest.raises(InputError, match="do not fit 32 bits"):
-        fold_linear(torch.zeros(1, 70_000), quantizer(8), None, grid(8))
+    assert sums_fit((1, (1 << 31) // (255 * 128)))
+    assert not sums_fit((1, 70_000))
+    network, x = torch.nn.Sequential(torch.nn.Linear(70_000, 1)).eval(), torch.rand(1, 1, 1, 70_000)
+    program = Program(network, x, Plan(Bits(8, 8), edges=None))
+    set_bounds(program, x)
+    assert lower(program, compile=False).lowering.simulated == {"0": "its sums do not fit 32 bits"}
 
 
 def test_no_rows(operators: Operators, case) -> None:  # type: ignore[no-untyped-def]  # a fixture

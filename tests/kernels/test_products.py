@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fxptq.kernels import panels, reference
 from fxptq.kernels.build import backend
-from fxptq.kernels.fold import Grid, product_terms
+from fxptq.kernels.layer import product_terms
+from fxptq.quant.grid import Grid
 from tests.kernels.helpers import KINDS, Operators, assert_codes, close, codes, grid
 
 
@@ -29,6 +30,12 @@ def test_sums_equal_int64(batch: int, rows: int, depth: int, columns: int, kind:
     for native in (True, False) if backend().native else (False,):
         found = Operators(native).matmul(a, b, bits=8, out=[1.0, 0.0, 0.0, 0.0, 0.0])
         assert torch.equal(found.long(), expected)
+
+
+def coded_terms(lhs: Grid, rhs: Grid, target: Grid) -> list[float]:
+    """The terms of a product in units of the grid its values go onto."""
+    terms = [term / target.scale for term in product_terms(lhs, rhs)]
+    return [*terms[:4], terms[4] + target.zero_point]
 
 
 @pytest.mark.parametrize("bits", [(2, 2), (4, 4), (7, 8), (8, 3)], ids=str)
@@ -65,8 +72,8 @@ def attend(
         key_bits=key.bits,
         value_bits=value.bits,
         logit=[logit[0] * LOG2E, logit[2] * LOG2E],
-        prob=[1 / prob.step, -prob.lower / prob.step, prob.levels],
-        out=product_terms(prob, value, target),
+        prob=[1 / prob.scale, -prob.offset / prob.scale, prob.levels],
+        out=product_terms(prob, value) if target is None else coded_terms(prob, value, target),
         levels=0 if target is None else target.levels,
     )
 
@@ -101,21 +108,21 @@ def test_attention(  # type: ignore[no-untyped-def]  # the parameters say it
     q64, k64, v64 = (reference.values(x, grid) for x, grid in zip((a, k, v), grids[:3], strict=True))
     expected, p = reference.attention(q64, k64, v64, bias=bias, mask=mask, prob=grids[3])
     # A softmax value within float32 rounding of a tie may take the code beside it: leave such rows out.
-    steps = (p - grids[3].lower) / grids[3].step
+    steps = (p - grids[3].offset) / grids[3].scale
     sure = ((steps - steps.floor() - 0.5).abs() > 1e-4).all(-1, keepdim=True).expand_as(expected)
     assert float(sure.double().mean()) > 0.8
     if target is None:
         assert close(torch.where(sure, found, 0.0), torch.where(sure, expected, 0.0))
     else:
-        exact = (expected - target.lower) / target.step
+        exact = (expected - target.offset) / target.scale
         assert_codes(found[sure], exact[sure], target.levels)
 
 
 def test_softmax_of_a_distant_maximum(operators: Operators) -> None:
     """Logits thousands apart, as masks and large scales make them: no overflow, no NaN, all weight on one key."""
-    coarse = Grid(0.0, 8.0, 8)
+    coarse = Grid(8.0, 0.0, 8)
     a, k, v = (codes((1, 1, 16, 8), 8, seed=seed) for seed in range(3))
-    prob = Grid(0.0, 1 / 255, 8)
+    prob = Grid(1 / 255, 0.0, 8)
     found = attend(operators, (a, k, v), (coarse, coarse, coarse, prob), None, None, None)
     best = (reference.values(a, coarse) @ reference.values(k, coarse).transpose(-1, -2)).argmax(-1)
     assert close(found, reference.values(v, coarse)[0, 0][best[0, 0]].view(found.shape))
@@ -124,11 +131,11 @@ def test_softmax_of_a_distant_maximum(operators: Operators) -> None:
 @pytest.mark.parametrize("step", [0.02, 0.5])
 def test_probabilities_off_zero(operators: Operators, step: float) -> None:
     """A softmax grid that does not start at zero needs the column sums of v."""
-    grids = (grid(4, seed=1), grid(4, seed=2), grid(4, seed=3), Grid(0.01, step / 15, 4))
+    grids = (grid(4, seed=1), grid(4, seed=2), grid(4, seed=3), Grid(step / 15, 0.01, 4))
     a, k, v = (codes((2, 2, 30, 12), 4, seed=seed) for seed in range(3))
     found = attend(operators, (a, k, v), grids, None, None, None)
     q64, k64, v64 = (reference.values(x, grid) for x, grid in zip((a, k, v), grids[:3], strict=True))
     expected, p = reference.attention(q64, k64, v64, bias=None, mask=None, prob=grids[3])
-    steps = (p - grids[3].lower) / grids[3].step
+    steps = (p - grids[3].offset) / grids[3].scale
     sure = ((steps - steps.floor() - 0.5).abs() > 1e-4).all(-1, keepdim=True).expand_as(expected)
     assert close(torch.where(sure, found, 0.0), torch.where(sure, expected, 0.0))

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fxptq.graph.geometry import Geometry
 from fxptq.kernels import ops, panels, rows
-from fxptq.kernels.convolution import Geometry
-from fxptq.kernels.fold import fold_conv2d, fold_linear
-from fxptq.kernels.layout import PANELS, ROWS, Served, layout_for
-from tests.kernels.helpers import codes, epilogue, grid, quantizer
+from fxptq.kernels.backend import backend_for
+from fxptq.kernels.layouts import PANELS, ROWS, Packed
+from tests.kernels.helpers import codes, epilogue, grid, layer_of, quantizer
 
 
 @given(st.integers(1, 8), st.integers(1, 9), st.integers(1, 300), st.integers(0, 99))
@@ -46,7 +46,7 @@ def test_start_makes_up_for_128_less(bits: int) -> None:
     assert rows.start_of(packed, bits, largest=127) is None
 
 
-def call(served: Served, a: torch.Tensor) -> torch.Tensor:
+def call(served: Packed, a: torch.Tensor) -> torch.Tensor:
     layer = served.layer
     return ops.PLAIN.get(served.operator, getattr(rows, served.operator, None))(
         a, columns=layer.columns, **epilogue() | layer.epilogue() | served.arguments
@@ -58,7 +58,7 @@ def call(served: Served, a: torch.Tensor) -> torch.Tensor:
 def test_linear_is_that_on_panels(bits: int, a_bits: int) -> None:
     weight = torch.randn(45, 50, generator=torch.Generator().manual_seed(1))
     q, input_grid = quantizer(bits, seed=3), grid(a_bits, seed=4)
-    layer, a = fold_linear(weight, q, None, input_grid), codes((2, 9, 50), a_bits, seed=6)
+    layer, a = layer_of(weight, q, None, input_grid), codes((2, 9, 50), a_bits, seed=6)
     found, expected = (call(layout.linear(layer, bits, input_grid), a) for layout in (ROWS, PANELS))
     assert torch.equal(found, expected)
 
@@ -68,7 +68,7 @@ def test_linear_is_that_on_panels(bits: int, a_bits: int) -> None:
 def test_convolution_is_that_on_panels(bits: int, channels: int) -> None:
     weight = torch.randn(45, channels, 3, 2, generator=torch.Generator().manual_seed(1))
     q, input_grid, geometry = quantizer(bits, seed=3), grid(4, seed=4), Geometry(stride=(2, 1), padding=(1, 1))
-    layer, a = fold_conv2d(weight, q, None, input_grid, (1, 1)), codes((2, channels, 7, 8), 4, seed=6)
+    layer, a = layer_of(weight, q, None, input_grid, (1, 1)), codes((2, channels, 7, 8), 4, seed=6)
     found, expected = (call(layout.convolution(layer, bits, input_grid, geometry), a) for layout in (ROWS, PANELS))
     assert torch.equal(found, expected)
 
@@ -76,9 +76,9 @@ def test_convolution_is_that_on_panels(bits: int, channels: int) -> None:
 def test_operators_keep_what_their_declarations_promise() -> None:
     """What torch.compile relies on: schemas, and the shape, dtype and strides told in advance."""
     q, input_grid, geometry = quantizer(4, seed=3), grid(8, seed=4), Geometry(padding=(1, 1))
-    linear = ROWS.linear(fold_linear(torch.randn(20, 24), q, None, input_grid), 4, input_grid)
+    linear = ROWS.linear(layer_of(torch.randn(20, 24), q, None, input_grid), 4, input_grid)
     convolution = ROWS.convolution(
-        fold_conv2d(torch.randn(20, 5, 3, 3), q, None, input_grid, (1, 1)), 4, input_grid, geometry
+        layer_of(torch.randn(20, 5, 3, 3), q, None, input_grid, (1, 1)), 4, input_grid, geometry
     )
     for served, shape in ((linear, (2, 7, 24)), (convolution, (2, 5, 6, 7))):
         arguments = epilogue() | served.layer.epilogue() | served.arguments | {"columns": 20}
@@ -88,5 +88,5 @@ def test_operators_keep_what_their_declarations_promise() -> None:
 
 
 def test_each_device_has_its_layout() -> None:
-    assert layout_for(torch.device("cpu")) is PANELS
-    assert layout_for(torch.device("cuda")) is ROWS
+    assert backend_for(torch.device("cpu")).name == "cpu"
+    assert backend_for(torch.device("cuda")).name == "triton"

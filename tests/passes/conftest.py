@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.passes.base import Context
-from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.schemes.uniform import Uniform
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class TinyNetwork(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.conv = torch.randn(8, 3, 3, 3, generator=generator) / 5
         self.mix = torch.randn(3, 8, generator=generator) / 3
-        self.quantizers: dict[str, Quantizer] = {  # type: ignore[assignment]
-            "conv.input": Quantizer(bits),
-            "conv.weight": Quantizer(bits, groups=8),
-            "mix.input": Quantizer(bits, role="one_sided"),
-            "mix.weight": Quantizer(bits),
+        self.quantizers: dict[str, Uniform] = {  # type: ignore[assignment]
+            "conv.input": Uniform(bits),
+            "conv.weight": Uniform(bits, groups=8),
+            "mix.input": Uniform(bits, role="one_sided"),
+            "mix.weight": Uniform(bits),
         }
         self.own = nn.ModuleDict({key.replace(".", "_"): q for key, q in self.quantizers.items()})
 

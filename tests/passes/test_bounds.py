@@ -13,6 +13,7 @@ from fxptq.passes.base import Context, build_pass, run_passes
 from fxptq.quant import search
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.observer import Histogram
+from fxptq.quant.schemes.uniform import Uniform
 
 BOUND_PASSES = ["minmax", "percentile", "dobi", "dobi2d"]
 
@@ -76,7 +77,7 @@ def test_weights_are_searched_exactly_and_by_group(context: Context) -> None:
     run_passes([("dobi", {})], context)
     weight = context.student.weight_of("conv.weight")
     assert weight is not None
-    found = search.dobi_two_sided(Distribution.of(weight, 8), 3)
+    found = search.dobi_two_sided(Distribution.of(weight, 8), Uniform(3))
     assert torch.equal(context.student.quantizers["conv.weight"].lower, found.lower.float())
 
 
@@ -87,8 +88,8 @@ def test_dobi_takes_its_side_from_the_operand_unless_told(new_context: Callable[
     stats = auto.statistics["mix.input"]
     quantizer = auto.student.quantizers["mix.input"]
     assert quantizer.lower.item() == 0.0
-    assert quantizer.upper.item() == pytest.approx(float(search.dobi_one_sided(stats, 3, lowest=0.0).upper))
-    both = search.dobi_two_sided(stats, 3)
+    assert quantizer.upper.item() == pytest.approx(float(search.dobi_one_sided(stats, Uniform(3), lowest=0.0).upper))
+    both = search.dobi_two_sided(stats, Uniform(3))
     assert two.student.quantizers["mix.input"].lower.item() == pytest.approx(float(both.lower))
     assert auto.student.quantizers["conv.input"].lower.item() == two.student.quantizers["conv.input"].lower.item()
 

@@ -106,7 +106,7 @@ def test_groups_of_zero_width_stay_flat(new_context: NewContext) -> None:
     quantizer = ctx.student.quantizers["conv.weight"]
     width = quantizer.width.detach().clone()
     width[2] = 0.0
-    quantizer.set_grid(quantizer.lower, width)
+    quantizer.restore({"lower": quantizer.lower, "width": width})
     run_passes([("dqc", QUICK)], ctx)
     assert quantizer.width[2] == 0
     assert quantizer.width.isfinite().all()
@@ -237,7 +237,7 @@ def test_offsets_are_added_to_the_weight_in_steps_of_its_grid(new_context: NewCo
     student, key = ctx.student, "conv.weight"
     weight = student.weight_of(key)
     assert weight is not None
-    before, step = weight.clone(), student.quantizers[key].step.detach().view(8, 1, 1, 1)
+    before, step = weight.clone(), student.quantizers[key].scale.detach().view(8, 1, 1, 1)
     with learned_offsets(student, {key: weight}) as offsets:
         with torch.no_grad():
             offsets[key].fill_(0.75)

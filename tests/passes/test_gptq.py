@@ -75,7 +75,7 @@ def test_gptq_keeps_rows_that_are_not_quantized(context: Context) -> None:
     assert weight is not None
     width, before = quantizer.width.detach().clone(), weight.clone()
     width[3] = 0.0
-    quantizer.set_grid(quantizer.lower, width)
+    quantizer.restore({"lower": quantizer.lower, "width": width})
     run_passes([("gptq", {})], context)
     assert torch.equal(weight[3], before[3])
     assert not torch.equal(weight[2], before[2])

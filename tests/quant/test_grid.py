@@ -8,9 +8,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxptq.quant.grid import decode, encode, fake_quantize, levels
+from fxptq.quant import grid
+from fxptq.quant.grid import Grid, levels
 
 BITS = [2, 3, 4, 8]
+
+
+def encode(x: Tensor, lower: Tensor, width: Tensor, bits: int) -> Tensor:
+    """Codes in a clipping range."""
+    return grid.encode(x, width / levels(bits), lower, bits)
+
+
+def decode(codes: Tensor, lower: Tensor, width: Tensor, bits: int) -> Tensor:
+    """Values of codes in a clipping range."""
+    return grid.decode(codes, width / levels(bits), lower)
+
+
+def fake_quantize(x: Tensor, lower: Tensor, width: Tensor, bits: int) -> Tensor:
+    """Quantized values in a clipping range, differentiable in its bounds."""
+    return grid.fake_quantize(x, width / levels(bits), lower, bits)
 
 
 def reference_gradients(x: Tensor, lower: Tensor, width: Tensor, bits: int, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,8 +78,8 @@ def test_codes_stay_in_range_whatever_the_rounding(values: list[float], lower: f
     x, low, wide = torch.tensor(values), torch.tensor([lower]), torch.tensor([width])
     n = levels(bits)
     assert int(encode(x, low, wide, bits).max()) <= n
-    grid = low + wide / n * torch.arange(n + 1)
-    assert torch.isin(fake_quantize(x, low, wide, bits), grid).all()
+    values_of_codes = low + wide / n * torch.arange(n + 1)
+    assert torch.isin(fake_quantize(x, low, wide, bits), values_of_codes).all()
 
 
 @settings(max_examples=200, deadline=None)
@@ -164,3 +180,29 @@ def test_memory_kept_for_backward_is_the_input_and_the_bounds() -> None:
         fake_quantize(x, lower.requires_grad_(), width.requires_grad_(), 4)
     assert sorted(t.numel() for t in kept) == [1, 1, 1000]
     assert any(t.data_ptr() == x.data_ptr() for t in kept)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    offset=st.floats(-100, 100, width=32),
+    scale=st.floats(2**-10, 10, width=32),
+    bits=st.integers(2, 8),
+    odd=st.booleans(),
+)
+def test_signed_codes_and_the_zero_point_give_the_same_values(
+    offset: float, scale: float, bits: int, odd: bool
+) -> None:
+    found, codes = Grid(scale, offset, bits), torch.arange(2**bits, dtype=torch.float64)
+    values = scale * codes + offset
+    signed_scale, signed_offset = found.signed(odd=odd)
+    signed = codes - 128 if bits == 8 and not odd else 2 * codes - found.levels
+    # A symmetric range has the offset 0, up to the float32 rounding of its bounds.
+    assert float((signed_scale * signed + signed_offset - values).abs().max()) <= 2**-20 * float(values.abs().max())
+    assert torch.allclose(scale * (codes - found.zero_point), values, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_symmetric_range_has_signed_codes_without_an_offset(bits: int) -> None:
+    upper = torch.tensor(0.3)
+    scale = float(2 * upper / levels(bits))
+    assert Grid(scale, float(-upper), bits).signed(odd=True)[1] == 0.0

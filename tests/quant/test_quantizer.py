@@ -7,11 +7,11 @@ import torch
 
 from fxptq.errors import CalibrationError, InputError
 from fxptq.quant.grid import fake_quantize
-from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.schemes.uniform import Uniform
 
 
-def ready(bits: int = 4, lower: float = -1.0, upper: float = 1.3, groups: int = 1) -> Quantizer:
-    q = Quantizer(bits, groups=groups)
+def ready(bits: int = 4, lower: float = -1.0, upper: float = 1.3, groups: int = 1) -> Uniform:
+    q = Uniform(bits, groups=groups)
     q.set_bounds(lower, upper)
     q.mode = "on"
     return q
@@ -20,7 +20,7 @@ def ready(bits: int = 4, lower: float = -1.0, upper: float = 1.3, groups: int = 
 @pytest.mark.parametrize("bits", [-1, 0, 1, 9, 16])
 def test_bits_outside_two_to_eight_are_refused(bits: int) -> None:
     with pytest.raises(InputError, match=f"2 to 8 bits, not {bits}"):
-        Quantizer(bits)
+        Uniform(bits)
 
 
 @pytest.mark.parametrize(("lower", "upper"), [(float("nan"), 1.0), (0.0, float("inf")), (1.0, 0.5)])
@@ -34,7 +34,7 @@ def test_bad_bounds_are_refused_and_change_nothing(lower: float, upper: float) -
 
 def test_wrong_number_of_bounds_is_refused() -> None:
     with pytest.raises(InputError, match="takes 1 or 3 bounds, not 2"):
-        Quantizer(4, groups=3).set_bounds(torch.zeros(2), torch.ones(2))
+        Uniform(4, groups=3).set_bounds(torch.zeros(2), torch.ones(2))
 
 
 def test_groups_that_do_not_divide_the_axis_are_refused() -> None:
@@ -51,7 +51,7 @@ def test_off_and_observe_are_the_identity_and_observe_feeds_the_observer() -> No
         def update(self, x: torch.Tensor) -> None:
             self.seen.append(x)
 
-    q, x = Quantizer(3), torch.randn(5, requires_grad=True)
+    q, x = Uniform(3), torch.randn(5, requires_grad=True)
     assert q(x) is x
     keep = Keep()
     q.observer, q.mode = keep, "observe"
@@ -65,12 +65,12 @@ def test_groups_are_contiguous_blocks_along_the_axis(groups: int, axis: int) -> 
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     lower = torch.linspace(-1.5, -0.5, groups)
     upper = torch.linspace(0.4, 1.2, groups)
-    q = Quantizer(3, groups=groups, axis=axis)
+    q = Uniform(3, groups=groups, axis=axis)
     q.set_bounds(lower, upper)
     q.mode = "on"
     expected = torch.cat(
         [
-            fake_quantize(block, lower[i : i + 1], upper[i : i + 1] - lower[i : i + 1], 3)
+            fake_quantize(block, (upper[i : i + 1] - lower[i : i + 1]) / 7, lower[i : i + 1], 3)
             for i, block in enumerate(x.chunk(groups, dim=axis))
         ],
         dim=axis,
@@ -81,7 +81,7 @@ def test_groups_are_contiguous_blocks_along_the_axis(groups: int, axis: int) -> 
 
 
 def test_groups_of_zero_width_pass_values_and_gradients_through() -> None:
-    q = Quantizer(4, groups=2)
+    q = Uniform(4, groups=2)
     q.set_bounds(torch.tensor([0.7, -1.0]), torch.tensor([0.7, 1.0]))
     q.mode = "on"
     x = torch.randn(2, 50, requires_grad=True)
@@ -101,20 +101,20 @@ def test_groups_of_zero_width_pass_values_and_gradients_through() -> None:
 
 
 def test_a_quantizer_loaded_into_flat_bounds_quantizes() -> None:
-    source, target = ready(), Quantizer(4)
+    source, target = ready(), Uniform(4)
     target.load_state_dict(source.state_dict())
     target.mode = "on"
     x = torch.randn(100)
     assert torch.equal(target(x), source(x))
-    flat = Quantizer(4)
+    flat = Uniform(4)
     source.load_state_dict(flat.state_dict())
     assert torch.equal(source(x), x)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_fold_and_saved_bounds_repeat_the_trained_forward_bit_for_bit(seed: int) -> None:
+def test_absorbing_and_saved_bounds_repeat_the_trained_forward_bit_for_bit(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    q = Quantizer(5, groups=4)
+    q = Uniform(5, groups=4)
     q.set_bounds(-torch.rand(4, generator=generator), torch.rand(4, generator=generator))
     q.mode = "on"
     with torch.no_grad():
@@ -123,12 +123,12 @@ def test_fold_and_saved_bounds_repeat_the_trained_forward_bit_for_bit(seed: int)
     x = torch.randn(8, 100, generator=generator)
     trained = q(x)
 
-    loaded = Quantizer(5, groups=4)
-    loaded.set_grid(q.lower, q.width)
+    loaded = Uniform(5, groups=4)
+    loaded.restore({"lower": q.lower, "width": q.width})
     loaded.mode = "on"
     assert torch.equal(loaded(x), trained)
 
-    q.fold()
+    q.absorb()
     assert torch.equal(q(x), trained)
     assert not q.shift.any()
     assert not q.log_scale.any()
@@ -142,7 +142,7 @@ def test_parameters_are_in_units_of_the_initial_width() -> None:
     assert q.lower.item() == 0.0
     assert 0 < q.width.item() < 1e-20
     assert q.upper.item() >= q.lower.item()
-    assert q.step.item() == pytest.approx(q.width.item() / 15)
+    assert q.scale.item() == pytest.approx(q.width.item() / 15)
 
 
 def test_training_moves_bounds_towards_less_error() -> None:

@@ -8,7 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxptq.quant.rounding import gptq, output_error, to_nearest
+from fxptq.quant import rounding
+from fxptq.quant.grid import levels
+from fxptq.quant.rounding import output_error
+
+
+def gptq(weight: Tensor, moments: Tensor, lower: Tensor, width: Tensor, bits: int, damping: float = 0.01) -> Tensor:
+    """GPTQ in clipping ranges."""
+    return rounding.gptq(weight, moments, width / levels(bits), lower, bits, damping)
+
+
+def to_nearest(weight: Tensor, lower: Tensor, width: Tensor, bits: int) -> Tensor:
+    """Rounding to nearest in clipping ranges."""
+    return rounding.to_nearest(weight, width / levels(bits), lower, bits)
 
 
 def case(outputs: int, inputs: int, seed: int, correlation: float = 0.8) -> tuple[Tensor, Tensor, Tensor, Tensor]:

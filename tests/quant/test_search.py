@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from fxptq.quant import search as searches
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.observer import Histogram
-from fxptq.quant.search import dobi2d, dobi_one_sided, dobi_two_sided, minmax, percentile
+from fxptq.quant.schemes.uniform import Uniform
+
+
+def uniform(search: Callable[..., searches.Bounds]) -> Callable[..., searches.Bounds]:
+    """A search for the bounds of uniform quantizers, called with their bits."""
+
+    def run(values: Distribution, bits: int, *args: Any, **kwargs: Any) -> searches.Bounds:
+        return search(values, Uniform(bits), *args, **kwargs)
+
+    return run
+
+
+minmax, percentile = uniform(searches.minmax), uniform(searches.percentile)
+dobi2d, dobi_one_sided = uniform(searches.dobi2d), uniform(searches.dobi_one_sided)
+dobi_two_sided = uniform(searches.dobi_two_sided)
 
 Candidates = Iterable[tuple[float, float]]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fxptq.kernels.build import Backend
+from fxptq.kernels.backend import Installed
 
 _log = logging.getLogger("fxptq")
 
@@ -32,14 +32,14 @@ OPERATORS = {
 
 
 @cache
-def backend() -> Backend:
+def backend() -> Installed:
     """Installs the kernels, once, and says what runs the operators on CUDA."""
     reason = obstacle()
     if reason:
         _log.warning("integer kernels run in plain torch on the GPU, exact but slow: %s", reason)
-        return Backend("torch", reason)
+        return Installed("torch", reason)
     _install()
-    return Backend("triton")
+    return Installed("triton")
 
 
 def obstacle() -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from fxptq.kernels.cuda.register import OPERATORS, backend
-from fxptq.kernels.layout import Served
+from fxptq.kernels.layouts import Packed
 from tests.kernels.helpers import epilogue
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -36,7 +36,7 @@ class Kernels:
         return call
 
 
-def run(operators: Any, served: Served, a: Tensor, **changes: Any) -> Tensor:
+def run(operators: Any, served: Packed, a: Tensor, **changes: Any) -> Tensor:
     """A layer as `Rows` serves it."""
     call = getattr(operators, served.operator)
     layer = served.layer

@@ -11,15 +11,16 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from fxptq.graph.geometry import Geometry
 from fxptq.kernels import panels, reference, rows
-from fxptq.kernels.convolution import Geometry
 from fxptq.kernels.cuda import convolution, gemm
 from fxptq.kernels.cuda.tiles import TILES, Tile, tuned
-from fxptq.kernels.fold import Grid, Layer, fold_conv2d, fold_linear, onto
-from fxptq.kernels.layout import ROWS
+from fxptq.kernels.layer import Layer
+from fxptq.kernels.layouts import ROWS
 from fxptq.kernels.ops import Activation
+from fxptq.quant.grid import Grid
 from tests.kernels.cuda.helpers import Kernels, run
-from tests.kernels.helpers import KINDS, assert_codes, close, codes, decoded, grid, quantizer
+from tests.kernels.helpers import KINDS, assert_codes, close, codes, decoded, grid, layer_of, onto, quantizer
 
 ANY = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -30,11 +31,11 @@ def bare(w: Tensor) -> Layer:
 
 
 def linear_sums(operators: Kernels, a: Tensor, w: Tensor, bits: int, a_bits: int) -> Tensor:
-    return run(operators, ROWS.linear(bare(w), bits, Grid(0.0, 1.0, a_bits)), a).long()
+    return run(operators, ROWS.linear(bare(w), bits, Grid(1.0, 0.0, a_bits)), a).long()
 
 
 def conv_sums(operators: Kernels, a: Tensor, w: Tensor, bits: int, a_bits: int, geometry: Geometry) -> Tensor:
-    return run(operators, ROWS.convolution(bare(w), bits, Grid(0.0, 1.0, a_bits), geometry), a).long()
+    return run(operators, ROWS.convolution(bare(w), bits, Grid(1.0, 0.0, a_bits), geometry), a).long()
 
 
 @pytest.mark.parametrize("a_bits", [4, 8])
@@ -93,7 +94,7 @@ def test_border_is_the_real_zero_for_any_geometry(operators: Kernels, data: st.D
     if draw(st.booleans()):
         a = a.contiguous(memory_format=torch.channels_last)
     weight = torch.randn(columns, channels, *kernel, generator=torch.Generator().manual_seed(1))
-    layer = fold_conv2d(weight, q, torch.ones(columns), input_grid, padding)
+    layer = layer_of(weight, q, torch.ones(columns), input_grid, padding)
     served = ROWS.convolution(layer, bits, input_grid, Geometry(stride=stride, padding=padding))
     expected = reference.conv2d(
         reference.values(a, input_grid), decoded(q, weight), torch.ones(columns), stride, padding
@@ -110,7 +111,7 @@ def test_folded_linear_equals_float64(operators: Kernels, symmetry: str, groups:
     q, input_grid = quantizer(bits, symmetry, groups or 48, seed=3), grid(bits, "asymmetric", seed=4)
     a = codes((2, 9, 50), bits, seed=6)
     expected = reference.linear(reference.values(a, input_grid), decoded(q, weight), bias)
-    served = ROWS.linear(fold_linear(weight, q, bias, input_grid), bits, input_grid)
+    served = ROWS.linear(layer_of(weight, q, bias, input_grid), bits, input_grid)
     assert close(run(operators, served, a), expected)
 
 
@@ -131,11 +132,11 @@ def test_epilogues(operators: Kernels, activation, slope, function, added, coded
     q, input_grid, target = quantizer(4, seed=3), grid(4, seed=4), grid(3, "asymmetric", seed=11)
     if kind == "linear":
         weight, a = torch.randn(70, 24, generator=g), codes((50, 24), 4, seed=6)
-        layer = fold_linear(weight, q, None, input_grid)
+        layer = layer_of(weight, q, None, input_grid)
         plain = reference.linear(reference.values(a, input_grid), decoded(q, weight), None)
     else:
         weight, a = torch.randn(70, 20, 3, 3, generator=g), codes((2, 20, 5, 6), 4, seed=6)
-        layer = fold_conv2d(weight, q, None, input_grid, (1, 1))
+        layer = layer_of(weight, q, None, input_grid, (1, 1))
         plain = reference.conv2d(reference.values(a, input_grid), decoded(q, weight), None, (1, 1), (1, 1))
     residual = torch.randn(plain.shape, generator=g) if added else None
     expected = function(plain) + (residual.double() if added else 0)
@@ -145,13 +146,13 @@ def test_epilogues(operators: Kernels, activation, slope, function, added, coded
         if activation == Activation.NONE and not added:
             layer = onto(layer, target)
         else:
-            arguments |= {"out_scale": 1 / target.step, "out_offset": -target.lower / target.step}
+            arguments |= {"out_scale": 1 / target.scale, "out_offset": -target.offset / target.scale}
     geometry = Geometry(padding=(1, 1))
     served = ROWS.linear(layer, 4, input_grid) if kind == "linear" else ROWS.convolution(layer, 4, input_grid, geometry)
     found = run(operators, served, a, **arguments)
     assert kind == "linear" or found.is_contiguous(memory_format=torch.channels_last)
     if coded:
-        assert_codes(found, (expected - target.lower) / target.step, target.levels)
+        assert_codes(found, (expected - target.offset) / target.scale, target.levels)
     else:
         assert close(found, expected)
 
@@ -161,10 +162,10 @@ def test_codes_of_columns_may_have_different_grids(operators: Kernels) -> None:
     q, input_grid = quantizer(4, seed=3), grid(4, seed=4)
     a = codes((50, 24), 4, seed=6)
     first, second = grid(3, seed=1), grid(8, seed=2)
-    lower = torch.tensor([first.lower] * 30 + [second.lower] * 40).double()
-    step = torch.tensor([first.step] * 30 + [second.step] * 40).double()
+    lower = torch.tensor([first.offset] * 30 + [second.offset] * 40).double()
+    step = torch.tensor([first.scale] * 30 + [second.scale] * 40).double()
     levels = torch.tensor([7.0] * 30 + [255.0] * 40)
-    layer = fold_linear(weight, q, None, input_grid).plus(-lower).times(1 / step)
+    layer = layer_of(weight, q, None, input_grid).plus(-lower).times(1 / step)
     found = run(operators, ROWS.linear(layer, 4, input_grid), a, levels=panels.pad_columns(levels))
     exact = (reference.linear(reference.values(a, input_grid), decoded(q, weight), None) - lower) / step
     assert_codes(found[:, :30], exact[:, :30], 7)
@@ -177,7 +178,7 @@ def test_pixel_shuffle(operators: Kernels, factor: int, coded: bool) -> None:
     weight = torch.randn(5 * factor**2, 16, 3, 3, generator=torch.Generator().manual_seed(8))
     q, input_grid = quantizer(4, seed=3), grid(4, seed=4)
     a = codes((2, 16, 4, 5), 4, seed=6)
-    layer = onto(fold_conv2d(weight, q, None, input_grid, (1, 1)), grid(4, seed=5))
+    layer = onto(layer_of(weight, q, None, input_grid, (1, 1)), grid(4, seed=5))
     served = ROWS.convolution(
         layer.reordered(panels.places_first(layer.columns, factor)), 4, input_grid, Geometry(padding=(1, 1))
     )
@@ -194,7 +195,7 @@ def test_gelu_is_within_a_millionth(operators: Kernels) -> None:
     x = torch.linspace(-9, 9, 4001)
     # A layer of one input whose code is 1 and whose bias is x.
     layer = Layer(torch.zeros(len(x), 1, dtype=torch.int8), torch.zeros(len(x)), x)
-    served = ROWS.linear(layer, 8, Grid(0.0, 1.0, 8))
+    served = ROWS.linear(layer, 8, Grid(1.0, 0.0, 8))
     found = run(operators, served, torch.ones(1, 1, dtype=torch.uint8), activation=int(Activation.GELU))[0]
     assert float((found.double() - F.gelu(x.double())).abs().max()) < 1e-6
 

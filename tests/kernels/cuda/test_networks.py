@@ -9,8 +9,8 @@ from torch import Tensor, fx
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from fxptq.graph import Program
+from fxptq.kernels.backend import get_backend
 from fxptq.kernels.cuda.register import OPERATORS
-from fxptq.kernels.layout import ROWS
 from fxptq.kernels.lower import lower
 from fxptq.kernels.rewrite import rewrite
 from tests.kernels.cuda.helpers import INTERPRETED, Kernels
@@ -33,7 +33,7 @@ def on_kernels(program: Program, x: Tensor, operators: Kernels, *, compile: bool
     """The output of the lowered network: node by node in the interpreter, as it is on a GPU."""
     if not INTERPRETED:
         return run(lower(program.to("cuda"), compile=compile), x.cuda()).cpu()
-    rewritten = rewrite(program.variant((x,)).inserted, program.holder, ROWS)
+    rewritten = rewrite(program.variant((x,)), program.holder, get_backend("triton"))
     with torch.no_grad():
         return Interpreter(rewritten.module, operators).run(x.clone())
 

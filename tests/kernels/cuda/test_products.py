@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from fxptq.kernels import panels, reference
 from fxptq.kernels.cuda import attention
-from fxptq.kernels.fold import Grid
+from fxptq.quant.grid import Grid
 from tests.kernels.cuda.helpers import Kernels
 from tests.kernels.helpers import KINDS, close, codes, grid
 from tests.kernels.test_products import (
@@ -56,7 +56,7 @@ def test_sums_too_deep_for_32_bits(operators: Kernels) -> None:
 def test_keys_in_blocks(operators: Kernels, monkeypatch: pytest.MonkeyPatch, masked: str, bits: int) -> None:
     """More keys than a block holds: the softmax is that of all, also where a block is masked out altogether."""
     monkeypatch.setattr(attention, "_KEYS", 32)
-    grids = (grid(bits, seed=1), grid(bits, seed=2), grid(bits, seed=3), Grid(0.0, 0.3 / (2**bits - 1), bits))
+    grids = (grid(bits, seed=1), grid(bits, seed=2), grid(bits, seed=3), Grid(0.3 / (2**bits - 1), 0.0, bits))
     a, k, v = (codes((2, 2, 75, 12), bits, seed=seed) for seed in range(3))
     bias, mask = torch.randn(2, 75, 75, generator=torch.Generator().manual_seed(1)), torch.zeros(1, 75, 75)
     if masked:
@@ -64,7 +64,7 @@ def test_keys_in_blocks(operators: Kernels, monkeypatch: pytest.MonkeyPatch, mas
     found = attend(operators, (a, k, v), grids, bias, mask, None)
     q64, k64, v64 = (reference.values(x, one) for x, one in zip((a, k, v), grids[:3], strict=True))
     expected, p = reference.attention(q64, k64, v64, bias=bias, mask=mask, prob=grids[3])
-    steps = (p - grids[3].lower) / grids[3].step
+    steps = (p - grids[3].offset) / grids[3].scale
     sure = ((steps - steps.floor() - 0.5).abs() > 1e-4).all(-1, keepdim=True).expand_as(expected)
     assert float(sure.double().mean()) > 0.8
     assert close(torch.where(sure, found, 0.0), torch.where(sure, expected, 0.0))

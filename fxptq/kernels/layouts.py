@@ -1,6 +1,7 @@
-"""How weights lie for a device's kernels: which operator serves a layer, and the weight as that operator takes it.
+"""How weights lie for a device's kernels: which operator computes a layer, and the weight as that operator takes it.
 
-`PANELS` is for the CPU (and whatever has no kernels of its own), `ROWS` for CUDA; rewriting a graph takes one of them.
+`PANELS` is what kernels on the CPU read (and those of every device that has none of its own), `ROWS` what they read on
+CUDA; a back end has one of them.
 """
 
 from __future__ import annotations
@@ -9,10 +10,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
-import torch
-
-from fxptq.kernels.fold import Grid, Layer
-from fxptq.kernels.geometry import Geometry
+from fxptq.graph.geometry import Geometry
+from fxptq.kernels.layer import Layer
 from fxptq.kernels.panels import (
     LANES,
     pack_conv_weight,
@@ -23,17 +22,18 @@ from fxptq.kernels.panels import (
     winograd_fits,
 )
 from fxptq.kernels.rows import pack_conv_rows, pack_rows, start_of
+from fxptq.quant.grid import Grid
 
 _NARROW = 48
 """Columns times taps up to which multiplying every pixel by every tap once beats leaving lanes empty."""
 
 
 @dataclass(frozen=True)
-class Served:
-    """A layer and what serves it.
+class Packed:
+    """A layer as one operator takes it.
 
     Attributes:
-        operator: its name.
+        operator: the name of the operator.
         layer: as that operator takes it.
         arguments: of the operator, but for the codes, the columns and the epilogue.
     """
@@ -49,10 +49,10 @@ class Layout(Protocol):
     `bits` are those of the weight, `grid` is that of the input.
     """
 
-    def linear(self, layer: Layer, bits: int, grid: Grid) -> Served:
+    def linear(self, layer: Layer, bits: int, grid: Grid) -> Packed:
         """For a linear layer."""
 
-    def convolution(self, layer: Layer, bits: int, grid: Grid, geometry: Geometry) -> Served:
+    def convolution(self, layer: Layer, bits: int, grid: Grid, geometry: Geometry) -> Packed:
         """For a convolution without groups or dilation."""
 
 
@@ -60,11 +60,11 @@ class Layout(Protocol):
 class Panels:
     """Panels of 16 columns, as vector units read them, in bytes or half bytes; 3x3 kernels tap by tap if they fit."""
 
-    def linear(self, layer: Layer, bits: int, grid: Grid) -> Served:  # noqa: ARG002  # bytes whatever the bits
+    def linear(self, layer: Layer, bits: int, grid: Grid) -> Packed:  # noqa: ARG002  # bytes whatever the bits
         """`linear`."""
-        return Served("linear", layer, {"weight": pack_weight(layer.packable())})
+        return Packed("linear", layer, {"weight": pack_weight(layer.packable())})
 
-    def convolution(self, layer: Layer, bits: int, grid: Grid, geometry: Geometry) -> Served:  # noqa: ARG002
+    def convolution(self, layer: Layer, bits: int, grid: Grid, geometry: Geometry) -> Packed:  # noqa: ARG002
         """`conv3x3`, `narrow_conv2d` or `conv2d`."""
         place = _place(layer, geometry)
         columns, channels, *size = layer.weight.shape
@@ -72,25 +72,25 @@ class Panels:
         wide = size == [3, 3] and geometry.stride == (1, 1) and min(columns, channels) >= LANES
         if wide and winograd_fits(layer.packable(), grid.levels):
             place |= {"weight": pack_taps(layer.packable()), "largest": grid.levels}
-            return Served("conv3x3", layer.for_sums_times(4), place)
+            return Packed("conv3x3", layer.for_sums_times(4), place)
         if geometry.stride == (1, 1) and columns * prod(size) <= _NARROW < LANES * prod(size):
             place |= {"weight": pack_narrow_conv_weight(layer.weight), "kernel_size": size}
-            return Served("narrow_conv2d", layer, place)
+            return Packed("narrow_conv2d", layer, place)
         place |= {"weight": pack_conv_weight(layer.packable()), "kernel_size": size, "stride": list(geometry.stride)}
-        return Served("conv2d", layer, place)
+        return Packed("conv2d", layer, place)
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows of codes at 2, 4 or 8 bits, which a GPU unpacks as it goes; see rows.py."""
 
-    def linear(self, layer: Layer, bits: int, grid: Grid) -> Served:
+    def linear(self, layer: Layer, bits: int, grid: Grid) -> Packed:
         """`rows_linear`."""
         packed = pack_rows(layer.weight, bits)
         start = start_of(packed, bits, grid.levels)
-        return Served("rows_linear", layer, {"weight": packed, "start": start, "bits": bits})
+        return Packed("rows_linear", layer, {"weight": packed, "start": start, "bits": bits})
 
-    def convolution(self, layer: Layer, bits: int, grid: Grid, geometry: Geometry) -> Served:
+    def convolution(self, layer: Layer, bits: int, grid: Grid, geometry: Geometry) -> Packed:
         """`rows_conv2d`."""
         packed = pack_conv_rows(layer.weight, bits)
         place = _place(layer, geometry) | {
@@ -100,7 +100,7 @@ class Rows:
             "kernel_size": list(layer.weight.shape[2:]),
             "stride": list(geometry.stride),
         }
-        return Served("rows_conv2d", layer, place)
+        return Packed("rows_conv2d", layer, place)
 
 
 def _place(layer: Layer, geometry: Geometry) -> dict[str, Any]:
@@ -112,8 +112,3 @@ def _place(layer: Layer, geometry: Geometry) -> dict[str, Any]:
 
 PANELS: Layout = Panels()
 ROWS: Layout = Rows()
-
-
-def layout_for(device: torch.device) -> Layout:
-    """The layout that the kernels of a device read."""
-    return ROWS if device.type == "cuda" else PANELS

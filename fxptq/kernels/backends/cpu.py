@@ -1,0 +1,25 @@
+"""The CPU: C++ kernels compiled for this very processor (kernels/build.py), on weights in panels."""
+
+from __future__ import annotations
+
+from fxptq.graph.sites import Site
+from fxptq.kernels import build
+from fxptq.kernels.backend import Backend, Grids, Installed, Served, register
+from fxptq.kernels.layouts import PANELS
+from fxptq.kernels.limits import serve
+from fxptq.refusal import Refusal
+
+
+@register("cpu")
+class Cpu(Backend):
+    """Compiled kernels, or plain torch in their place where nothing can be compiled."""
+
+    device = "cpu"
+
+    def install(self) -> Installed:
+        """Compiles the kernels if need be and loads them."""
+        return build.backend()
+
+    def serves(self, site: Site, grids: Grids) -> Served | Refusal:
+        """See `Backend`."""
+        return serve(site, grids, PANELS)

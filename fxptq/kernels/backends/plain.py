@@ -1,0 +1,31 @@
+"""Plain torch: the operators' own definitions, with no kernel behind them; exact everywhere and slow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from fxptq.graph.sites import Site
+from fxptq.kernels import ops
+from fxptq.kernels.backend import Backend, Grids, Installed, Served, register
+from fxptq.kernels.layouts import PANELS
+from fxptq.kernels.limits import serve
+from fxptq.refusal import Refusal
+
+
+@register("torch")
+class Plain(Backend):
+    """The reference that every other back end is compared with."""
+
+    def install(self) -> Installed:
+        """There is nothing to install."""
+        return Installed("torch", "it was asked for by name")
+
+    def serves(self, site: Site, grids: Grids) -> Served | Refusal:
+        """See `Backend`."""
+        return serve(site, grids, PANELS)
+
+    def operator(self, name: str) -> Callable[..., Tensor]:
+        """The plain form, even where a kernel is installed."""
+        return ops.PLAIN[name]

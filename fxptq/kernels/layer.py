@@ -1,0 +1,133 @@
+"""A layer as the integer kernels need it: signed codes of the weight, and the numbers that scale and shift its sums.
+
+An activation is a = s_a A + o_a with codes A, a weight w = s W + o with signed codes W (odd integers up to 7 bits, so
+that a symmetric grid has o = 0). Then
+
+    sum a w + bias = s_a s sum(A W) + s_a o sum(A) + (o_a sum(w) + bias)
+
+and only the first two sums are left to the kernel. Where a convolution pads, o_a w is added only for the taps that lie
+inside the image, so that the real zero of the border is exact. Everything here is float64, once, ahead of time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fxptq.kernels.panels import centred, pad_columns, with_sums
+from fxptq.quant.grid import Grid
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer or convolution on codes: neither packed nor padded yet, float64 but for the weight.
+
+    Attributes:
+        weight: signed codes, int8, of the weight's shape.
+        scale: [N], of the sum of products.
+        bias: [N].
+        row_scale: [N], of the sum of the activation codes; None where all weights are centred on zero.
+        taps: [taps, N], what each tap inside the image adds to the bias; None where nothing depends on the border.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor
+    row_scale: Tensor | None = None
+    taps: Tensor | None = None
+
+    @property
+    def columns(self) -> int:
+        """Number of outputs."""
+        return self.scale.numel()
+
+    def times(self, factor: Tensor | float) -> Layer:
+        """The layer with its output multiplied by a number, or one for each column [N]."""
+        return replace(
+            self,
+            scale=self.scale * factor,
+            bias=self.bias * factor,
+            row_scale=None if self.row_scale is None else self.row_scale * factor,
+            taps=None if self.taps is None else self.taps * factor,
+        )
+
+    def packable(self) -> Tensor:
+        """The weight as it is to be packed: with its column of sums where the epilogue needs them."""
+        return self.weight if self.row_scale is None else with_sums(self.weight)
+
+    def reordered(self, order: Tensor) -> Layer:
+        """The layer with its outputs in another order: output i is what `order[i]` was."""
+        return Layer(
+            weight=self.weight[order],
+            scale=self.scale[order],
+            bias=self.bias[order],
+            row_scale=None if self.row_scale is None else self.row_scale[order],
+            taps=None if self.taps is None else self.taps[:, order],
+        )
+
+    def for_sums_times(self, factor: int) -> Layer:
+        """The layer for a kernel whose sums are a multiple of the real ones."""
+        row_scale = None if self.row_scale is None else self.row_scale / factor
+        return replace(self, scale=self.scale / factor, row_scale=row_scale)
+
+    def plus(self, offset: Tensor | float) -> Layer:
+        """The layer with a number added to its output, or one for each column [N]."""
+        return replace(self, bias=self.bias + offset)
+
+    def epilogue(self) -> dict[str, Tensor | None]:
+        """The tensors that the epilogue of an operator takes, by argument name."""
+        return {
+            "bias": pad_columns(self.bias),
+            "scale": pad_columns(self.scale),
+            "row_scale": None if self.row_scale is None else pad_columns(self.row_scale),
+        }
+
+
+def integer_layer(
+    codes: Tensor, grids: Sequence[Grid], bias: Tensor | None, grid: Grid, *, padded: bool = False
+) -> Layer:
+    """A linear layer, or a convolution with zero padding, on codes.
+
+    Args:
+        codes: of the weight, uint8 [N, K] or [N, C, kernel height, kernel width].
+        grids: of the weight: one, or one for each contiguous block of the N outputs.
+        bias: [N] or None.
+        grid: of the input.
+        padded: whether the border holds real zeros, which no code may stand for.
+    """
+    columns, bits = len(codes), grids[0].bits
+    signed = centred(codes, bits)
+    scale, offset = signed_columns(grids, columns, codes.device)
+    values = signed.reshape(columns, codes.shape[1], -1) * scale.view(-1, 1, 1) + offset.view(-1, 1, 1)
+    inside = grid.offset * values.sum(1)  # [N, taps]
+    constant = inside.new_zeros(columns) if bias is None else bias.detach().double()
+    by_tap = padded and grid.offset != 0.0
+    return Layer(
+        weight=signed,
+        scale=grid.scale * scale,
+        bias=constant if by_tap else constant + inside.sum(1),
+        row_scale=grid.scale * offset if bool((offset != 0).any()) else None,
+        taps=inside.t().contiguous() if by_tap else None,
+    )
+
+
+def signed_columns(
+    grids: Sequence[Grid], columns: int, device: torch.device, *, odd: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(scale, offset) of the signed codes (`Grid.signed`) of each output, float64 [columns] each."""
+    pairs = torch.tensor([grid.signed(odd=odd) for grid in grids], dtype=torch.float64, device=device)
+    scale, offset = pairs.repeat_interleave(columns // len(grids), 0).unbind(1)
+    return scale, offset
+
+
+def product_terms(lhs: Grid, rhs: Grid) -> list[float]:
+    """The numbers (a, b, c, d, e) that turn sums of codes into a product of values.
+
+    With A the left codes, B the signed right codes and `depth` products a sum, the product of the values is
+    a sum(A B) + b sum(A) + c sum(B) + d depth + e.
+    """
+    scale, offset = rhs.signed()
+    return [lhs.scale * scale, lhs.scale * offset, lhs.offset * scale, lhs.offset * offset, 0.0]

@@ -1,0 +1,161 @@
+"""Uniform: a clipping range per group, cut into 2**bits - 1 equal steps (2DQuant, arXiv 2406.06649).
+
+The range lives in buffers (`lower0`, `width0`) and trained offsets (`shift`, `log_scale`), with
+lower = lower0 + width0 * shift and width = width0 * exp(log_scale): the width stays positive whatever the optimizer
+does, and learning rates are in units of the initial width. `absorb` leaves the forward pass unchanged bit for bit, and
+so does storing `lower` and `width` and restoring them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxptq.errors import CalibrationError
+from fxptq.quant import grid
+from fxptq.quant.distribution import Distribution
+from fxptq.quant.grid import Grid
+from fxptq.quant.quantizer import Quantizer, Role, Trainable
+from fxptq.quant.scheme import UNIFORM, register
+
+
+@register(UNIFORM)
+class Uniform(Quantizer):
+    """Uniform quantizer, per tensor or per group of one axis; see `Quantizer` for the arguments.
+
+    A group with `upper == lower` lets its values through unchanged.
+
+    Attributes:
+        shift: trained move of the lower bound in units of the initial width, [groups].
+        log_scale: trained logarithm of the width over the initial width, [groups].
+    """
+
+    lower0: Tensor
+    width0: Tensor
+
+    def __init__(self, bits: int, groups: int = 1, axis: int = 0, role: Role = "symmetric") -> None:
+        super().__init__(bits, groups, axis, role)
+        self.register_buffer("lower0", torch.zeros(groups))
+        self.register_buffer("width0", torch.zeros(groups))
+        self.shift = nn.Parameter(torch.zeros(groups))
+        self.log_scale = nn.Parameter(torch.zeros(groups))
+        self._some_flat = True
+
+    @property
+    def lower(self) -> Tensor:
+        """Lower ends of the clipping range, [groups]."""
+        return self.lower0 + self.width0 * self.shift
+
+    @property
+    def width(self) -> Tensor:
+        """Upper - lower, >= 0, [groups]; zero only where it was set to zero."""
+        return self.width0 * self.log_scale.exp()
+
+    @property
+    def upper(self) -> Tensor:
+        """Upper ends of the clipping range, [groups]."""
+        return self.lower + self.width
+
+    @property
+    def scale(self) -> Tensor:
+        """Distance of two neighbouring grid values, [groups]."""
+        return self.width / grid.levels(self.bits)
+
+    # -- values and codes ----------------------------------------------------------------------------------------------
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """The nearest values on the grid; `x` itself in groups of zero width."""
+        lower, width = self.spread(self.lower, x), self.spread(self.width, x)
+        n = grid.levels(self.bits)
+        if not self._some_flat:
+            return grid.fake_quantize(x, width / n, lower, self.bits)
+        flat = width == 0
+        return torch.where(flat, x, grid.fake_quantize(x, width.masked_fill(flat, 1.0) / n, lower, self.bits))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """uint8 codes of `x`, of its shape; 0 throughout a group of zero width (which no code can stand for)."""
+        scale = self.spread(self.scale, x)
+        codes = grid.encode(x, scale, self.spread(self.lower, x), self.bits)
+        return codes.masked_fill_(scale == 0, 0) if self._some_flat else codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Values of the grid that `codes` stand for, of their shape."""
+        return grid.decode(codes, self.spread(self.scale, codes), self.spread(self.lower, codes))
+
+    # -- bounds and state ----------------------------------------------------------------------------------------------
+
+    def set_bounds(self, lower: Tensor | float, upper: Tensor | float) -> None:
+        """Set the clipping range; see `Quantizer`."""
+        low = self.per_group(lower, self.lower0)
+        self._set(low, self.per_group(upper, self.lower0) - low)
+
+    def squared_error(self, values: Distribution, lower: Tensor, upper: Tensor) -> Tensor:
+        """Squared error of rounding to the nearest value of each grid; see `Quantizer`."""
+        return values.squared_error(lower, upper, self.bits)
+
+    def stored(self) -> dict[str, Tensor]:
+        """`lower` and `width`, [groups] each."""
+        return {"lower": self.lower0, "width": self.width0}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Read back `lower` and `width`; see `Quantizer`."""
+        if set(tensors) != {"lower", "width"}:
+            raise CalibrationError(f"a uniform quantizer stores lower and width, not {', '.join(sorted(tensors))}")
+        self._set(self.per_group(tensors["lower"], self.lower0), self.per_group(tensors["width"], self.lower0))
+
+    def _set(self, lower: Tensor, width: Tensor) -> None:
+        if not (lower.isfinite().all() and width.isfinite().all() and (width >= 0).all()):
+            raise CalibrationError(
+                f"bounds must be finite and upper >= lower, not lower {lower.tolist()[:4]}, width {width.tolist()[:4]}"
+            )
+        with torch.no_grad():
+            self.lower0.copy_(lower)
+            self.width0.copy_(width)
+            self.shift.zero_()
+            self.log_scale.zero_()
+        self._note_flat_groups()
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._note_flat_groups()
+
+    def _note_flat_groups(self) -> None:
+        """Remember on the Python side whether a group has zero width, so that `quantize` need not look at data."""
+        self._some_flat = bool((self.width0 == 0).any())
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def trainables(self) -> tuple[Trainable, ...]:
+        """`shift` and `log_scale`, which are in units of the initial width; nothing where every width is zero."""
+        if not bool((self.width0 > 0).any()):
+            return ()
+        steps = grid.levels(self.bits)
+        return Trainable(self.shift, steps), Trainable(self.log_scale, steps)
+
+    def absorb(self) -> None:
+        """Move the trained part into the stored range; the forward pass stays the same bit for bit."""
+        self._set(self.lower.detach(), self.width.detach())
+
+    def is_sound(self) -> bool:
+        """Whether the range is finite, and none has shrunk to nothing in float32."""
+        lower, width = self.lower.detach(), self.width.detach()
+        return bool((lower.isfinite() & width.isfinite() & ((width > 0) == (self.width0 > 0))).all())
+
+    def figures(self) -> dict[str, float]:
+        """The range, and how far training has moved (in widths) and scaled it."""
+        with torch.no_grad():
+            return super().figures() | {
+                "moved": float(self.shift.abs().max()),
+                "scaled": float(self.log_scale.exp().mean()),
+            }
+
+    # -- integers ------------------------------------------------------------------------------------------------------
+
+    def grids(self) -> tuple[Grid, ...]:
+        """The grid of each group; the scale is 0 in a group of zero width."""
+        with torch.no_grad():
+            pairs = zip(self.scale.tolist(), self.lower.tolist(), strict=True)
+            return tuple(Grid(scale, offset, self.bits) for scale, offset in pairs)
