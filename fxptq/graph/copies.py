@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.errors import CaptureError
+from fxptq.graph.wrappers import network_of, unwrap_inside
 
 
 def independent_copy(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing with `model`.
+    """A copy that shares nothing with `model`, of the network itself: without what torch.compile or DataParallel add.
 
     Raises:
         CaptureError: it holds something that cannot be copied.
     """
-    return _copied(model, {})
+    return unwrap_inside(_copied(network_of(model), {}))
 
 
 def structural_copy(model: nn.Module) -> nn.Module:

@@ -66,10 +66,12 @@ def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
 
 def _is_own(name: str) -> bool:
     """Whether a file of that name may belong to a network, and not to Python or a library that knows no sizes."""
-    return name.split(".")[0] not in _FOREIGN or name.startswith("fxptq.models")
+    return name.split(".", maxsplit=1)[0] not in _FOREIGN or name.startswith("fxptq.models")
 
 
 def _file_of(value: Any) -> str:
     """The name of the file that a global of another one comes from."""
     name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
-    return name if isinstance(name, str) and isinstance(value, (ModuleType, FunctionType, type)) and name else "builtins"
+    return (
+        name if isinstance(name, str) and isinstance(value, (ModuleType, FunctionType, type)) and name else "builtins"
+    )

@@ -36,7 +36,8 @@ class Pieces(tuple[Tensor, ...]):
         recorder: the trace it belongs to.
     """
 
-    def __new__(cls, items: Iterable[Tensor], origin: fx.Node, recorder: CountRecorder) -> Pieces:
+    # A tuple has no `__init__`, and no slots of its own.
+    def __new__(cls, items: Iterable[Tensor], origin: fx.Node, recorder: CountRecorder) -> Pieces:  # noqa: D102  # see the class
         pieces = super().__new__(cls, items)
         pieces._origin, pieces._recorder = origin, recorder  # type: ignore[attr-defined]  # a tuple has no __init__
         return pieces

@@ -25,6 +25,7 @@ from fxptq.graph.plan import Planner
 from fxptq.graph.runnable import runnable
 from fxptq.graph.sites import Operand, Site, find_sites
 from fxptq.graph.topology import residual_stages
+from fxptq.graph.wrappers import network_of
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.scheme import make_quantizer
 
@@ -74,6 +75,8 @@ class Program(nn.Module):
         InputError: the plan does not fit the network.
     """
 
+    _like: Tensor
+
     @torch.inference_mode(mode=False)  # whatever the caller's mode, what is kept must be trainable
     def __init__(
         self,
@@ -86,7 +89,9 @@ class Program(nn.Module):
     ) -> None:
         super().__init__()
         inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-        self.holder = Holder(independent_copy(_python_module(model)).eval().requires_grad_(False))
+        _refuse_torchscript(network_of(model))
+        self.holder = Holder(independent_copy(model).eval().requires_grad_(False))
+        self.register_buffer("_like", torch.empty(0, dtype=inputs[0].dtype), persistent=False)
         self.limit = limit
         self._plan = plan
         self._found: OrderedDict[Shapes, int] = OrderedDict()
@@ -104,6 +109,11 @@ class Program(nn.Module):
         self._shared = _shared(first, self.operands())
 
     # -- graphs --------------------------------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in: the type of its inputs."""
+        return self._like.dtype
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -166,6 +176,7 @@ class Program(nn.Module):
             quantizer = make_quantizer(
                 operand.scheme, operand.bits, groups=operand.groups, axis=operand.axis, role=operand.role
             )
+            quantizer.float()  # whatever torch.set_default_dtype says: grids are in float32
             self.holder.quantizers.add_module(module_name(operand.quantizer), quantizer)
             self.quantizers[operand.quantizer] = quantizer
         return site
@@ -251,12 +262,9 @@ def _shapes(inputs: tuple[Tensor, ...]) -> Shapes:
     return tuple((tuple(x.shape), x.dtype) for x in inputs)
 
 
-def _python_module(model: nn.Module) -> nn.Module:
-    """The network as it was written: the one that was handed to torch.compile, if this is what came out."""
+def _refuse_torchscript(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("TorchScript hides what a network computes; pass the Python module it was made from")
-    inner = getattr(model, "_orig_mod", None)
-    return inner if isinstance(inner, nn.Module) else model
 
 
 def _sources(variant: Variant, operands: dict[str, Operand]) -> dict[str, str | None]:

@@ -116,7 +116,10 @@ class Recording:
             key = name.removeprefix("constants.").replace(".", "/")
             while key in self.constants:
                 key += "~"
-            name, self.constants[key] = f"constants.{key}", tensor.detach().clone()  # as it is now: it may be overwritten
+            name, self.constants[key] = (
+                f"constants.{key}",
+                tensor.detach().clone(),
+            )  # as it is now: it may be overwritten
             if not self.ledger.is_networks_own(tensor):
                 self.foreign[key] = self.where()
         node = self.graph.get_attr(name)
@@ -153,7 +156,15 @@ class Recording:
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def call(
-        self, func: Any, args: Any, kwargs: Any, result: Any, follows: str, *, ragged: bool = False, counted: bool = False
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        result: Any,
+        follows: str,
+        *,
+        ragged: bool = False,
+        counted: bool = False,
     ) -> Any:
         """Writes down a call of nodes and returns its result, known from now on.
 

@@ -40,4 +40,6 @@ def runnable(root: nn.Module | Mapping[str, Any], graph: fx.Graph, name: str = "
 
 
 def _is_unspeakable(target: str) -> bool:
-    return any(keyword.iskeyword(part) or not part.isprintable() or set(part) & set("\"'\\{}") for part in target.split("."))
+    return any(
+        keyword.iskeyword(part) or not part.isprintable() or set(part) & set("\"'\\{}") for part in target.split(".")
+    )

@@ -102,13 +102,13 @@ class _TypeType(type):
 class TypeInTrace(type, metaclass=_TypeType):
     """`type` for files that have an `int` and a `float` of their own."""
 
-    known = {int: IntInTrace, float: FloatInTrace}  # noqa: RUF012  # the metaclass declares it
+    known: dict[type, type] = {int: IntInTrace, float: FloatInTrace}  # noqa: RUF012  # the metaclass declares it
 
 
 class PlainTypeInTrace(type, metaclass=_TypeType):
     """`type` for files that have Python's own `int` and `float`."""
 
-    known = {}  # noqa: RUF012  # as above
+    known: dict[type, type] = {}  # noqa: RUF012  # as above
 
 
 def range_in_trace(*args: Any) -> range:
@@ -152,7 +152,9 @@ def builtins_in_trace(*, number_types: bool = True) -> dict[str, Any]:
     Args:
         number_types: whether for `int` and `float` too, which torch does not take for a dtype then.
     """
-    types = {"int": IntInTrace, "float": FloatInTrace, "type": TypeInTrace} if number_types else {"type": PlainTypeInTrace}
+    types = (
+        {"int": IntInTrace, "float": FloatInTrace, "type": TypeInTrace} if number_types else {"type": PlainTypeInTrace}
+    )
     functions = {"range": range_in_trace, "min": _recording(min), "max": _recording(max), "len": _len_in_trace}
     return {**types, **functions}
 

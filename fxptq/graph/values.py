@@ -32,7 +32,7 @@ class NumberRecorder(Protocol):
         """Whether the trace is still going on; numbers that outlive it are plain."""
 
     def number(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Records `function(*args)` and returns its value: traced if it is a number, else plain and required to stay."""
+        """Records `function(*args)` and returns its value: traced if it is a number, else plain, and a guard."""
 
     def answer(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Records `function(*args)`, requires that it always comes out as it does now, and returns that plain value."""
@@ -41,11 +41,11 @@ class NumberRecorder(Protocol):
         """Requires that the traced number is always what it is now."""
 
 
-class IntLike(int, torch.SymInt):
+class IntLike(int, torch.SymInt):  # type: ignore[misc]  # their signatures differ; nobody calls them
     """What a traced int says its class is; there are no objects of it."""
 
 
-class FloatLike(float, torch.SymFloat):
+class FloatLike(float, torch.SymFloat):  # type: ignore[misc]  # as above
     """What a traced float says its class is; there are no objects of it."""
 
 
@@ -62,6 +62,7 @@ class TracedNumber:
     """
 
     __slots__ = ("__weakref__", "_value", "origin", "recorder")
+    _value: Any
     real_type: ClassVar[type] = int
     like: ClassVar[type] = IntLike
     origin: fx.Node
@@ -111,7 +112,7 @@ class TracedNumber:
         return self
 
     def __divmod__(self, other: Any) -> Any:
-        return self // other, self % other  # type: ignore[operator]  # `_equip` gives them
+        return self // other, self % other
 
     def __rdivmod__(self, other: Any) -> Any:
         return other // self, other % self
@@ -122,7 +123,7 @@ class TracedNumber:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return pinned(self)
 
-    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:  # noqa: ARG002  # numpy's signature
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:  # numpy's signature
         return np.array(pinned(self), dtype)
 
     def __array_ufunc__(self, function: Any, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -166,7 +167,8 @@ def traced(value: Any, origin: fx.Node, recorder: NumberRecorder) -> Any:
     if not is_number(value):
         return value
     value = plain(value.item() if isinstance(value, np.number) else value)
-    number = object.__new__(TracedInt if isinstance(value, int) else TracedFloat)
+    kind: type[TracedNumber] = TracedInt if isinstance(value, int) else TracedFloat
+    number: TracedNumber = object.__new__(kind)
     number._value, number.origin, number.recorder = value, origin, recorder  # noqa: SLF001  # its own
     return number
 

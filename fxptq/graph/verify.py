@@ -91,7 +91,7 @@ def other_sizes(inputs: Inputs) -> Iterator[Inputs]:
     images = [x for x in inputs if x.dim() == 4]
     if not images:
         return
-    batch, _, height, width = images[0].shape
+    height, width = images[0].shape[2:]
     lower = height - 8 if height > 16 else height + 8
     for high, wide, more in (
         (lower + 1, width + 5, True),

@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, fx, nn
 
+from fxptq.graph import values
 from fxptq.graph.capture import capture
 from fxptq.graph.holder import Holder
-from fxptq.graph import values
 from fxptq.graph.stand_ins import MATH_IN_TRACE, IntInTrace, TypeInTrace, builtins_in_trace
 from fxptq.graph.values import TracedInt, plain
 

@@ -87,7 +87,7 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
     "hash": lambda n: hash(n) % 11,
     "f-string": lambda n: int(f"{n}"),
     "f-string with a width": lambda n: len(f"{n:{n}d}"),
-    "percent": lambda n: int("%d" % n),
+    "percent": lambda n: int("%d" % n),  # noqa: UP031  # what is tried
     "str": lambda n: {"24": 1, "32": 2}.get(str(n), 3),
     "repr of a tuple": lambda n: len(repr((n, n * 4))),
     "format": lambda n: int(format(n, "x"), 16),
@@ -103,7 +103,7 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
     "conjugate": lambda n: n.conjugate() // 5,
     "math imported inside": import_inside,
     "math.gcd": lambda n: math.gcd(n, 24),
-    "math.isqrt": lambda n: math.isqrt(n),
+    "math.isqrt": math.isqrt,
     "math.modf": lambda n: math.modf(n / 24)[1],
     "math.frexp": lambda n: math.frexp(n)[1],
     "math.comb": lambda n: math.comb(n, 2),
@@ -114,7 +114,7 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
     "helper of a module": lambda n: arithmetic_elsewhere.up(n, 16),
     "loop in another file": looped,
     "remembered in another file": remembered,
-    "object of another file": lambda n: TABLE(n),
+    "object of another file": TABLE,
     "range": lambda n: sum(range(n)),
     "range member": lambda n: 3 if n in range(0, 100, 24) else 4,
     "enumerate": lambda n: next(itertools.islice(enumerate(itertools.count(), n), 1))[0],
@@ -139,7 +139,7 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
     "json": lambda n: len(json.dumps({"n": [n, n * 40]})),
     "pickle": lambda n: pickle.loads(pickle.dumps(n)) // 5,  # noqa: S301  # our own number
     "copy": lambda n: copy.copy(n) + copy.deepcopy([n])[0],
-    "lru_cache": lambda n: functools.lru_cache(lambda m: m * m)(n),
+    "lru_cache": functools.lru_cache(lambda m: m * m),
     "chr": lambda n: ord(chr(n + 60)),
     "hex": lambda n: int(hex(n), 16) + len(bin(n)),
     "round": lambda n: round(n, -1),
@@ -154,9 +154,9 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
     "all and any": lambda n: 1 if any((n > 30, n == 12)) else 2,
     "not": lambda n: 1 if not n % 16 else 2,
     "invert": lambda n: -(~n),
-    "type": lambda n: 1 if type(n) is int and n > 30 else 2,  # noqa: E721  # what is tried
+    "type": lambda n: 1 if type(n) is int and n > 30 else 2,
     "name of its type": lambda n: n // 5 if type(n).__name__ == "int" else 2,
-    "class": lambda n: n // 5 if n.__class__ == int else 2,
+    "class": lambda n: n // 5 if n.__class__ == int else 2,  # noqa: E721  # what is tried
     "of its type": lambda n: type(n)(n // 7),
     "max by key": lambda n: max([n, 30], key=lambda m: m % 25),
     "torch.Size": lambda n: torch.Size([n, 2]).numel(),
