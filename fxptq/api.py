@@ -26,7 +26,7 @@ from fxptq.checkpoint.state import (
     to_checkpoint,
 )
 from fxptq.data.sources import Inputs, calibration_images
-from fxptq.errors import CheckpointError, InputError
+from fxptq.errors import CaptureError, CheckpointError, InputError
 from fxptq.graph import Bits, Plan, Program, Site
 from fxptq.graph.copies import independent_copy
 from fxptq.graph.parametrized import make_weights_plain
@@ -233,7 +233,15 @@ def quantize(
             to_float32(plain, dtype_of_network)
         rounded = independent_copy(plain)
         round_floats(rounded, dtype)
-        student = Program(rounded, inputs, plan_of(chosen.quantize, bits, sites))
+        try:
+            student = Program(rounded, inputs, plan_of(chosen.quantize, bits, sites))
+        except CaptureError as error:
+            if dtype_of_network not in OTHERS:
+                raise
+            raise CaptureError(
+                f"a network in {_name(dtype_of_network)} is quantized in float32, which this one does not take: {error}. "
+                "Let it take float32, and pass model.float() and example.float()"
+            ) from error
         advance()
         teacher = Program(plain, inputs, twin=student)
         advance()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
 
 from fxptq.errors import CaptureError
 from fxptq.graph.wrappers import network_of, unwrap_inside
@@ -38,6 +39,9 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         # Tensors with a history (the weight that the hook of weight_norm left) refuse to be deep-copied.
         if not tensor.is_leaf:
             memo[id(tensor)] = tensor.detach().clone()
+    for buffer in model.buffers():
+        if isinstance(buffer, UninitializedBuffer):  # torch can copy parameters that do not exist yet, and not these
+            memo[id(buffer)] = UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)
     try:
         with torch.no_grad():  # TorchScript copies its parameters by computing with them
             return copy.deepcopy(model, memo)
