@@ -39,12 +39,27 @@ _SCATTERED = (0, -1)
 """Stands for channels that are no contiguous block: as a block it has no size, so nothing is split."""
 
 
-def fused_ranges(layer: fx.Node) -> int:
+def leading_to_products(graph: fx.Graph) -> frozenset[fx.Node]:
+    """The nodes from which a product can be reached by calls through which channels are followed."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        for user in node.users:
+            name = name_of(user)
+            if name in _PRODUCTS or (user in found and (name in LAYOUT or name in _ELEMENTWISE)):
+                found.add(node)
+    return frozenset(found)
+
+
+def fused_ranges(layer: fx.Node, to_products: frozenset[fx.Node] | None = None) -> int:
     """How many equal contiguous blocks of output channels feed different factors of products; 1 if they do not.
 
     Args:
         layer: a linear or conv2d node of a captured graph.
+        to_products: the graph's `leading_to_products`, if that is known.
     """
+    to_products = leading_to_products(layer.graph) if to_products is None else to_products
+    if layer not in to_products:
+        return 1
     shape = layer.meta["shape"]
     axis = 1 if name_of(layer) == "conv2d" else len(shape) - 1
     channels = shape[axis]
@@ -60,7 +75,7 @@ def fused_ranges(layer: fx.Node) -> int:
             if name_of(user) in _PRODUCTS:
                 blocks |= _block(values[node])
                 continue
-            moved = _carry_out(user, node, values)
+            moved = _carry_out(user, node, values) if user in to_products else None
             if moved is not None:
                 values[user] = moved
                 waiting.append(user)

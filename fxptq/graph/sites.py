@@ -29,7 +29,7 @@ from fxptq.graph.calls import (
 )
 from fxptq.graph.einsum import einsum_operands, summed_size
 from fxptq.graph.functions import is_custom_operator
-from fxptq.graph.fused import fused_ranges
+from fxptq.graph.fused import fused_ranges, leading_to_products
 from fxptq.graph.geometry import Geometry, geometry_of
 from fxptq.graph.topology import skeleton
 from fxptq.graph.tracer import IMAGE
@@ -126,28 +126,54 @@ class Site:
         raise KeyError(f"{self.name} has no {slot}")
 
 
-def _origins(node: fx.Node, seen: set[fx.Node]) -> Iterable[fx.Node]:
-    """The calls that made the values of `node`, looking through calls that only move them."""
-    if node in seen:
-        return
-    seen.add(node)
+@dataclass(frozen=True)
+class _Flow:
+    """What is known of each node from the whole graph, found in two passes over it.
+
+    Attributes:
+        roles: its role, and the floor of one-sided values.
+        reaching: the nodes whose values reach the output otherwise than by a choice made from them.
+        to_products: see `fused.leading_to_products`.
+    """
+
+    roles: dict[fx.Node, tuple[Role, float | None]]
+    reaching: frozenset[fx.Node]
+    to_products: frozenset[fx.Node]
+
+
+def _flow(graph: fx.Graph) -> _Flow:
+    floors: dict[fx.Node, _Floors] = {}
+    roles: dict[fx.Node, tuple[Role, float | None]] = {}
+    for node in graph.nodes:
+        floors[node] = _floors(node, floors)
+        image = node.meta.get("follows") == IMAGE
+        roles[node] = _role(floors[node]) if image else ("constant", None)
+    reaching: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if any(user.op == "output" or (user in reaching and not _is_choice(user)) for user in node.users):
+            reaching.add(node)
+    return _Flow(roles, frozenset(reaching), leading_to_products(graph))
+
+
+_Floors = frozenset[float | None] | None
+"""The floors of the calls that made a node's values, looking through those that move them; None if one has no floor."""
+
+
+def _floors(node: fx.Node, known: dict[fx.Node, _Floors]) -> _Floors:
     name = name_of(node)
     overshoots = node.kwargs.get("mode") == "bicubic"
-    if name in LAYOUT or (name in MIXING and not overshoots):
-        for source in first_inputs(node):
-            yield from _origins(source, seen)
-    else:
-        yield node
+    if not (name in LAYOUT or (name in MIXING and not overshoots)):
+        return frozenset((LOWEST[name],)) if name in LOWEST else None
+    found: set[float | None] = set()
+    for source in first_inputs(node):
+        floors = known[source]
+        if floors is None:
+            return None
+        found |= floors
+    return frozenset(found)
 
 
-def _role(node: fx.Node) -> tuple[Role, float | None]:
-    if node.meta.get("follows") != IMAGE:
-        return "constant", None
-    floors = []
-    for origin in _origins(node, set()):
-        if name_of(origin) not in LOWEST:
-            return "symmetric", None
-        floors.append(LOWEST[name_of(origin)])
+def _role(floors: _Floors) -> tuple[Role, float | None]:
     if not floors:
         return "symmetric", None
     return "one_sided", None if None in floors else min(floor for floor in floors if floor is not None)
@@ -215,7 +241,8 @@ def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
         graph: as captured; its nodes carry shapes and module paths.
     """
     found = [node for node in graph.nodes if node.meta.get("follows") == IMAGE and _is_arithmetic(node)]
-    sites = [_site(node, name) for node, name in zip(found, _names(found), strict=True)]
+    flow = _flow(graph)
+    sites = [_site(node, name, flow) for node, name in zip(found, _names(found), strict=True)]
     return _with_edges(graph, sites)
 
 
@@ -223,19 +250,6 @@ def _is_arithmetic(node: fx.Node) -> bool:
     if name_of(node) == "einsum" and len(einsum_operands(node)) == 1:
         return False  # a transposition or a sum
     return name_of(node) in ARITHMETIC or _is_hidden(node)
-
-
-def _reaches_output(node: fx.Node) -> bool:
-    """Whether the values of a node reach the output otherwise than by a choice made from them."""
-    seen, waiting = {node}, [node]
-    while waiting:
-        for user in waiting.pop().users:
-            if user.op == "output":
-                return True
-            if user not in seen and not _is_choice(user):
-                seen.add(user)
-                waiting.append(user)
-    return False
 
 
 def _is_choice(node: fx.Node) -> bool:
@@ -248,7 +262,7 @@ def _is_hidden(node: fx.Node) -> bool:
     return node.op == "call_module" or is_custom_operator(node.target)
 
 
-def _site(node: fx.Node, name: str) -> Site:
+def _site(node: fx.Node, name: str, flow: _Flow) -> Site:
     call, shapes = name_of(node), {"output": tuple(node.meta.get("shape", ()))}
     factors = _factors(node) if call in WEIGHTED or call in PRODUCTS else None
     if factors is None:
@@ -262,11 +276,11 @@ def _site(node: fx.Node, name: str) -> Site:
         return Site(name, "other", node.name, (), shapes, 0, reason=reason)
     kind = cast("Kind", call) if call in WEIGHTED else "matmul"
     shapes = {slot: tuple(source.meta["shape"]) for slot, source in factors} | shapes
-    operands = tuple(_operand(node, kind, slot, source) for slot, source in factors)
+    operands = tuple(_operand(node, kind, slot, source, flow) for slot, source in factors)
     reason = "" if kind in KINDS else f"{kind}: no quantizer for this operation"
     if "weight" in shapes and math.prod(shapes["weight"]) <= _COLOUR:
         reason = "a shift or mix of colours: nothing to gain, everything to lose"
-    elif not _reaches_output(node):
+    elif node not in flow.reaching:
         reason = "only chooses (argmin, topk, a comparison): errors would flip choices, and no gradient comes back"
     dtype = factors[0][1].meta.get("dtype", torch.float32)
     by_name = kind.startswith("conv") and isinstance(argument(node, 4, "padding"), str)
@@ -284,10 +298,10 @@ def _site(node: fx.Node, name: str) -> Site:
     )
 
 
-def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node) -> Operand:
-    role, lowest = _role(source)
+def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node, flow: _Flow) -> Operand:
+    role, lowest = flow.roles[source]
     axis = 1 if slot == "weight" and kind == "conv_transpose2d" else 0
-    ranges = fused_ranges(node) if slot == "weight" and role == "constant" and kind in ("linear", "conv2d") else 1
+    ranges = fused_ranges(node, flow.to_products) if slot == "weight" and role == "constant" and kind in ("linear", "conv2d") else 1
     return Operand(slot, source.name, role, lowest, axis, ranges)
 
 
