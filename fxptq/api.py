@@ -239,7 +239,7 @@ def quantize(
             if dtype_of_network not in OTHERS:
                 raise
             raise CaptureError(
-                f"a network in {_name(dtype_of_network)} is quantized in float32, which this one does not take: {error}. "
+                f"a network in {_name(dtype_of_network)} is quantized in float32, which this one refuses: {error}. "
                 "Let it take float32, and pass model.float() and example.float()"
             ) from error
         advance()

@@ -45,7 +45,9 @@ class Net(nn.Module):
         return self.tail(torch.relu(self.head(x)))  # type: ignore[no-any-return]
 
 
-def check(make: Callable[[int], nn.Module], folder: Path, x: Tensor | None = None, names: list[str] | None = None) -> Any:
+def check(
+    make: Callable[[int], nn.Module], folder: Path, x: Tensor | None = None, names: list[str] | None = None
+) -> Any:
     """Quantizes, saves, loads into a fresh network and runs as integers; returns the quantized network."""
     x = image() if x is None else x
     model = make(0).eval()
@@ -275,7 +277,9 @@ def test_constants_overwritten_after_they_were_read() -> None:
             made = torch.ones(3, 1, 1)
             seen = x * made
             made *= 5
-            return super().forward(y * self.mean + self.parts[0] + self.kept) * with_view[1] + seen * made + self.passing
+            return (
+                super().forward(y * self.mean + self.parts[0] + self.kept) * with_view[1] + seen * made + self.passing
+            )
 
     for _ in range(2):
         model = Overwrites().eval()

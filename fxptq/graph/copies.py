@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
 
 from fxptq.errors import CaptureError
+from fxptq.graph.depth import room_for
 from fxptq.graph.wrappers import network_of, unwrap_inside
 
 
@@ -41,9 +42,10 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             memo[id(tensor)] = tensor.detach().clone()
     for buffer in model.buffers():
         if isinstance(buffer, UninitializedBuffer):  # torch can copy parameters that do not exist yet, and not these
-            memo[id(buffer)] = UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)
+            made = UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)  # type: ignore[call-arg]  # it takes them
+            memo[id(buffer)] = made
     try:
-        with torch.no_grad():  # TorchScript copies its parameters by computing with them
+        with torch.no_grad(), room_for(model):  # TorchScript copies its parameters by computing with them
             return copy.deepcopy(model, memo)
     except Exception as error:
         raise CaptureError(

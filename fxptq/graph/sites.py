@@ -301,7 +301,11 @@ def _site(node: fx.Node, name: str, flow: _Flow) -> Site:
 def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node, flow: _Flow) -> Operand:
     role, lowest = flow.roles[source]
     axis = 1 if slot == "weight" and kind == "conv_transpose2d" else 0
-    ranges = fused_ranges(node, flow.to_products) if slot == "weight" and role == "constant" and kind in ("linear", "conv2d") else 1
+    ranges = (
+        fused_ranges(node, flow.to_products)
+        if slot == "weight" and role == "constant" and kind in ("linear", "conv2d")
+        else 1
+    )
     return Operand(slot, source.name, role, lowest, axis, ranges)
 
 

@@ -22,4 +22,4 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
 def lazy_tensors(model: nn.Module) -> Iterator[str]:
     """The names of parameters and buffers that do not exist yet, because their lazy layer was never run."""
     every = (*model.named_parameters(), *model.named_buffers())
-    return (name for name, tensor in every if is_lazy(tensor))  # type: ignore[no-untyped-call]  # torch's own
+    return (name for name, tensor in every if is_lazy(tensor))

@@ -22,6 +22,7 @@ from fxptq.errors import CaptureError
 from fxptq.graph.attention import DECOMPOSED
 from fxptq.graph.calls import ARITHMETIC, plain_name
 from fxptq.graph.copies import structural_copy
+from fxptq.graph.depth import room_for
 from fxptq.graph.functions import (
     SHAPED_LIKE,
     VALUE_READERS,
@@ -231,6 +232,7 @@ class Tracer(TorchFunctionMode):
         recording = self._recording
         with contextlib.ExitStack() as scope:
             scope.enter_context(torch.no_grad())
+            scope.enter_context(room_for(self._model))
             scope.enter_context(self._module_paths())
             scope.enter_context(substituted(self._model, self._twin, self._builtins()))
             scope.enter_context(autograd_functions_go_through(self._piece))

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxptq.graph.attention import DECOMPOSED
 from fxptq.graph.copies import structural_copy
+from fxptq.graph.depth import room_for
 from fxptq.graph.opaque import compiled_pieces_run_eagerly
 from fxptq.graph.runnable import runnable
 
@@ -45,7 +46,7 @@ def _reproducible(device: torch.device) -> Iterator[None]:
 
 def run_network(model: nn.Module, inputs: Inputs) -> Any:
     """What the network makes of the inputs; neither is changed."""
-    with _reproducible(inputs[0].device), compiled_pieces_run_eagerly(), _Decomposing():
+    with room_for(model), _reproducible(inputs[0].device), compiled_pieces_run_eagerly(), _Decomposing():
         return structural_copy(model)(*(x.clone() for x in inputs))
 
 
