@@ -18,10 +18,17 @@ from torch import Tensor, nn
 from fxptq._version import __version__
 from fxptq.checkpoint import file as checkpoints
 from fxptq.checkpoint.metadata import ExampleRecord, FloatSite, Metadata, PassRecord, version_for
-from fxptq.checkpoint.state import program_of, put_weights_on_grid, round_floats, site_records, to_checkpoint
+from fxptq.checkpoint.state import (
+    example_of,
+    program_of,
+    put_weights_on_grid,
+    round_floats,
+    site_records,
+    to_checkpoint,
+)
 from fxptq.data.degrade import Degradation
 from fxptq.data.sources import Inputs, calibration_images
-from fxptq.errors import CheckpointError, InputError
+from fxptq.errors import CaptureError, CheckpointError, InputError
 from fxptq.evaluate.restore import Picture
 from fxptq.evaluate.restore import restore as restore_picture
 from fxptq.facts import BEYOND_WHITE, Facts, Overrides, gather_facts
@@ -31,6 +38,9 @@ from fxptq.graph.copies import independent_copy
 from fxptq.graph.outputs import trained_output
 from fxptq.graph.parametrized import make_weights_plain
 from fxptq.graph.plan import FLOAT
+from fxptq.graph.precision import OTHERS, converted_inputs, in_precision, precision_of, to_float32
+from fxptq.graph.tensors import lazy_tensors, stored_tensors
+from fxptq.graph.wrappers import network_of
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.progress import Progress, Silent
 from fxptq.recipe import DEFAULT, BitsLike, PassEntry, QuantizeSettings, Recipe, as_bits, parse_bits
@@ -65,8 +75,8 @@ class QuantizedModel(nn.Module):
         self.report = report
 
     def forward(self, *inputs: Tensor) -> Any:
-        """The simulated low-bit output; the inputs are the network's own."""
-        return self.program(*inputs)
+        """The simulated low-bit output, of the type of the inputs, which are the network's own."""
+        return in_precision(self.program.dtype, self.program, inputs)
 
     @property
     def task(self) -> Recipe:
@@ -116,6 +126,8 @@ class QuantizedModel(nn.Module):
         return integer
 
 
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     """Loads a checkpoint; its simulated output equals the saved network's bit for bit.
 
@@ -139,7 +151,26 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
         if name not in Recipe.names():  # never a path: a file that was sent to you must not choose what is imported
             raise CheckpointError(f"{path}: no recipe {name!r} in this fxptq; update fxptq, or pass the network")
         model = Recipe.load(name).build_model()
-    return QuantizedModel(program_of(make_weights_plain(independent_copy(model)), stored, str(path)), stored.meta)
+    own = independent_copy(model)
+    _make_lazy_layers(own, stored.meta, str(path))
+    if stored.meta.example_dtype == "float32":
+        own = to_float32(own, precision_of(own))
+    return QuantizedModel(program_of(make_weights_plain(own), stored, str(path)), stored.meta)
+
+
+def _make_lazy_layers(model: nn.Module, meta: Metadata, source: str) -> None:
+    """Gives the lazy layers of a copy their tensors, whose values the checkpoint overwrites."""
+    if not any(lazy_tensors(model)):
+        return
+    example = example_of(meta)
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            model.eval()(*example)
+    except Exception as error:
+        raise CheckpointError(
+            f"{source}: the network has lazy layers, and fails on an input of shape {tuple(example[0].shape)} "
+            f"({type(error).__name__}); pass it after it has been called once"
+        ) from error
 
 
 def restore(
@@ -230,6 +261,8 @@ def _task_of(meta: Metadata, source: str) -> Recipe:
         raise CheckpointError(f"{source}: damaged: its task cannot be understood") from error
 
 
+@torch.inference_mode(mode=False)  # calibration takes gradients, whatever the caller's mode
+@torch.enable_grad()
 def quantize(
     model: nn.Module,
     example: Inputs,
@@ -353,13 +386,33 @@ def quantize_for(
     chosen = settings.preset(work.preset)
     dtype = _DTYPES[chosen.quantize.float_dtype]
     progress = progress or Silent()
+    model = network_of(model)
+    lazy = next(lazy_tensors(model), None)
+    if lazy is not None:
+        raise InputError(f"{lazy} does not exist yet: its lazy layer was never run; load weights or call the network")
+    dtype_of_network = (example[0] if isinstance(example, tuple) else example).dtype
+    example = converted_inputs(example)
     inputs = example if isinstance(example, tuple) else (example,)
     images, described = _images(calib, facts, inputs, chosen.images, seed)
+    images = [converted_inputs(image) for image in images]
     with progress.task("capture", 2) as advance:
         plain = make_weights_plain(independent_copy(model))
+        if dtype_of_network in OTHERS:
+            _log.warning(
+                "a network in %s is quantized in float32; it still takes and gives %s", *[_name(dtype_of_network)] * 2
+            )
+            to_float32(plain, dtype_of_network)
         rounded = independent_copy(plain)
         round_floats(rounded, dtype)
-        student = Program(rounded, inputs, plan_of(chosen.quantize, bits, work.sites))
+        try:
+            student = Program(rounded, inputs, plan_of(chosen.quantize, bits, work.sites))
+        except CaptureError as error:
+            if dtype_of_network not in OTHERS:
+                raise
+            raise CaptureError(
+                f"a network in {_name(dtype_of_network)} is quantized in float32, which this one refuses: {error}. "
+                "Let it take float32, and pass model.float() and example.float()"
+            ) from error
         advance()
         teacher = Program(plain, inputs, twin=student)
         advance()
@@ -482,8 +535,13 @@ def _rebuilds(recipe: Recipe, model: nn.Module) -> bool:
     """Whether the bundled recipe of that name makes this architecture, so that a checkpoint needs no model to load."""
     if recipe.model is None or recipe.name not in Recipe.names() or recipe.model != Recipe.load(recipe.name).model:
         return False
-    built = recipe.build_model().state_dict()
-    return {name: x.shape for name, x in built.items()} == {name: x.shape for name, x in model.state_dict().items()}
+    built = stored_tensors(recipe.build_model())
+    return {name: x.shape for name, x in built.items()} == {name: x.shape for name, x in _own_tensors(model).items()}
+
+
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a network under the names they have where no part of it is compiled."""
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in stored_tensors(model).items()}
 
 
 def _images(
@@ -526,7 +584,7 @@ def _check_pictures_will_do(example: tuple[Tensor, ...], white: float) -> None:
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 over the names and values of a network's state, hexadecimal."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(_own_tensors(model).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

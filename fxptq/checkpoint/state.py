@@ -21,6 +21,7 @@ from fxptq.errors import CalibrationError, CheckpointError, InputError
 from fxptq.graph import Program, Site
 from fxptq.graph.constants import attribute
 from fxptq.graph.kinds import weight_axis
+from fxptq.graph.tensors import stored_tensors
 from fxptq.quant.bitstream import pack, unpack
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.scheme import get_scheme, make_quantizer
@@ -73,7 +74,7 @@ def coded_weights(program: Program) -> dict[str, str]:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers; a tensor with several names stands under the first of them."""
-    persistent = model.state_dict()
+    persistent = stored_tensors(model)
     buffers = {name: tensor for name, tensor in model.named_buffers() if name in persistent}
     return {**dict(model.named_parameters()), **buffers}
 
@@ -269,16 +270,22 @@ def program_of(model: nn.Module, checkpoint: Checkpoint, source: str) -> Program
         for name, weight in weights.items():
             if name.startswith(_MODEL):
                 own[name.removeprefix(_MODEL)].copy_(weight)
-    shape, dtype = checkpoint.meta.example_shape, getattr(torch, checkpoint.meta.example_dtype)
-    inputs = [(shape, dtype), *((more.shape, getattr(torch, more.dtype)) for more in checkpoint.meta.more_examples)]
-    example = tuple(torch.linspace(0, 1, math.prod(sides)).reshape(sides).to(kind) for sides, kind in inputs)
-    program = Program(model, example, StoredPlan(tuple(checkpoint.meta.sites), source))
+    program = Program(model, example_of(checkpoint.meta), StoredPlan(tuple(checkpoint.meta.sites), source))
     for key, quantizer in program.quantizers.items():
         _restored(quantizer, checkpoint, key, source).mode = "on"
         target = program.weight_target(key)
         if target in weights and not target.startswith(_MODEL):
             program.set_weight(key, weights[target])
     return program
+
+
+def example_of(meta: Metadata) -> tuple[Tensor, ...]:
+    """Inputs of the shapes and types of those that the network of a checkpoint was captured with."""
+    inputs = [(meta.example_shape, meta.example_dtype), *((more.shape, more.dtype) for more in meta.more_examples)]
+    return tuple(
+        torch.linspace(0, 1, math.prod(shape), dtype=torch.float32).reshape(shape).to(getattr(torch, dtype))
+        for shape, dtype in inputs
+    )
 
 
 def _decoded_weights(checkpoint: Checkpoint, source: str) -> dict[str, Tensor]:
@@ -294,7 +301,7 @@ def _decoded_weights(checkpoint: Checkpoint, source: str) -> dict[str, Tensor]:
                     f"{source}: damaged: {record.name} has {operand.bits} bits and its codes {stored.bits}"
                 )
             axis = weight_axis(record.kind) if operand.slot == "weight" else 0
-            quantizer = make_quantizer(operand.scheme, operand.bits, groups=operand.groups, axis=axis)
+            quantizer = make_quantizer(operand.scheme, operand.bits, groups=operand.groups, axis=axis).float()
             _restored(quantizer, checkpoint, operand.quantizer, source)
             decoded[operand.codes] = quantizer.decode(unpack(stored.packed, stored.bits, stored.shape)).detach()
     return decoded

@@ -21,8 +21,9 @@ from fxptq.graph.constants import eliminate_dead_code, fold_constants
 from fxptq.graph.holder import Holder
 from fxptq.graph.kinds import arithmetic
 from fxptq.graph.places import first_line, line_of_error
-from fxptq.graph.tracer import Trace, trace
-from fxptq.graph.verify import Inputs, another_image, difference, other_sizes, run_graph, run_network
+from fxptq.graph.runnable import runnable
+from fxptq.graph.tracer import Trace, TraceError, trace
+from fxptq.graph.verify import Inputs, another_image, difference, far_sizes, other_sizes, run_graph, run_network
 
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}
 """What rounding alone may make of a difference, relative to the largest output; 16 bits: 1e-1."""
@@ -44,6 +45,7 @@ class Capture:
             networks that differ in rounding from run to run.
         decomposed: whether a fused attention call is written by its parts, which round differently from the call.
         pinned: the input shapes the graph is tied to, when only those can be vouched for.
+        baked: whether sizes are plain numbers in the graph, because the network does not run with traced ones.
     """
 
     graph: fx.Graph
@@ -53,6 +55,7 @@ class Capture:
     tolerance: float = 0.0
     decomposed: bool = False
     pinned: tuple[tuple[int, ...], ...] | None = None
+    baked: bool = False
 
     def renamed(self, names: Mapping[str, str]) -> Capture:
         """The same capture, reading its constants under other names; its graphs are changed in place."""
@@ -69,7 +72,7 @@ class Capture:
             return tuple(tuple(x.shape) for x in inputs) == self.pinned
         if self.conditions is None:
             return True
-        module = fx.GraphModule(root, self.conditions)
+        module = runnable(root, self.conditions)
         try:
             return _numbers(module, inputs) == self.expected
         except Exception:  # noqa: BLE001  # whatever a network's own shape arithmetic raises for sizes it is not made for
@@ -113,8 +116,8 @@ def capture(model: nn.Module, example: Inputs, proved: Capture | None = None) ->
     with torch.inference_mode(mode=False):
         example = tuple(x.detach().clone() for x in example)
         if proved is not None:
-            taken = _cleaned(model, trace(model, example), example)[1]
-            return replace(taken, tolerance=proved.tolerance, pinned=proved.pinned)
+            taken = _cleaned(model, trace(model, example, baked=proved.baked), example)[1]
+            return replace(taken, tolerance=proved.tolerance, pinned=proved.pinned, baked=proved.baked)
         try:
             output = run_network(model, example)
         except Exception as error:
@@ -123,17 +126,33 @@ def capture(model: nn.Module, example: Inputs, proved: Capture | None = None) ->
                 f"{tuple(example[0].shape)}, {example[0].dtype} ({type(error).__name__}: {first_line(error)}). "
                 "Pass an input it takes"
             ) from error
-        recorded = trace(model, example)
-        root, taken = _cleaned(model, recorded, example)
-        apart = max(
-            difference(run_graph(root, taken.graph, example), output),
-            difference(run_graph(root, taken.graph, other := another_image(example)), run_network(model, other)),
-        )
-        if apart > _ROUNDING.get(example[0].dtype, 0.1):
-            raise CaptureError(_reason(model, recorded, example))
-        taken = replace(taken, tolerance=apart)
-        shapes = tuple(tuple(x.shape) for x in example)
-        return taken if _right_at_another_size(root, taken, example) else replace(taken, pinned=shapes)
+        try:
+            return _proved(model, example, output, trace(model, example))
+        except (TraceError, _UnequalError) as error:
+            # Traced numbers are not Python's in everything. With plain ones the graph is right for one size.
+            try:
+                return _proved(model, example, output, trace(model, example, baked=True), baked=True)
+            except CaptureError:
+                raise error from None
+
+
+class _UnequalError(CaptureError):
+    """A graph that is not its network."""
+
+
+def _proved(model: nn.Module, example: Inputs, output: Any, recorded: Trace, *, baked: bool = False) -> Capture:
+    """The capture of a trace, if it equals the network; tied to its own size unless it is right at others too."""
+    root, taken = _cleaned(model, recorded, example)
+    apart = max(
+        difference(run_graph(root, taken.graph, example), output),
+        difference(run_graph(root, taken.graph, other := another_image(example)), run_network(model, other)),
+    )
+    if apart > _ROUNDING.get(example[0].dtype, 0.1):
+        raise _UnequalError(_reason(model, recorded, example))
+    taken = replace(taken, tolerance=apart, baked=baked)
+    if not recorded.tied and _right_at_other_sizes(root, taken, example):
+        return taken
+    return replace(taken, pinned=tuple(tuple(x.shape) for x in example))
 
 
 def _cleaned(model: nn.Module, recorded: Trace, example: Inputs) -> tuple[Holder, Capture]:
@@ -172,19 +191,27 @@ def _conditions(graph: fx.Graph, guards: tuple[tuple[fx.Node, Any], ...]) -> tup
     return conditions, tuple(unique.values())
 
 
-def _right_at_another_size(root: Holder, taken: Capture, example: Inputs) -> bool:
-    for inputs in other_sizes(example):
-        if not taken.holds(root, inputs):
-            continue
-        try:
-            expected = run_network(root.model, inputs)
-        except Exception:  # noqa: BLE001, S112  # a size this network does not take, whatever it raises: try the next
-            continue
-        try:
-            return difference(run_graph(root, taken.graph, inputs), expected) <= taken.tolerance
-        except Exception:  # noqa: BLE001  # a size was baked in: the graph stays tied to its own size
+def _right_at_other_sizes(root: Holder, taken: Capture, example: Inputs) -> bool:
+    """Whether the graph is right at one size of each group that the network takes and the conditions allow."""
+    for group in (other_sizes(example), *far_sizes(example)):
+        outcomes = (_right_at(root, taken, inputs) for inputs in group)
+        if next((outcome for outcome in outcomes if outcome is not None), True) is False:
             return False
     return True
+
+
+def _right_at(root: Holder, taken: Capture, inputs: Inputs) -> bool | None:
+    """Whether the graph equals the network there; None if the one is not for these sizes or the other fails."""
+    if not taken.holds(root, inputs):
+        return None
+    try:
+        expected = run_network(root.model, inputs)
+    except Exception:  # noqa: BLE001  # a size this network does not take, whatever it raises: try the next
+        return None
+    try:
+        return difference(run_graph(root, taken.graph, inputs), expected) <= taken.tolerance
+    except Exception:  # noqa: BLE001  # a size was baked in: the graph stays tied to its own size
+        return False
 
 
 def _reason(model: nn.Module, recorded: Trace, inputs: Inputs) -> str:

@@ -37,7 +37,7 @@ def fold_constants(graph: fx.Graph, root: nn.Module, device: torch.device) -> di
     Returns:
         The results by the name under `constants.` that the graph now reads.
     """
-    values = _constant_values(graph, root, device)
+    values, readings = _constant_values(graph, root, device)
     folded: dict[str, Tensor] = {}
     ordinals: Counter[str] = Counter()
     for node, value in values.items():
@@ -47,33 +47,52 @@ def fold_constants(graph: fx.Graph, root: nn.Module, device: torch.device) -> di
         if node.op == "get_attr" or not outside or not isinstance(value, Tensor):
             continue
         place = (node.meta.get("path") or "root").replace(".", "/")
-        name = f"{place}/folded_{ordinals[place]}"
-        ordinals[place] += 1
-        with graph.inserting_before(node):
-            constant = graph.get_attr(f"constants.{name}")
-        constant.meta = dict(node.meta)
-        for user in outside:
-            user.replace_input_with(node, constant)
-        folded[name] = value.detach()
+        for read, users in readings.get(node, [(value, outside)]):
+            while True:
+                name = f"{place}/folded_{ordinals[place]}"
+                ordinals[place] += 1
+                if not hasattr(root.constants, name):
+                    break
+            with graph.inserting_before(node):
+                constant = graph.get_attr(f"constants.{name}")
+            constant.meta = dict(node.meta)
+            for user in users:
+                user.replace_input_with(node, constant)
+            folded[name] = read.detach()
     for node in reversed(values):
         if node.op.startswith("call") and not node.users:
             graph.erase_node(node)
     return folded
 
 
-def _constant_values(graph: fx.Graph, root: nn.Module, device: torch.device) -> dict[fx.Node, Any]:
+Readings = dict[fx.Node, list[tuple[Tensor, list[fx.Node]]]]
+"""For each constant that is overwritten: its values one after the other, and who reads each."""
+
+
+def _constant_values(graph: fx.Graph, root: nn.Module, device: torch.device) -> tuple[dict[fx.Node, Any], Readings]:
     values: dict[fx.Node, Any] = {}
+    readings: Readings = {}
     with torch.no_grad():
         for node in graph.nodes:
             if node.target is getattr and node.args[1:] == ("device",):
                 values[node] = device
             elif node.meta.get("follows") != CONST or not all(source in values for source in node.all_input_nodes):
-                continue
+                for source in node.all_input_nodes:
+                    if source.meta.get("written") and isinstance(values.get(source), Tensor):
+                        _read(readings.setdefault(source, []), values[source], node)
             elif node.op == "get_attr":
                 values[node] = attribute(root, str(node.target))
             elif node.op.startswith("call"):
                 values[node] = _call(node, root, values)
-    return values
+    return values, readings
+
+
+def _read(found: list[tuple[Tensor, list[fx.Node]]], value: Tensor, reader: fx.Node) -> None:
+    """Notes that `reader` sees the value as it is now."""
+    if found and torch.equal(found[-1][0], value):
+        found[-1][1].append(reader)
+    else:
+        found.append((value.clone(), [reader]))
 
 
 def _call(node: fx.Node, root: nn.Module, values: Mapping[fx.Node, Any]) -> Any:

@@ -9,17 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
 
 from fxptq.errors import CaptureError
+from fxptq.graph.depth import room_for
+from fxptq.graph.wrappers import network_of, unwrap_inside
 
 
 def independent_copy(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing with `model`.
+    """A copy that shares nothing with `model`, of the network itself: without what torch.compile or DataParallel add.
 
     Raises:
         CaptureError: it holds something that cannot be copied.
     """
-    return _copied(model, {})
+    return unwrap_inside(_copied(network_of(model), {}))
 
 
 def structural_copy(model: nn.Module) -> nn.Module:
@@ -37,8 +40,12 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         # Tensors with a history (the weight that the hook of weight_norm left) refuse to be deep-copied.
         if not tensor.is_leaf:
             memo[id(tensor)] = tensor.detach().clone()
+    for buffer in model.buffers():
+        if isinstance(buffer, UninitializedBuffer):  # torch can copy parameters that do not exist yet, and not these
+            made = UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)  # type: ignore[call-arg]  # it takes them
+            memo[id(buffer)] = made
     try:
-        with torch.no_grad():  # TorchScript copies its parameters by computing with them
+        with torch.no_grad(), room_for(model):  # TorchScript copies its parameters by computing with them
             return copy.deepcopy(model, memo)
     except Exception as error:
         raise CaptureError(

@@ -42,6 +42,12 @@ _DROPOUTS = words("dropout dropout1d dropout2d dropout3d feature_alpha_dropout")
 RAGGED = words("nonzero argwhere masked_select unique unique_consecutive bincount _unique2")
 """Calls whose output sizes depend on the values of their input."""
 
+_COUNTED = words("split chunk unbind unsafe_split unsafe_chunk")
+"""Calls whose number of results depends on the sizes of their input."""
+
+_ASKING = words("is_contiguous is_same_size is_set_to is_pinned is_nonzero is_non_overlapping_and_dense")
+"""Calls that answer yes or no according to sizes."""
+
 _SWAPPED: dict[str, Callable[..., Any]] = {
     "__radd__": operator.add,
     "__rsub__": operator.sub,
@@ -144,6 +150,17 @@ def is_ragged(func: Any, args: tuple[Any, ...]) -> bool:
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         return any(isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8) for item in index)
     return name in RAGGED or (name == "where" and len(args) == 1)
+
+
+def is_counted(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the number of results depends on the sizes of the input: pieces of a size, not a list of sizes."""
+    sections = args[1] if len(args) > 1 else kwargs.get("split_size", kwargs.get("split_size_or_sections"))
+    return name_of_function(func) in _COUNTED and not isinstance(sections, (list, tuple))
+
+
+def asks_of_sizes(name: str) -> bool:
+    """Whether the call answers yes or no according to sizes."""
+    return name in _ASKING
 
 
 def with_item(x: Tensor, index: Any, value: Any) -> Tensor:

@@ -39,13 +39,33 @@ _SCATTERED = (0, -1)
 """Stands for channels that are no contiguous block: as a block it has no size, so nothing is split."""
 
 
-def fused_ranges(layer: fx.Node, axis: int) -> int:
+def leading_to_products(graph: fx.Graph) -> frozenset[fx.Node]:
+    """The nodes from which a product can be reached by calls through which channels are followed."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        for user in node.users:
+            name = name_of(user)
+            if _is_product(user) or (user in found and (name in LAYOUT or name in _ELEMENTWISE)):
+                found.add(node)
+    return frozenset(found)
+
+
+def _is_product(node: fx.Node) -> bool:
+    kind = kind_of(node)
+    return kind is not None and kind.is_product
+
+
+def fused_ranges(layer: fx.Node, axis: int, to_products: frozenset[fx.Node] | None = None) -> int:
     """How many equal contiguous blocks of output channels feed different factors of products; 1 if they do not.
 
     Args:
         layer: a node of a captured graph, of a kind with a weight.
         axis: the axis of its output that holds the channels, counted from the end.
+        to_products: the graph's `leading_to_products`, if that is known.
     """
+    to_products = leading_to_products(layer.graph) if to_products is None else to_products
+    if layer not in to_products:
+        return 1
     shape = layer.meta["shape"]
     axis = len(shape) + axis
     channels = shape[axis]
@@ -58,11 +78,10 @@ def fused_ranges(layer: fx.Node, axis: int) -> int:
         for user in node.users:
             if user.meta.get("follows") != IMAGE or user in values:
                 continue
-            kind = kind_of(user)
-            if kind is not None and kind.is_product:
+            if _is_product(user):
                 blocks |= _block(values[node])
                 continue
-            moved = _carry_out(user, node, values)
+            moved = _carry_out(user, node, values) if user in to_products else None
             if moved is not None:
                 values[user] = moved
                 waiting.append(user)

@@ -2,21 +2,24 @@
 
 Factors that a site is given by keyword become its first arguments, where every reader of the graph looks for them.
 Module names cannot hold dots, so a key such as `layers.0.attn.qkv.input` stands in the graph as
-`quantizers.layers/0/attn/qkv/input`.
+`quantizers.layers/0/attn/qkv/input`; characters that are no part of a usual name stand there by number.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from torch import fx
 
 from fxptq.graph.sites import Site
 
+_UNUSUAL = re.compile(r"[^\w.@-]")
+
 
 def module_name(key: str) -> str:
-    """A quantizer's key as a module name."""
-    return key.replace(".", "/")
+    """A quantizer's key as a module name; no two keys have the same."""
+    return _UNUSUAL.sub(lambda found: f"~{ord(found[0]):x}~", key).replace(".", "/")
 
 
 def insert_quantizers(graph: fx.Graph, sites: Iterable[Site]) -> fx.Graph:

@@ -22,8 +22,10 @@ from fxptq.graph.copies import independent_copy
 from fxptq.graph.holder import Holder
 from fxptq.graph.insert import insert_quantizers, module_name
 from fxptq.graph.plan import Planner
+from fxptq.graph.runnable import runnable
 from fxptq.graph.sites import Operand, Site, find_sites
 from fxptq.graph.topology import residual_stages
+from fxptq.graph.wrappers import network_of
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.scheme import make_quantizer
 
@@ -41,6 +43,7 @@ class Variant:
         taps: names of the nodes at which residual stages end.
         module: runs `inserted`.
         tapped: runs `inserted` and returns (output, [value at each tap]).
+        shapes: what it was captured on.
     """
 
     capture: Capture
@@ -49,6 +52,7 @@ class Variant:
     taps: tuple[str, ...]
     module: fx.GraphModule
     tapped: fx.GraphModule
+    shapes: Shapes
 
 
 class Program(nn.Module):
@@ -71,6 +75,8 @@ class Program(nn.Module):
         InputError: the plan does not fit the network.
     """
 
+    _like: Tensor
+
     @torch.inference_mode(mode=False)  # whatever the caller's mode, what is kept must be trainable
     def __init__(
         self,
@@ -83,7 +89,9 @@ class Program(nn.Module):
     ) -> None:
         super().__init__()
         inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-        self.holder = Holder(independent_copy(_python_module(model)).eval().requires_grad_(False))
+        _refuse_torchscript(network_of(model))
+        self.holder = Holder(independent_copy(model).eval().requires_grad_(False))
+        self.register_buffer("_like", torch.empty(0, dtype=inputs[0].dtype), persistent=False)
         self.limit = limit
         self._plan = plan
         self._found: OrderedDict[Shapes, int] = OrderedDict()
@@ -103,6 +111,11 @@ class Program(nn.Module):
     # -- graphs --------------------------------------------------------------------------------------------------------
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in: the type of its inputs."""
+        return self._like.dtype
+
+    @property
     def variants(self) -> tuple[Variant, ...]:
         """The graphs in the cache."""
         return tuple(self._variants.values())
@@ -110,21 +123,24 @@ class Program(nn.Module):
     @torch.inference_mode(mode=False)
     def variant(self, inputs: tuple[Tensor, ...]) -> Variant:
         """The graph for inputs of these sizes, captured now if none holds."""
-        key = tuple((tuple(x.shape), x.dtype) for x in inputs)
+        key = _shapes(inputs)
         if key in self._found:
             self._found.move_to_end(key)
             return self._variants[self._found[key]]
         for number, variant in self._variants.items():
-            known = next(shapes for shapes, found in self._found.items() if found == number)
-            if _alike(known, key) and variant.capture.holds(self.holder, inputs):
+            if _alike(variant.shapes, key) and variant.capture.holds(self.holder, inputs):
                 self._found[key] = number
                 return variant
+        return self._captured_on(inputs)
+
+    def _captured_on(self, inputs: tuple[Tensor, ...]) -> Variant:
         taken = capture(self.holder.model, inputs, self._proved)
         self._captured += 1
-        self._variants[self._captured] = self._build(taken.renamed(self.holder.keep(taken.constants)))
-        self._found[key] = self._captured
+        variant = self._build(taken.renamed(self.holder.keep(taken.constants)), _shapes(inputs))
+        self._variants[self._captured] = variant
+        self._found[variant.shapes] = self._captured
         self._shrink()
-        return self._variants[self._captured]
+        return variant
 
     def _shrink(self) -> None:
         while len(set(self._found.values())) > self.limit:
@@ -132,21 +148,21 @@ class Program(nn.Module):
             if number not in self._found.values():
                 del self._variants[number]
 
-    def _build(self, taken: Capture) -> Variant:
+    def _build(self, taken: Capture, shapes: Shapes) -> Variant:
         sites = find_sites(taken.graph)
         if self._plan is not None:
             sites = self._plan.apply(sites)
         sites = tuple(self._with_quantizers(site) for site in sites)
         inserted = insert_quantizers(taken.graph, sites)
         taps = residual_stages(taken.graph)
-        return Variant(taken, sites, inserted, taps, *self._runnable(inserted, taps))
+        return Variant(taken, sites, inserted, taps, *self._runnable(inserted, taps), shapes)
 
     def _runnable(self, inserted: fx.Graph, taps: tuple[str, ...]) -> tuple[fx.GraphModule, fx.GraphModule]:
         tapped = copy.deepcopy(inserted)
         by_name = {node.name: node for node in tapped.nodes}
         output = tapped.output_node()
         output.args = ((output.args[0], [by_name[name] for name in taps]),)
-        return fx.GraphModule(self.holder, inserted, "Quantized"), fx.GraphModule(self.holder, tapped, "Tapped")
+        return runnable(self.holder, inserted, "Quantized"), runnable(self.holder, tapped, "Tapped")
 
     def _with_quantizers(self, site: Site) -> Site:
         """Makes the quantizers a site needs; one that only a later graph has stays in float: it is not calibrated."""
@@ -159,6 +175,7 @@ class Program(nn.Module):
             quantizer = make_quantizer(
                 operand.scheme, operand.bits, groups=operand.groups, axis=operand.axis, role=operand.role
             )
+            quantizer.float()  # whatever torch.set_default_dtype says: grids are in float32
             self.holder.quantizers.add_module(module_name(operand.quantizer), quantizer)
             self.quantizers[operand.quantizer] = quantizer
         return site
@@ -167,12 +184,24 @@ class Program(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """Runs the network, quantized where quantizers are on. Inputs and output are the network's own."""
-        return self.variant(self._checked(inputs)).module.forward(*(x.clone() for x in inputs))
+        return self._run(inputs, lambda variant: variant.module)
 
     def tapped(self, *inputs: Tensor) -> tuple[Any, list[Tensor]]:
         """Runs the network and also returns the values at `taps`."""
-        output, features = self.variant(self._checked(inputs)).tapped.forward(*(x.clone() for x in inputs))
+        output, features = self._run(inputs, lambda variant: variant.tapped)
         return output, features
+
+    def _run(self, inputs: tuple[Tensor, ...], way: Callable[[Variant], fx.GraphModule]) -> Any:
+        variant = self.variant(self._checked(inputs))
+        try:
+            return way(variant).forward(*(x.clone() for x in inputs))
+        except RuntimeError:
+            if variant.shapes == _shapes(inputs):
+                raise
+        # At these sizes the network may go another way: it may catch an error, or has a size that no condition knows.
+        with torch.inference_mode(mode=False):
+            variant = self._captured_on(inputs)
+        return way(variant).forward(*(x.clone() for x in inputs))
 
     def _checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not inputs or not all(isinstance(x, Tensor) for x in inputs):
@@ -228,6 +257,10 @@ class Program(nn.Module):
         weight.copy_(value)
 
 
+def _shapes(inputs: tuple[Tensor, ...]) -> Shapes:
+    return tuple((tuple(x.shape), x.dtype) for x in inputs)
+
+
 def _alike(known: Shapes, asked: Shapes) -> bool:
     """Whether inputs have the types, the numbers of axes and, of pictures, the channels that a graph was made for.
 
@@ -239,12 +272,9 @@ def _alike(known: Shapes, asked: Shapes) -> bool:
     return forms[0] == forms[1]
 
 
-def _python_module(model: nn.Module) -> nn.Module:
-    """The network as it was written: the one that was handed to torch.compile, if this is what came out."""
+def _refuse_torchscript(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("TorchScript hides what a network computes; pass the Python module it was made from")
-    inner = getattr(model, "_orig_mod", None)
-    return inner if isinstance(inner, nn.Module) else model
 
 
 def _sources(variant: Variant, operands: dict[str, Operand]) -> dict[str, str | None]:

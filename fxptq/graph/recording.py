@@ -9,6 +9,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from weakref import ReferenceType, ref
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from torch.fx.node import map_aggregate
 from fxptq.errors import CaptureError
 from fxptq.graph.functions import write_down, writes
 from fxptq.graph.ledger import Ledger
+from fxptq.graph.pieces import Pieces, pieces_in
 from fxptq.graph.places import running_line
-from fxptq.graph.values import Traced, plain, traced
+from fxptq.graph.values import TracedNumber, is_number, plain, traced
 
 IMAGE, SIZE, CONST = "image", "size", "const"
 """What a node's value follows from: the pixels of the input, only its sizes, or neither."""
@@ -36,20 +38,27 @@ class Recording:
         model: whose tensors the graph may read.
         prefix: what the names of parameters and buffers are preceded by in `get_attr` targets.
         example: the inputs; the graph begins with them.
+        baked: whether sizes are plain numbers, so that the graph holds for inputs of these shapes alone.
 
     Attributes:
         open: whether calls are being recorded; traced numbers that outlive it are plain.
         inputs: tensors to run the model on.
-        graph, guards, constants, foreign: see `fxptq.graph.tracer.Trace`.
+        numbers: every traced number.
+        refused: the first refusal, which the network may have caught.
+        graph, guards, constants, foreign, tied: see `fxptq.graph.tracer.Trace`.
     """
 
-    def __init__(self, model: nn.Module, prefix: str, example: tuple[Tensor, ...]) -> None:
+    def __init__(self, model: nn.Module, prefix: str, example: tuple[Tensor, ...], *, baked: bool = False) -> None:
         self.open = False
+        self.tied = self._baked = baked
+        self.refused: CaptureError | None = None
+        self.numbers: list[ReferenceType[TracedNumber]] = []
         self.graph = fx.Graph()
         self.guards: list[tuple[fx.Node, Any]] = []
         self.constants: dict[str, Tensor] = {}
         self.foreign: dict[str, str] = {}
         self.ledger = Ledger(model, prefix)
+        self._pinned: set[fx.Node] = set()
         self._title = type(model).__name__
         self._stack: list[tuple[nn.Module, str]] = []
         self._ordinals: Counter[str] = Counter()
@@ -76,6 +85,12 @@ class Recording:
         """The module and the line that are running, for messages."""
         return f"{self.path or self._title} ({line or running_line()})"
 
+    def refusal(self, reason: str) -> CaptureError:
+        """The error for something here that one graph cannot hold. It stays noted if the network catches it."""
+        error = CaptureError(f"{self.where()}: {reason}")
+        self.refused = self.refused or error
+        return error
+
     def enter_module(self, module: nn.Module, path: str | None) -> None:
         """A module starts; one that is no part of the network is named by its class."""
         self._stack.append((module, path if path is not None else f"{self.path}.{type(module).__name__}".lstrip(".")))
@@ -99,7 +114,12 @@ class Recording:
             self._ordinals[place] += 1
         if name.startswith("constants."):
             key = name.removeprefix("constants.").replace(".", "/")
-            name, self.constants[key] = f"constants.{key}", tensor.detach()
+            while key in self.constants:
+                key += "~"
+            name, self.constants[key] = (
+                f"constants.{key}",
+                tensor.detach().clone(),
+            )  # as it is now: it may be overwritten
             if not self.ledger.is_networks_own(tensor):
                 self.foreign[key] = self.where()
         node = self.graph.get_attr(name)
@@ -109,13 +129,15 @@ class Recording:
 
     def nodes_of(self, values: Any) -> Any:
         """The same arguments, however nested, with nodes in place of tensors and traced numbers."""
+        for pieces in pieces_in(values):
+            pieces.pin_count()
         return map_aggregate(values, self._as_node)
 
     def _as_node(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self.node_of(value)
-        if isinstance(value, Traced):
-            return value.node if value.recorder is self else plain(value)
+        if isinstance(value, TracedNumber):
+            return value.origin if value.recorder is self else plain(value)
         if isinstance(value, torch.device) and value == self.device:
             return self._device_node
         if isinstance(value, np.generic):
@@ -133,7 +155,17 @@ class Recording:
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def call(self, func: Any, args: Any, kwargs: Any, result: Any, follows: str, *, ragged: bool = False) -> Any:
+    def call(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        result: Any,
+        follows: str,
+        *,
+        ragged: bool = False,
+        counted: bool = False,
+    ) -> Any:
         """Writes down a call of nodes and returns its result, known from now on.
 
         Args:
@@ -143,8 +175,11 @@ class Recording:
             result: what came out.
             follows: what it follows from.
             ragged: whether the sizes of the result depend on the values of an input.
+            counted: whether the number of results depends on the sizes of an input.
         """
-        return self._known(result, self.note(func, args, kwargs, result, follows, ragged=ragged), follows)
+        node = self.note(func, args, kwargs, result, follows, ragged=ragged)
+        known = self._known(result, node, follows)
+        return Pieces(known, node, self) if counted and follows != CONST and not self._baked else known
 
     def call_module(self, target: str, args: Any, kwargs: Any, result: Any, follows: str) -> Any:
         """Writes down the call of a module as one."""
@@ -175,9 +210,10 @@ class Recording:
             return result
         if isinstance(result, torch.Size):
             return torch.Size([self._item(node, i, size, follows) for i, size in enumerate(result)])
-        if isinstance(result, (int, float)) and not isinstance(result, bool):
+        if is_number(result):
             node.meta["follows"] = min(follows, SIZE, key=_STRENGTH)
-            return plain(result) if follows == CONST else traced(result, node, self)
+            known = follows == CONST or (self._baked and not node.meta.get("ragged"))
+            return plain(result) if known else self._traced(result, node)
         if isinstance(result, (tuple, list)):
             items = [self._item(node, i, item, follows) for i, item in enumerate(result)]
             return result._make(items) if hasattr(result, "_make") else type(result)(items)
@@ -194,9 +230,17 @@ class Recording:
     # -- numbers ------------------------------------------------------------------------------------------------------
 
     def number(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Records a Python call on traced numbers and returns its value, traced."""
+        """Records a Python call on traced numbers; returns its value, traced if it is a number and else a guard."""
         node, value = self._calculated(function, args)
-        return traced(value, node, self)
+        if is_number(value):
+            return self._traced(value, node)
+        self._require(node, value)
+        return value
+
+    def _traced(self, value: Any, node: fx.Node) -> Any:
+        number = traced(value, node, self)
+        self.numbers.append(ref(number))
+        return number
 
     def answer(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Records a question about traced numbers as a guard and returns the answer.
@@ -205,14 +249,42 @@ class Recording:
             CaptureError: the number depends on the image, so one graph cannot hold both answers.
         """
         node, value = self._calculated(function, args)
+        self._require(node, value)
+        return value
+
+    def pin(self, number: TracedNumber) -> None:
+        """Requires that a traced number always comes out as it does now.
+
+        Raises:
+            CaptureError: it depends on the image.
+        """
+        if number.origin not in self._pinned:
+            self.answer(operator.eq, (number, plain(number)))
+            self._pinned.add(number.origin)
+
+    def ask(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Records a torch call on nodes whose result leaves the trace as a plain value, which becomes a guard."""
+        self._require(self.note(func, args, kwargs, result, SIZE), result)
+
+    def pin_count(self, pieces: fx.Node, count: int) -> None:
+        """Requires that a call always returns so many values."""
+        node = self.graph.call_function(len, (pieces,))
+        self._describe(node, count, SIZE)
+        self._require(node, count)
+
+    def pin_sizes(self, tensor: Tensor) -> None:
+        """Requires that a tensor always has the number of values it has now, which leaves the trace unseen."""
+        node = self.note("numel", (self.node_of(tensor),), {}, tensor.numel(), SIZE)
+        self._require(node, tensor.numel())
+
+    def _require(self, node: fx.Node, value: Any) -> None:
         if node.meta.get("ragged"):
-            raise CaptureError(
-                f"{self.where()}: the number of values that pass a mask (nonzero, boolean indexing) decides what the "
-                "network computes, and one graph cannot hold that. Compute with all values instead (torch.where, "
-                "masks, topk), or quantize the parts before and after it apart"
+            raise self.refusal(
+                "the number of values that pass a mask (nonzero, boolean indexing) decides what the network computes, "
+                "and one graph cannot hold that. Compute with all values instead (torch.where, masks, topk), or "
+                "quantize the parts before and after it apart"
             )
         self.guards.append((node, value))
-        return value
 
     def _calculated(self, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[fx.Node, Any]:
         value = function(*map_aggregate(args, plain))
@@ -229,8 +301,10 @@ class Recording:
         """Ends the graph with what the network returned.
 
         Raises:
-            CaptureError: there is no tensor in it.
+            CaptureError: there is no tensor in it, or the network went on after a refusal.
         """
+        if self.refused is not None:
+            raise self.refused
         tensors = 0
 
         def converted(value: Any) -> Any:
@@ -238,6 +312,8 @@ class Recording:
             tensors += isinstance(value, Tensor)
             return self._as_node(value)
 
+        for pieces in pieces_in(output):
+            pieces.pin_count()
         nodes = map_aggregate(output, converted)
         if not tensors:
             raise CaptureError(

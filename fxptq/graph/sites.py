@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,7 +17,7 @@ from torch import fx
 
 from fxptq.graph.calls import name_of
 from fxptq.graph.functions import is_custom_operator, writes
-from fxptq.graph.fused import fused_ranges
+from fxptq.graph.fused import fused_ranges, leading_to_products
 from fxptq.graph.geometry import Geometry
 from fxptq.graph.kinds import OTHER, Kind, Slot, kind_of, layers
 from fxptq.graph.roles import Role, role_of
@@ -111,15 +112,32 @@ class Site:
         raise KeyError(f"{self.name} has no {slot}")
 
 
-def _name(node: fx.Node, kind: Kind | None, taken: Counter[str]) -> str:
-    path, module = node.meta.get("path", ""), node.meta.get("module", object)
-    call = name_of(node) or "scripted"
-    if issubclass(module, layers()) and kind is not None and kind.is_layer:
-        taken[path] += 1
-        return path if taken[path] == 1 else f"{path}@{taken[path]}"
-    stem = f"{path}.{call}".lstrip(".")
-    taken[stem] += 1
-    return f"{stem}_{taken[stem] - 1}"
+def _names(nodes: Iterable[fx.Node]) -> list[str]:
+    """A name for each site, no two alike, even where a module is called as the ordinal of a function would be."""
+    nodes = list(nodes)
+    paths = {node.meta.get("path", "") for node in nodes if _is_layer(node)}
+    count: Counter[str] = Counter()
+    names: dict[str, None] = {}
+    for node in nodes:
+        path = node.meta.get("path", "")
+        if _is_layer(node):
+            count[path] += 1
+            name = path if count[path] == 1 else f"{path}@{count[path]}"
+        else:
+            stem = f"{path}.{name_of(node) or 'scripted'}".lstrip(".")
+            name = f"{stem}_{count[stem]}"
+            count[stem] += 1
+        while name in names or (name in paths and name != path):
+            name += "~"
+        names[name] = None
+    return list(names)
+
+
+def _is_layer(node: fx.Node) -> bool:
+    """Whether a call is all that a layer of torch's own does; the layer that is the whole network has no path."""
+    kind = kind_of(node)
+    is_layer = kind is not None and kind.is_layer and issubclass(node.meta.get("module", object), layers())
+    return is_layer and bool(node.meta.get("path", ""))
 
 
 def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
@@ -128,27 +146,37 @@ def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
     Args:
         graph: as captured; its nodes carry shapes and module paths.
     """
-    taken: Counter[str] = Counter()
-    sites, version = [], 0
+    found, version = [], 0
     for node in graph.nodes:
         version += node.op in ("call_function", "call_method") and writes(node.target, node.kwargs)
         kind = kind_of(node)
         if node.meta.get("follows") == IMAGE and (kind is not None or _is_hidden(node)):
-            sites.append(_site(node, kind, _name(node, kind, taken), version))
+            found.append((node, kind, version))
+    names = _names(node for node, _, _ in found)
+    flow = _Flow(_reaching(graph), leading_to_products(graph))
+    sites = [_site(node, kind, name, version, flow) for (node, kind, version), name in zip(found, names, strict=True)]
     return _with_edges(graph, sites)
 
 
-def _reaches_output(node: fx.Node) -> bool:
-    """Whether the values of a node reach the output otherwise than by a choice made from them."""
-    seen, waiting = {node}, [node]
-    while waiting:
-        for user in waiting.pop().users:
-            if user.op == "output":
-                return True
-            if user not in seen and not _is_choice(user):
-                seen.add(user)
-                waiting.append(user)
-    return False
+@dataclass(frozen=True)
+class _Flow:
+    """Facts of each node that one pass over the whole graph finds.
+
+    Attributes:
+        reaching: the nodes whose values reach the output otherwise than by a choice made from them.
+        to_products: see `fused.leading_to_products`.
+    """
+
+    reaching: frozenset[fx.Node]
+    to_products: frozenset[fx.Node]
+
+
+def _reaching(graph: fx.Graph) -> frozenset[fx.Node]:
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if any(user.op == "output" or (user in found and not _is_choice(user)) for user in node.users):
+            found.add(node)
+    return frozenset(found)
 
 
 def _is_choice(node: fx.Node) -> bool:
@@ -161,18 +189,18 @@ def _is_hidden(node: fx.Node) -> bool:
     return node.op == "call_module" or is_custom_operator(node.target)
 
 
-def _site(node: fx.Node, kind: Kind | None, name: str, version: int) -> Site:
+def _site(node: fx.Node, kind: Kind | None, name: str, version: int, flow: _Flow) -> Site:
     shapes = {"output": tuple(node.meta.get("shape", ()))}
     factors = kind.factors(node) if kind is not None else ()
     if kind is None or len(factors) != 2 or not all(isinstance(factor, fx.Node) for factor in factors):
         return Site(name, OTHER.name, node.name, (), shapes, 0, reason=_why_other(node, kind))
     by_slot = dict(zip(kind.slots, factors, strict=True))
-    operands = tuple(_operand(node, kind, slot, source, version) for slot, source in by_slot.items())
+    operands = tuple(_operand(node, kind, slot, source, version, flow) for slot, source in by_slot.items())
     shapes = {slot: tuple(source.meta["shape"]) for slot, source in by_slot.items()} | shapes
     reason = f"{name_of(node)}: {kind.reason}" if kind.reason else ""
     if "weight" in shapes and math.prod(shapes["weight"]) <= _COLOUR:
         reason = "a shift or mix of colours: nothing to gain, everything to lose"
-    elif not _reaches_output(node):
+    elif node not in flow.reaching:
         reason = "only chooses (argmin, topk, a comparison): errors would flip choices, and no gradient comes back"
     geometry = kind.geometry(node) if kind.geometry is not None else None
     macs = kind.macs(node, shapes)
@@ -190,7 +218,7 @@ def _why_other(node: fx.Node, kind: Kind | None) -> str:
     return f"{call} of more than two factors" if kind.slots else f"{call}: {kind.reason}"
 
 
-def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node, version: int) -> Operand:
+def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node, version: int, flow: _Flow) -> Operand:
     role, lowest = role_of(source)
     operand = Operand(slot, source.name, role, lowest, version=version if source.meta.get("written") else 0)
     if slot != "weight" or kind.weight_axis is None:
@@ -198,7 +226,7 @@ def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node, version: in
     ranges = 1
     # Blocks of output channels are blocks of the weight where its first axis counts the outputs of all groups.
     if role == "constant" and kind.weight_axis == 0 and kind.channel_axis is not None:
-        ranges = fused_ranges(node, kind.channel_axis)
+        ranges = fused_ranges(node, kind.channel_axis, flow.to_products)
     return replace(operand, axis=kind.weight_axis, ranges=ranges)
 
 

@@ -26,13 +26,24 @@ def flow(graph: fx.Graph) -> nx.DiGraph:
 
 
 def _must_pass(graph: nx.DiGraph, start: str, end: str) -> list[str]:
-    """The nodes every path from start to end goes through, both included, in order (the chain of dominators)."""
-    between = graph.subgraph((nx.descendants(graph, start) & nx.ancestors(graph, end)) | {start, end})
-    above = nx.immediate_dominators(between, start)
-    chain = [end]
-    while chain[-1] != start:
-        chain.append(above[chain[-1]])
-    return chain[::-1]
+    """The nodes every path from start to end goes through, both included, in order.
+
+    In the order of execution, these are the nodes over which no edge jumps.
+    """
+    order = _between(graph, start, end)
+    place = {name: position for position, name in enumerate(order)}
+    chain, furthest = [], 0
+    for position, name in enumerate(order):
+        if furthest <= position:
+            chain.append(name)
+        furthest = max([furthest, *(place[reader] for reader in graph.successors(name) if reader in place)])
+    return chain
+
+
+def _between(graph: nx.DiGraph, start: str, end: str) -> list[str]:
+    """The nodes on paths from start to end, both included, in the order of execution."""
+    inside = (nx.descendants(graph, start) & nx.ancestors(graph, end)) | {start, end}
+    return [name for name in graph if name in inside]
 
 
 def _skip(graph: nx.DiGraph, start: str, end: str) -> str | None:
@@ -82,7 +93,8 @@ def skeleton(graph: fx.Graph) -> Skeleton:
     chain = _must_pass(image, starts[0], ends[0])
     trunk: set[str] = set()
     for _ in range(4):
-        sizes = [len(nx.descendants(image, a) & nx.ancestors(image, b)) for a, b in pairwise(chain)]
+        place = {name: position for position, name in enumerate(_between(image, chain[0], chain[-1]))}
+        sizes = [place[b] - place[a] - 1 for a, b in pairwise(chain)]
         widest = max(range(len(sizes)), key=sizes.__getitem__)
         start, end = chain[widest], chain[widest + 1]
         body = _skip(image, start, end) if sizes[widest] > len(image) // 2 else None

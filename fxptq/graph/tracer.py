@@ -22,9 +22,12 @@ from fxptq.errors import CaptureError
 from fxptq.graph.attention import DECOMPOSED
 from fxptq.graph.calls import plain_name
 from fxptq.graph.copies import structural_copy
+from fxptq.graph.depth import room_for
 from fxptq.graph.functions import (
     SHAPED_LIKE,
     VALUE_READERS,
+    asks_of_sizes,
+    is_counted,
     is_custom_operator,
     is_ragged,
     is_random,
@@ -34,11 +37,13 @@ from fxptq.graph.functions import (
     writes,
 )
 from fxptq.graph.kinds import arithmetic
+from fxptq.graph.leftovers import make_plain
 from fxptq.graph.namespaces import substituted
 from fxptq.graph.opaque import autograd_functions_go_through, compiled_pieces_run_eagerly, recorded_twin, unseen
 from fxptq.graph.places import first_line, line_of_error
 from fxptq.graph.recording import CONST, IMAGE, SIZE, Recording, strongest
-from fxptq.graph.values import BUILTINS_IN_TRACE, global_in_trace, plain
+from fxptq.graph.stand_ins import builtins_in_trace, global_in_trace
+from fxptq.graph.values import pinned, plain
 
 __all__ = ["CONST", "IMAGE", "SIZE", "Trace", "trace"]
 
@@ -55,6 +60,8 @@ class Trace:
             under.
         foreign: of those, the ones that no torch call made while tracing, with the place that first used them.
         decomposed: whether a fused call was written by its parts, which rounds differently.
+        tied: whether the graph is right only for inputs of the example's shapes: sizes are plain numbers in it, or the
+            network caught an error of a torch call, which other sizes may not raise.
     """
 
     graph: fx.Graph
@@ -62,6 +69,7 @@ class Trace:
     constants: dict[str, Tensor]
     foreign: dict[str, str]
     decomposed: bool
+    tied: bool = False
 
 
 class Tracer(TorchFunctionMode):
@@ -72,14 +80,23 @@ class Tracer(TorchFunctionMode):
         prefix: see `trace`.
         example: likewise.
         number_types: whether `int` and `float` in traced files keep numbers traced.
+        baked: see `trace`.
     """
 
     def __init__(
-        self, model: nn.Module, prefix: str, example: tuple[Tensor, ...], *, number_types: bool = True
+        self,
+        model: nn.Module,
+        prefix: str,
+        example: tuple[Tensor, ...],
+        *,
+        number_types: bool = True,
+        baked: bool = False,
     ) -> None:
         super().__init__()
         self._model, self._prefix, self._number_types = model, prefix, number_types
-        self._recording = Recording(model, prefix, example)
+        self._baked = baked
+        self._recording = Recording(model, prefix, example, baked=baked)
+        self.numbers = self._recording.numbers
         self._decomposed = False
         self._unrecorded: set[str] | None = None
         """While a piece runs unseen, the names of the functions it calls."""
@@ -96,15 +113,19 @@ class Tracer(TorchFunctionMode):
             return func(*args, **kwargs)
         if not self._recording.open:
             return func(*args, **kwargs)
-        if func in DECOMPOSED:
-            self._decomposed = True
-            with self:
-                return DECOMPOSED[func](*args, **kwargs)
-        if name == "__set__":
-            return self._assign(func, *args)
-        if name in VALUE_READERS:
-            return self._read_value(func, name, args, kwargs)
-        return self._call(func, name, args, kwargs)
+        try:
+            if func in DECOMPOSED:
+                self._decomposed = True
+                with self:
+                    return DECOMPOSED[func](*args, **kwargs)
+            if name == "__set__":
+                return self._assign(func, *args)
+            if name in VALUE_READERS:
+                return self._read_value(func, name, args, kwargs)
+            return self._call(func, name, args, kwargs)
+        except Exception:
+            self._recording.tied = True  # the network may catch it, and go another way than at other sizes
+            raise
 
     def _call(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         recording = self._recording
@@ -117,6 +138,10 @@ class Tracer(TorchFunctionMode):
         result = func(*map_aggregate(args, plain), **map_aggregate(kwargs, plain))
         if name in SHAPED_LIKE and follows == IMAGE:
             follows = SIZE
+        if isinstance(result, (torch.UntypedStorage, torch.TypedStorage)):
+            recording.pin_sizes(args[0])
+        if follows != CONST and isinstance(result, bool) and asks_of_sizes(name):
+            recording.ask(func, nodes, keywords, result)
         if _says_nothing(func, name, result):
             return result
         if twin is not None:
@@ -127,7 +152,9 @@ class Tracer(TorchFunctionMode):
             for target in (*(args if is_custom_operator(func) else args[:1]), kwargs.get("out")):
                 if isinstance(target, Tensor):
                     recording.overwritten(target, follows)
-        return recording.call(func, nodes, keywords, result, follows, ragged=ragged)
+        counted = is_counted(func, args, kwargs)
+        known = recording.call(func, nodes, keywords, result, follows, ragged=ragged, counted=counted)
+        return pinned(known) if name == "__len__" else known  # C code calls it, and takes nothing but an int
 
     def _functional_twin(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What to record for an in-place call that nobody else sees; None for the call itself.
@@ -155,21 +182,23 @@ class Tracer(TorchFunctionMode):
         follows = strongest(nodes)
         if follows == IMAGE:
             call = {"__bool__": "bool()", "__int__": "int()", "__float__": "float()", "__index__": "an index made"}
-            raise CaptureError(
-                f"{recording.where()}: {call.get(name, f'.{name}()')} of a tensor that depends on the image decides "
-                "what the network computes, and one graph cannot hold that. Replace it by tensor arithmetic "
-                "(torch.where, masks), or quantize the parts before and after it apart"
+            raise recording.refusal(
+                f"{call.get(name, f'.{name}()')} of a tensor that depends on the image decides what the network "
+                "computes, and one graph cannot hold that. Replace it by tensor arithmetic (torch.where, masks), or "
+                "quantize the parts before and after it apart"
             )
         result = func(*map_aggregate(args, plain), **map_aggregate(kwargs, plain))
-        if follows == SIZE and isinstance(result, (bool, int, float)):
-            recording.guards.append((recording.note("item", (nodes[0],), {}, result, SIZE), result))
+        if follows == SIZE and name in ("equal", "allclose"):
+            recording.ask(func, nodes, recording.nodes_of(kwargs), result)
+        elif follows == SIZE:
+            recording.ask("tolist", (nodes[0],), {}, args[0].tolist())
         return result
 
     def _refuse_autocast(self) -> None:
         if torch.is_autocast_enabled(self._recording.device.type):
-            raise CaptureError(
-                f"{self._recording.where()}: runs under torch.autocast, which a graph cannot hold. Convert the network "
-                "instead (model.bfloat16()), or take the autocast out of its forward"
+            raise self._recording.refusal(
+                "runs under torch.autocast, which a graph cannot hold. Convert the network instead (model.bfloat16()), "
+                "or take the autocast out of its forward"
             )
 
     # -- pieces recorded as one call ----------------------------------------------------------------------------------
@@ -204,6 +233,7 @@ class Tracer(TorchFunctionMode):
         recording = self._recording
         with contextlib.ExitStack() as scope:
             scope.enter_context(torch.no_grad())
+            scope.enter_context(room_for(self._model))
             scope.enter_context(self._module_paths())
             scope.enter_context(substituted(self._model, self._twin, self._builtins()))
             scope.enter_context(autograd_functions_go_through(self._piece))
@@ -218,19 +248,19 @@ class Tracer(TorchFunctionMode):
             except Exception as error:
                 if self._number_types and isinstance(error, TypeError) and "_NumberType" in str(error):
                     raise NumberUsedAsDtypeError from error
-                raise CaptureError(
+                raise TraceError(
                     f"{recording.where(line_of_error(error))}: runs as it is but not while it is traced "
                     f"({type(error).__name__}: {first_line(error)})"
                 ) from error
         recording.finish(output)
         guards = tuple(recording.guards)
-        return Trace(recording.graph, guards, recording.constants, recording.foreign, self._decomposed)
+        return Trace(recording.graph, guards, recording.constants, recording.foreign, self._decomposed, recording.tied)
 
     def _twin(self, value: Any) -> Any:
-        return global_in_trace(value) or recorded_twin(value, self._piece)
+        return (None if self._baked else global_in_trace(value)) or recorded_twin(value, self._piece)
 
     def _builtins(self) -> dict[str, Any]:
-        return {n: v for n, v in BUILTINS_IN_TRACE.items() if self._number_types or not isinstance(v, type)}
+        return {} if self._baked else builtins_in_trace(number_types=self._number_types)
 
     @contextlib.contextmanager
     def _module_paths(self) -> Iterator[None]:
@@ -256,6 +286,10 @@ class Tracer(TorchFunctionMode):
             vars(nn.modules.module)["_global_forward_hooks_with_kwargs"].pop(after.id, None)
 
 
+class TraceError(CaptureError):
+    """A network runs as it is and not while it is traced."""
+
+
 class NumberUsedAsDtypeError(Exception):
     """A traced file hands `int` or `float` to torch as a dtype, which takes only the real ones."""
 
@@ -269,19 +303,32 @@ def _says_nothing(func: Any, name: str, result: Any) -> bool:
     return rank or isinstance(result, bool) or not known
 
 
-def trace(model: nn.Module, example: tuple[Tensor, ...], prefix: str = "model") -> Trace:
+def trace(model: nn.Module, example: tuple[Tensor, ...], prefix: str = "model", *, baked: bool = False) -> Trace:
     """Traces one forward call.
 
     Args:
         model: any module; it is left as it was.
         example: its positional inputs, [N, C, H, W] for an image.
         prefix: what parameter and buffer names are preceded by in `get_attr` targets.
+        baked: whether sizes are plain numbers, as they are in the network: right for inputs of these shapes alone,
+            whatever the network does with them.
 
     Raises:
-        CaptureError: naming the module path, the source line and the reason.
+        CaptureError: naming the module path, the source line and the reason; a `TraceError` if it may be due to the
+            traced numbers.
     """
     try:
-        return Tracer(structural_copy(model), prefix, example).run()
+        return _traced(model, example, prefix, number_types=True, baked=baked)
     except NumberUsedAsDtypeError:
-        # Sizes that pass through int() and float() are then plain; where it matters, the check at a second size tells.
-        return Tracer(structural_copy(model), prefix, example, number_types=False).run()
+        # Sizes that pass through int() and float() are then pinned.
+        return _traced(model, example, prefix, number_types=False, baked=baked)
+
+
+def _traced(model: nn.Module, example: tuple[Tensor, ...], prefix: str, *, number_types: bool, baked: bool) -> Trace:
+    tracer = Tracer(structural_copy(model), prefix, example, number_types=number_types, baked=baked)
+    numbers = tracer.numbers
+    try:
+        return tracer.run()
+    finally:
+        del tracer
+        make_plain(numbers)

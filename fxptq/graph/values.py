@@ -1,21 +1,27 @@
 """Python numbers that remember the graph node that computes them.
 
-While a network is traced, sizes come back as `TracedInt` and `TracedFloat`: real numbers, so that Python's ifs, ranges
-and assertions run, which also record every arithmetic operation. A comparison is a guard: the graph holds only for
-inputs on which it comes out the same. The files being traced get an `int`, `range`, `math`, ... that do not forget.
+While a network is traced, its sizes come back as `TracedInt` and `TracedFloat`. Arithmetic on them is recorded, and a
+comparison is a guard: the graph holds only for inputs on which it comes out the same. Every other way in which Python
+or C code can learn the value (an index, a hash, a text, a call of `math`) *pins* the number: the guard says that it is
+what it is now.
+
+They are no subclasses of int and float, because C code would then read the value without asking. Instead they say that
+their class is one, as `unittest.mock` does, so that `isinstance` finds an int, and C code must call `__index__` or
+`__float__`. That class is a `torch.SymInt` too, so that the functions of torch take the number for a size.
 """
 
 from __future__ import annotations
 
 import builtins
 import math
+import numbers
 import operator
 from collections.abc import Callable, Iterable
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from torch import Tensor, fx
+import torch
+from torch import fx
 
 
 class NumberRecorder(Protocol):
@@ -26,87 +32,183 @@ class NumberRecorder(Protocol):
         """Whether the trace is still going on; numbers that outlive it are plain."""
 
     def number(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Records `function(*args)`, whose value is a Python number, and returns it traced."""
+        """Records `function(*args)` and returns its value: traced if it is a number, else plain, and a guard."""
 
     def answer(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Records `function(*args)`, requires that it always comes out as it does now, and returns that plain value."""
 
+    def pin(self, number: Any) -> None:
+        """Requires that the traced number is always what it is now."""
 
-class TracedInt(int):
+
+class IntLike(int, torch.SymInt):  # type: ignore[misc]  # their signatures differ; nobody calls them
+    """What a traced int says its class is; there are no objects of it."""
+
+
+class FloatLike(float, torch.SymFloat):  # type: ignore[misc]  # as above
+    """What a traced float says its class is; there are no objects of it."""
+
+
+for _like, _real in ((IntLike, int), (FloatLike, float)):
+    _like.__name__ = _like.__qualname__ = _real.__name__
+
+
+class TracedNumber:
+    """A number computed from the sizes of the input; see the module's description.
+
+    Attributes:
+        origin: the node that computes it.
+        recorder: the trace it belongs to.
+    """
+
+    __slots__ = ("__weakref__", "_value", "origin", "recorder")
+    _value: Any
+    real_type: ClassVar[type] = int
+    like: ClassVar[type] = IntLike
+    origin: fx.Node
+    recorder: NumberRecorder
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """`type(n)(5)` is a plain number."""
+        return cls.real_type(*args, **kwargs)
+
+    @property  # type: ignore[misc]  # this is how an object says that it is of another class
+    def __class__(self) -> type:
+        return self.like if self.recorder.open else self.real_type
+
+    def __getattr__(self, name: str) -> Any:
+        """The other attributes of int and float: `h.bit_length()`, `h.real`."""
+        if name.startswith("__"):
+            raise AttributeError(f"a traced {self.real_type.__name__} has no {name}")
+        if not callable(getattr(self.real_type, name)):  # raises what an int would
+            return _calculated(getattr, (self, name))
+        return lambda *args, **kwargs: _calculated(_method, (self, name, *args, *kwargs.values()))
+
+    def __hash__(self) -> int:
+        return hash(pinned(self))
+
+    def __str__(self) -> str:
+        return str(pinned(self))
+
+    def __repr__(self) -> str:
+        return repr(pinned(self))
+
+    def __format__(self, spec: str) -> str:
+        return format(pinned(self), spec)
+
+    def __int__(self) -> int:
+        return int(pinned(self))
+
+    def __float__(self) -> float:
+        return float(pinned(self))
+
+    def __complex__(self) -> complex:
+        return complex(pinned(self))
+
+    def __bool__(self) -> bool:
+        return bool(self.recorder.answer(operator.ne, (self, 0)) if self.recorder.open else plain(self))
+
+    def __pos__(self) -> Any:
+        return self
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
+    def __reduce__(self) -> Any:
+        return self.real_type, (pinned(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return pinned(self)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:  # numpy's signature
+        return np.array(pinned(self), dtype)
+
+    def __array_ufunc__(self, function: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+        """A function of numpy on numbers is recorded, one with an array pins."""
+        if method == "__call__" and not kwargs and all(isinstance(arg, (int, float, np.number)) for arg in args):
+            return _calculated(function, args)
+        return getattr(function, method)(*map(pinned, args), **kwargs)
+
+
+class TracedInt(TracedNumber):
     """An int computed from the sizes of the input."""
 
-    node: fx.Node
-    recorder: NumberRecorder
+    __slots__ = ()
 
-    def __reduce__(self) -> tuple[type[int], tuple[int]]:
-        return int, (int.__pos__(self),)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> int:
-        return int.__pos__(self)
-
-    def __pos__(self) -> TracedInt:
-        return self
-
-    __hash__ = int.__hash__
+    def __index__(self) -> int:
+        return int(pinned(self))
 
 
-class TracedFloat(float):
+class TracedFloat(TracedNumber):
     """A float computed from the sizes of the input."""
 
-    node: fx.Node
-    recorder: NumberRecorder
-
-    def __reduce__(self) -> tuple[type[float], tuple[float]]:
-        return float, (float.__pos__(self),)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> float:
-        return float.__pos__(self)
-
-    def __pos__(self) -> TracedFloat:
-        return self
-
-    __hash__ = float.__hash__
-
-
-Traced = (TracedInt, TracedFloat)
+    __slots__ = ()
+    real_type = float
+    like = FloatLike
 
 
 def plain(value: Any) -> Any:
-    """The number without its memory; anything else unchanged."""
-    if isinstance(value, TracedInt):
-        return int.__pos__(value)
-    if isinstance(value, TracedFloat):
-        return float.__pos__(value)
-    return value
+    """The number without its memory, which nothing remembers: for the tracer alone; anything else unchanged."""
+    return value._value if isinstance(value, TracedNumber) else value  # noqa: SLF001  # its own
 
 
-def traced(value: Any, node: fx.Node, recorder: NumberRecorder) -> Any:
+def pinned(value: Any) -> Any:
+    """The plain number, which from now on the graph requires; anything else unchanged."""
+    if isinstance(value, TracedNumber) and value.recorder.open:
+        value.recorder.pin(value)
+    return plain(value)
+
+
+def traced(value: Any, origin: fx.Node, recorder: NumberRecorder) -> Any:
     """`value` as a traced number; bools and anything that is not a number stay as they are."""
-    if isinstance(value, np.number):
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         return value
-    number = TracedInt(value) if isinstance(value, int) else TracedFloat(value)
-    number.node, number.recorder = node, recorder
+    value = plain(value.item() if isinstance(value, np.number) else value)
+    kind: type[TracedNumber] = TracedInt if isinstance(value, int) else TracedFloat
+    number: TracedNumber = object.__new__(kind)
+    number._value, number.origin, number.recorder = value, origin, recorder  # noqa: SLF001  # its own
     return number
 
 
-def _recorder_of(values: Iterable[Any]) -> NumberRecorder | None:
+def is_number(value: Any) -> bool:
+    """Whether a traced number can stand for the value: an int or float of Python's or numpy's, no bool."""
+    if isinstance(value, (int, float)):
+        return not isinstance(value, bool)
+    return isinstance(value, (np.integer, np.floating))
+
+
+def recorder_of(values: Iterable[Any]) -> NumberRecorder | None:
+    """The open recorder of the first traced number among the values, looking into tuples and lists."""
     for value in values:
-        if isinstance(value, Traced) and value.recorder.open:
-            return value.recorder
-        if isinstance(value, (tuple, list)) and (recorder := _recorder_of(value)) is not None:
+        if isinstance(value, TracedNumber):
+            if value.recorder.open:
+                return value.recorder
+        elif isinstance(value, (tuple, list)) and (recorder := recorder_of(value)) is not None:
             return recorder
     return None
 
 
+def _method(number: Any, name: str, *args: Any) -> Any:
+    return getattr(number, name)(*args)
+
+
+def _calculated(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    recorder = recorder_of(args)
+    return function(*map(plain, args)) if recorder is None else recorder.number(function, args)
+
+
 def _arithmetic(function: Callable[..., Any], name: str, *, swapped: bool) -> Callable[..., Any]:
     def method(self: Any, *others: Any) -> Any:
-        if any(not isinstance(other, (int, float)) for other in others):
-            return NotImplemented
         args = (*others, self) if swapped else (self, *others)
-        recorder = _recorder_of(args)
-        return function(*map(plain, args)) if recorder is None else recorder.number(function, args)
+        called = builtins.pow if len(args) == 3 else function
+        if all(isinstance(other, (int, float, np.number)) or other is None for other in others):
+            return _calculated(called, args)
+        if all(isinstance(other, numbers.Number) for other in others):  # complex, fractions
+            return called(*map(pinned, args))
+        return NotImplemented
 
     method.__name__ = name
     return method
@@ -114,22 +216,19 @@ def _arithmetic(function: Callable[..., Any], name: str, *, swapped: bool) -> Ca
 
 def _comparison(function: Callable[[Any, Any], bool], name: str) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
-        if not isinstance(other, (int, float)):
-            return NotImplemented
-        recorder = _recorder_of((self, other))
+        if not isinstance(other, (int, float, np.number)):
+            return function(pinned(self), other) if isinstance(other, numbers.Number) else NotImplemented
+        recorder = recorder_of((self, other))
         return function(plain(self), plain(other)) if recorder is None else recorder.answer(function, (self, other))
 
     method.__name__ = name
     return method
 
 
-def _truth(self: Any) -> bool:
-    return bool(self.recorder.answer(operator.ne, (self, 0)) if self.recorder.open else plain(self))
-
-
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "or", "xor")
 _UNARY: dict[str, Callable[..., Any]] = {
     "neg": operator.neg,
+    "invert": operator.invert,
     "abs": builtins.abs,
     "floor": math.floor,
     "ceil": math.ceil,
@@ -138,133 +237,18 @@ _UNARY: dict[str, Callable[..., Any]] = {
 }
 
 
-def _equip(kind: type) -> None:
+def _equip(kind: type[TracedNumber]) -> None:
     for name in _BINARY:
-        if hasattr(kind, f"__{name}__"):
+        if hasattr(kind.real_type, f"__{name}__"):
             function = getattr(operator, f"__{name}__")
             setattr(kind, f"__{name}__", _arithmetic(function, name, swapped=False))
             setattr(kind, f"__r{name}__", _arithmetic(function, f"r{name}", swapped=True))
     for name, function in _UNARY.items():
-        setattr(kind, f"__{name}__", _arithmetic(function, name, swapped=False))
+        if hasattr(kind.real_type, f"__{name}__"):
+            setattr(kind, f"__{name}__", _arithmetic(function, name, swapped=False))
     for name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(kind, f"__{name}__", _comparison(getattr(operator, name), name))
-
-    def both(self: Any, other: Any) -> Any:
-        return self // other, self % other
-
-    def both_swapped(self: Any, other: Any) -> Any:
-        return other // self, other % self
-
-    for name, method in (("__bool__", _truth), ("__divmod__", both), ("__rdivmod__", both_swapped)):
-        setattr(kind, name, method)
 
 
 _equip(TracedInt)
 _equip(TracedFloat)
-
-
-class _NumberType(type):
-    """Stands in for `int` or `float` in a traced file: converts without forgetting; to isinstance, the real type."""
-
-    real: type
-
-    def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, cls.real)
-
-    def __subclasscheck__(cls, subclass: type) -> bool:
-        return issubclass(subclass, cls.real)
-
-    def __eq__(cls, other: object) -> bool:
-        return other is cls or other is cls.real
-
-    def __hash__(cls) -> int:
-        return hash(cls.real)
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and not kwargs and (recorder := _recorder_of(args)) is not None:
-            own = TracedInt if cls.real is int else TracedFloat
-            return args[0] if isinstance(args[0], own) else recorder.number(cls.real, args)
-        return cls.real(*args, **kwargs)
-
-    def __getattr__(cls, name: str) -> Any:
-        return getattr(cls.real, name)
-
-    def __or__(cls, other: Any) -> Any:
-        return cls.real | other
-
-
-class IntInTrace(metaclass=_NumberType):
-    """`int` for files that are being traced."""
-
-    real = int
-
-
-class FloatInTrace(metaclass=_NumberType):
-    """`float` for files that are being traced."""
-
-    real = float
-
-
-def _fixed(value: Any) -> Any:
-    """A number whose very value shapes the graph (a loop count): required to stay what it is."""
-    if isinstance(value, Traced) and value.recorder.open:
-        value.recorder.answer(operator.eq, (value, plain(value)))
-    return plain(value)
-
-
-def range_in_trace(*args: Any) -> range:
-    """`range`, whose loop is unrolled in the graph; its bounds become guards."""
-    return range(*map(_fixed, args))
-
-
-def _recording(function: Callable[..., Any]) -> Callable[..., Any]:
-    def method(*args: Any, **kwargs: Any) -> Any:
-        recorder = None if kwargs else _recorder_of(args)
-        if recorder is None:
-            return function(*args, **kwargs)
-        result = function(*args)
-        return recorder.number(function, args) if isinstance(result, (int, float, np.number)) else result
-
-    method.__name__ = getattr(function, "__name__", "function")
-    return method
-
-
-def _len_in_trace(value: Any) -> int:
-    return value.shape[0] if isinstance(value, Tensor) and value.dim() else len(value)
-
-
-class _ModuleInTrace:
-    """`math` or `numpy`, recording calls on traced numbers."""
-
-    def __init__(self, module: ModuleType) -> None:
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._module, name)
-        return _recording(attribute) if _is_function(attribute) else attribute
-
-
-def _is_function(value: Any) -> bool:
-    return callable(value) and not isinstance(value, type)
-
-
-BUILTINS_IN_TRACE: dict[str, Any] = {
-    "int": IntInTrace,
-    "float": FloatInTrace,
-    "range": range_in_trace,
-    "min": _recording(min),
-    "max": _recording(max),
-    "len": _len_in_trace,
-}
-MATH_IN_TRACE, NUMPY_IN_TRACE = _ModuleInTrace(math), _ModuleInTrace(np)
-
-
-def global_in_trace(value: Any) -> Any:
-    """What stands in for a global of a traced file: for `math`, `numpy` and their functions; None for the rest."""
-    if value is math or value is np:
-        return MATH_IN_TRACE if value is math else NUMPY_IN_TRACE
-    name = getattr(value, "__name__", "")
-    if not (_is_function(value) and isinstance(name, str) and name):
-        return None
-    known = value is getattr(math, name, None) or value is getattr(np, name, None)
-    return _recording(value) if known else None

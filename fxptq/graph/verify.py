@@ -7,7 +7,9 @@ too must agree bit for bit.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,7 +19,9 @@ from torch.utils._pytree import tree_leaves
 
 from fxptq.graph.attention import DECOMPOSED
 from fxptq.graph.copies import structural_copy
+from fxptq.graph.depth import room_for
 from fxptq.graph.opaque import compiled_pieces_run_eagerly
+from fxptq.graph.runnable import runnable
 
 Inputs = tuple[Tensor, ...]
 
@@ -42,14 +46,14 @@ def _reproducible(device: torch.device) -> Iterator[None]:
 
 def run_network(model: nn.Module, inputs: Inputs) -> Any:
     """What the network makes of the inputs; neither is changed."""
-    with _reproducible(inputs[0].device), compiled_pieces_run_eagerly(), _Decomposing():
+    with room_for(model), _reproducible(inputs[0].device), compiled_pieces_run_eagerly(), _Decomposing():
         return structural_copy(model)(*(x.clone() for x in inputs))
 
 
 def run_graph(root: nn.Module, graph: fx.Graph, inputs: Inputs) -> Any:
     """What the graph makes of the inputs; they are not changed. Its `forward`: calling it would print any failure."""
     with _reproducible(inputs[0].device):
-        return fx.GraphModule(root, graph).forward(*(x.clone() for x in inputs))
+        return runnable(root, graph).forward(*(x.clone() for x in inputs))
 
 
 def difference(first: Any, second: Any) -> float:
@@ -88,7 +92,7 @@ def other_sizes(inputs: Inputs) -> Iterator[Inputs]:
     images = [x for x in inputs if x.dim() == 4]
     if not images:
         return
-    batch, _, height, width = images[0].shape
+    height, width = images[0].shape[2:]
     lower = height - 8 if height > 16 else height + 8
     for high, wide, more in (
         (lower + 1, width + 5, True),
@@ -99,11 +103,34 @@ def other_sizes(inputs: Inputs) -> Iterator[Inputs]:
         (height, 2 * width, False),
         (2 * height, 2 * width, False),
     ):
+        yield _resized(inputs, Fraction(high, height), Fraction(wide, width), more=more)
 
-        def resized(x: Tensor, high: int = high, wide: int = wide, more: bool = more) -> Tensor:
-            if x.dim() == 4:
-                rows, columns = high * x.shape[2] // height, wide * x.shape[3] // width
-                x = x.repeat(1, 1, 2, 2)[:, :, :rows, :columns]
-            return torch.cat([x, x[:1].flip(-1)]) if more and x.dim() and x.shape[0] == batch else x.contiguous()
 
-        yield tuple(map(resized, inputs))
+def far_sizes(inputs: Inputs) -> Iterator[Iterator[Inputs]]:
+    """Groups of inputs of half, twice and three times the height or width of the example, smallest first in each.
+
+    What depends on a power of two, or on a number of tiles, comes out otherwise at one of them at least. They are
+    narrow, so that all together cost less than twice the example.
+    """
+    quarter, half, one = (Fraction(1, n) for n in (4, 2, 1))
+    for heights, widths in (((half,), (half,)), ((2 * one,), (quarter, half, one)), ((quarter, half, one), (3 * one,))):
+        yield _at_ratios(inputs, product(heights, widths))
+
+
+def _at_ratios(inputs: Inputs, ratios: Iterable[tuple[Fraction, Fraction]]) -> Iterator[Inputs]:
+    if any(x.dim() == 4 for x in inputs):
+        for high, wide in ratios:
+            yield _resized(inputs, high, wide, more=False)
+
+
+def _resized(inputs: Inputs, high: Fraction, wide: Fraction, *, more: bool) -> Inputs:
+    """The inputs with their pictures tiled or cropped to so many times the height and width, perhaps with one more."""
+    batch = next(x.shape[0] for x in inputs if x.dim() == 4)
+
+    def resized(x: Tensor) -> Tensor:
+        if x.dim() == 4:
+            rows, columns = max(1, int(high * x.shape[2])), max(1, int(wide * x.shape[3]))
+            x = x.repeat(1, 1, -(-rows // x.shape[2]), -(-columns // x.shape[3]))[:, :, :rows, :columns]
+        return torch.cat([x, x[:1].flip(-1)]) if more and x.dim() and x.shape[0] == batch else x.contiguous()
+
+    return tuple(map(resized, inputs))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxptq.graph.precision import in_precision
 from fxptq.graph.program import Program, Variant
 from fxptq.kernels.backend import Backend, Installed, backend_for
 from fxptq.kernels.ops import NO_CODE
@@ -85,6 +86,9 @@ class IntegerModel(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """The network's output; inputs are the network's own."""
+        return in_precision(self.program.dtype, self._run, inputs)
+
+    def _run(self, *inputs: Tensor) -> Any:
         with torch.no_grad():
             variant = self.program.variant(inputs)
             if any(node.op == "placeholder" for node in written(variant.inserted)):

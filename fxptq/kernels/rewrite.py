@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from fxptq.graph.calls import argument
 from fxptq.graph.constants import attribute, eliminate_dead_code
 from fxptq.graph.program import Variant
+from fxptq.graph.runnable import runnable
 from fxptq.kernels import patterns
 from fxptq.kernels.attentions import AttentionPattern, Term
 from fxptq.kernels.backend import Backend, FloatLayer, FusedLayer
@@ -84,7 +85,7 @@ class _Rewriter:
         eliminate_dead_code(self.new)
         held = {str(node.target): self._held(str(node.target)) for node in self.new.nodes if node.op == "get_attr"}
         held |= {str(node.target): self._held(str(node.target)) for node in self.new.nodes if node.op == "call_module"}
-        module = fx.GraphModule(held, self.new, "Integer")
+        module = runnable(held, self.new, "Integer")
         return Rewritten(module, self.kernels, self.seen.simulated)
 
     def _held(self, target: str) -> Any:

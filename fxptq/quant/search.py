@@ -121,8 +121,10 @@ def dobi2d(values: Distribution, space: Space, candidates: int = 100, lowest: fl
 
 def _start(values: Distribution, lowest: float | None) -> Tensor:
     """The lower end of the widest candidate, [groups, 1], not above the largest value, so that no range is negative."""
-    start = values.minimum if lowest is None else torch.full_like(values.minimum, lowest)
-    return torch.minimum(start, values.maximum)[:, None]
+    if lowest is None:
+        return values.minimum[:, None]
+    # A value below the floor is no error: another graph of the network may have made it.
+    return torch.minimum(torch.full_like(values.minimum, lowest), values.minimum)[:, None]
 
 
 def _best(values: Distribution, space: Space, lower: Tensor, upper: Tensor) -> Bounds:

@@ -15,9 +15,11 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, fx, nn
 
+from fxptq.graph import values
 from fxptq.graph.capture import capture
 from fxptq.graph.holder import Holder
-from fxptq.graph.values import BUILTINS_IN_TRACE, MATH_IN_TRACE, IntInTrace, TracedInt, plain
+from fxptq.graph.stand_ins import MATH_IN_TRACE, IntInTrace, TypeInTrace, builtins_in_trace
+from fxptq.graph.values import TracedInt, plain
 
 NUMBERS: dict[str, Callable[[Any, Any], Any]] = {
     "add": lambda h, w: h + w + 1,
@@ -103,10 +105,12 @@ class Recorder:
         self.asked.append(function(*map(plain, args)))
         return self.asked[-1]
 
+    def pin(self, number: Any) -> None:
+        self.answer(operator.eq, (number, plain(number)))
+
 
 def traced(value: int) -> TracedInt:
-    number = TracedInt(value)
-    number.recorder = Recorder()  # type: ignore[assignment]  # no graph here
+    number: TracedInt = values.traced(value, fx.Graph().placeholder("x"), Recorder())
     return number
 
 
@@ -155,9 +159,27 @@ def test_types_in_traced_files_are_the_real_ones_to_isinstance() -> None:
     assert IntInTrace.from_bytes(b"\x01", "big") == 1
 
 
+def test_type_in_traced_files_is_the_real_one_to_everybody() -> None:
+    assert TypeInTrace(3) is TypeInTrace(traced(3)) is IntInTrace
+    assert TypeInTrace("a") is str
+    assert TypeInTrace(traced(3)).__name__ == "int"
+    assert isinstance(int, TypeInTrace)
+    assert not isinstance(3, TypeInTrace)
+    assert TypeInTrace("Made", (int,), {})(5) == 5
+
+    class Meta(TypeInTrace):  # type: ignore[misc]  # its metaclass is no matter of types
+        pass
+
+    class Made(metaclass=Meta):
+        pass
+
+    assert isinstance(Made(), Made)
+    assert type(Made) is Meta
+
+
 def test_loops_ask_for_their_bounds() -> None:
     number = traced(3)
-    assert list(BUILTINS_IN_TRACE["range"](0, number)) == [0, 1, 2]
+    assert list(builtins_in_trace()["range"](0, number)) == [0, 1, 2]
     assert number.recorder.asked == [True]  # type: ignore[attr-defined]  # the stand-in's
     assert MATH_IN_TRACE.pi == math.pi
     assert MATH_IN_TRACE.ceil(2.5) == 3

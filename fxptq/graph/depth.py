@@ -1,0 +1,27 @@
+"""Room for networks whose modules are nested so deeply that Python's limit of recursion leaves none for capturing."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from torch import nn
+
+_USUAL = 50
+_CALLS = 30
+"""So many calls of Python's, at most, lie between a module and one of its parts while it is copied or traced."""
+
+
+@contextlib.contextmanager
+def room_for(model: nn.Module) -> Iterator[None]:
+    """For a while, raises the limit of recursion in proportion to the depth of a deeply nested network."""
+    depth = max(name.count(".") for name, _ in model.named_modules())
+    limit = sys.getrecursionlimit()
+    if depth > _USUAL:
+        sys.setrecursionlimit(limit + _CALLS * depth)
+    try:
+        yield
+    finally:
+        if depth > _USUAL:
+            sys.setrecursionlimit(limit)

@@ -1,0 +1,45 @@
+"""Graphs as modules that run, whatever the modules of the network are called.
+
+torch.fx writes a graph out as Python code, in which a module called `lambda`, or one with a quotation mark in its name,
+could not stand. Such names are replaced in the code, and only there.
+"""
+
+from __future__ import annotations
+
+import copy
+import keyword
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from fxptq.graph.constants import attribute
+
+
+def runnable(root: nn.Module | Mapping[str, Any], graph: fx.Graph, name: str = "GraphModule") -> fx.GraphModule:
+    """The graph as a module.
+
+    Args:
+        root: what the graph reads: a module, or the value of each target.
+        graph: left as it is.
+        name: of the module's class.
+    """
+    targets = {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
+    names = {target: f"renamed_{index}" for index, target in enumerate(sorted(filter(_is_unspeakable, targets)))}
+    if not names:
+        return fx.GraphModule(root if isinstance(root, nn.Module) else dict(root), graph, name)
+    spoken = copy.deepcopy(graph)
+    for node in spoken.nodes:
+        if node.op in ("get_attr", "call_module"):
+            node.target = names.get(str(node.target), node.target)
+    held = {
+        names.get(target, target): attribute(root, target) if isinstance(root, nn.Module) else root[target]
+        for target in targets
+    }
+    return fx.GraphModule(held, spoken, name)
+
+
+def _is_unspeakable(target: str) -> bool:
+    return any(
+        keyword.iskeyword(part) or not part.isprintable() or set(part) & set("\"'\\{}") for part in target.split(".")
+    )
