@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxptq.data.degrade import Degradation
+from fxptq.data.tasks import TASKS
 from fxptq.errors import InputError
 from fxptq.graph.outputs import picture_output
 from fxptq.graph.verify import run_network
@@ -22,9 +23,6 @@ from fxptq.sizes import ANY_SIZE, Sizes
 
 BEYOND_WHITE = 16
 """A value this many times whiter than white is no noise: the network takes another range."""
-
-LEVELS = {"noise": "sigma", "jpeg": "quality"}
-"""The level of each degradation that has one."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +59,17 @@ class Overrides:
         if said is None:
             return {}
         if isinstance(said, Degradation):
-            return {"kind": said.kind, "sigma": said.sigma, "quality": said.quality}
+            return {"kind": said.kind, "sigma": said.sigma, "quality": said.quality, "amount": said.amount}
         kind, _, level = str(said).partition(":")
-        name = LEVELS.get(kind)
-        if kind not in ("bicubic", "none", *LEVELS) or bool(level) != bool(name) or not re.fullmatch(r"[\d.]*", level):
-            raise InputError(f"degradation {said!r}: expected bicubic, noise:SIGMA (as noise:25), jpeg:QUALITY or none")
+        task = next((task for task in TASKS if task.name == kind), None)
+        name = task.level if task is not None and task.level != "scale" else ""
+        if task is None or bool(level) != bool(name) or not re.fullmatch(r"[\d.]*", level):
+            raise InputError(f"degradation {said!r}: expected {_ways()}")
         try:
-            table = {name: int(level) if name == "quality" else float(level)} if name else {}
+            table: dict[str, Any] = {name: int(level) if name == "quality" else float(level)} if name else {}
         except ValueError as error:
             raise InputError(f"degradation {said!r}: {level!r} is no {name}") from error
-        Degradation(kind, **table)  # type: ignore[arg-type]  # the value checks itself
+        Degradation(kind, **table)
         return {"kind": kind, **table}
 
     def applied(self, recipe: Recipe) -> Recipe:
@@ -93,6 +92,13 @@ class Overrides:
         if self.degradation is not None:
             fields["degradation"] = self._table()
         return Recipe.checked(fields, recipe.name)
+
+
+def _ways() -> str:
+    """The ways to name a degradation, for an error: `bicubic, noise:SIGMA (as noise:25), jpeg:QUALITY or none`."""
+    ways = [f"{t.name}:{t.level.upper()}" if t.level not in ("", "scale") else t.name for t in TASKS]
+    ways = [f"{way} (as noise:25)" if way == "noise:SIGMA" else way for way in ways]
+    return f"{', '.join(ways[:-1])} or {ways[-1]}"
 
 
 NO_OVERRIDES = Overrides()

@@ -31,6 +31,7 @@ from pydantic import (
 from torch import nn
 
 from fxptq.data.degrade import Degradation
+from fxptq.data.tasks import task_named, task_names
 from fxptq.errors import InputError
 from fxptq.formats import PictureFormat
 from fxptq.graph.kinds import quantizable
@@ -62,6 +63,13 @@ class Frozen(BaseModel):
     """A table of the file: unchangeable, and without room for misspelt fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def _without_unused(table: Frozen, serialize: SerializerFunctionWrapHandler, *later: str) -> dict[str, Any]:
+    """The fields of a table; those that came after the first files only where they are used, so that files stay equal."""
+    fields: dict[str, Any] = serialize(table)
+    defaults = {name: type(table).model_fields[name].default for name in later}
+    return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
 
 
 class Model(Frozen):
@@ -107,11 +115,8 @@ class Input(Frozen):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_what_is_not_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields that came after the first files appear only where they say something, so that files stay the same."""
-        fields: dict[str, Any] = serialize(self)
-        later = {name: type(self).model_fields[name].default for name in ("minimum", "square", "fixed")}
-        return {name: value for name, value in fields.items() if name not in later or value != later[name]}
+    def _as_in_files(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_unused(self, serialize, "minimum", "square", "fixed")
 
     @property
     def sizes(self) -> Sizes:
@@ -119,18 +124,31 @@ class Input(Frozen):
         return Sizes(self.multiple, self.minimum, self.square, self.fixed)
 
 
+def _task_name(name: str) -> str:
+    *others, last = (repr(task) for task in task_names())
+    if name not in task_names():
+        raise ValueError(f"input should be {', '.join(others)} or {last}, not {name!r}")
+    return name
+
+
 class DegradationTable(Frozen):
     """What the network repairs; see `fxptq.data.degrade.Degradation`, which checks the level.
 
     Attributes:
-        kind: bicubic (MATLAB's, by the recipe's scale), noise (Gaussian), jpeg, or none.
+        kind: a row of the table of tasks: bicubic (MATLAB's, by the recipe's scale), noise (Gaussian), jpeg, none, ...
         sigma: standard deviation of the noise, on the scale 0..255.
         quality: of the JPEG, 1..100.
+        amount: the level of a task that has neither; a file names it only where it is not 0.
     """
 
-    kind: Literal["bicubic", "noise", "jpeg", "none"] = "none"
+    kind: Annotated[str, AfterValidator(_task_name)] = "none"
     sigma: float = 0.0
     quality: int = 0
+    amount: float = 0.0
+
+    @model_serializer(mode="wrap")
+    def _as_in_files(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_unused(self, serialize, "amount")
 
 
 class Weights(Frozen):
@@ -257,8 +275,8 @@ class Recipe(Frozen):
     def task(self) -> Degradation:
         """What separates the network's input from a clean picture."""
         table = self.degradation
-        scale = self.scale if table.kind == "bicubic" else 1
-        return Degradation(table.kind, scale=scale, sigma=table.sigma, quality=table.quality)
+        scale = self.scale if task_named(table.kind).level == "scale" else 1
+        return Degradation(table.kind, scale=scale, sigma=table.sigma, quality=table.quality, amount=table.amount)
 
     @property
     def pictures(self) -> PictureFormat:

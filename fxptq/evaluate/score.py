@@ -14,19 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxptq.data.degrade import Degradation, Kind
+from fxptq.data.degrade import Degradation
+from fxptq.data.tasks import task_named
 from fxptq.errors import FxptqError, InputError
 from fxptq.evaluate.metrics import psnr, psnr_b, psnr_y, ssim_y
 from fxptq.evaluate.sets import BenchmarkSet, Pair
 from fxptq.io.images import to_image, to_tensor
-
-FIGURES: Mapping[Kind, tuple[str, ...]] = {
-    "bicubic": ("psnr_y", "ssim_y"),
-    "noise": ("psnr",),
-    "jpeg": ("psnr_y", "ssim_y", "psnr_b"),
-    "none": ("psnr_y", "ssim_y"),
-}
-"""The figures that papers on each task report, by their names in `Score`, the one to compare by first."""
 
 TITLES: Mapping[str, str] = {
     "psnr_y": "PSNR-Y (dB)",
@@ -70,13 +63,13 @@ class SetScore:
         name: of the set.
         mean: over its pictures, each counting the same.
         images: by picture name.
-        reported: the figures of the set's task, see `FIGURES`.
+        reported: the figures of the set's task, in the order of `fxptq.data.tasks`.
     """
 
     name: str
     mean: Score
     images: Mapping[str, Score]
-    reported: tuple[str, ...] = FIGURES["bicubic"]
+    reported: tuple[str, ...] = task_named("bicubic").figures
 
 
 def evaluate(
@@ -113,7 +106,7 @@ def evaluate(
             progress(done, len(benchmark))
     columns = [score.figures for score in scores.values()]
     mean = Score(**{name: float(np.mean([column[name] for column in columns])) for name in columns[0]})
-    return SetScore(benchmark.name, mean, scores, FIGURES[benchmark.task.kind])
+    return SetScore(benchmark.name, mean, scores, benchmark.task.task.figures)
 
 
 def score_pair(output: Tensor, pair: Pair, task: Degradation, value_range: float) -> Score:
@@ -124,5 +117,5 @@ def score_pair(output: Tensor, pair: Pair, task: Degradation, value_range: float
         psnr_y(restored, pair.hr, crop),
         ssim_y(restored, pair.hr, crop),
         psnr(restored, pair.hr, crop),
-        psnr_b(restored, pair.hr) if task.kind == "jpeg" else None,
+        psnr_b(restored, pair.hr) if "psnr_b" in task.task.figures else None,
     )

@@ -7,7 +7,7 @@ weights on the benchmark sets, and writes the .safetensors file with its model c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -17,10 +17,9 @@ import typer
 from safetensors import safe_open
 from torch import Tensor
 
-from fxptq.data.degrade import Kind
 from fxptq.errors import FxptqError, InputError
 from fxptq.evaluate.restore import fitted
-from fxptq.evaluate.score import FIGURES, TITLES, SetScore, evaluate
+from fxptq.evaluate.score import TITLES, SetScore, evaluate
 from fxptq.evaluate.sets import open_set, parse_data
 from fxptq.io.state_dict import load_state, read_state
 from fxptq.recipe import Recipe
@@ -55,15 +54,6 @@ OWN = """Trained for this project in minutes, for demonstrations and tests that 
 Networks of this kind that were trained for days on far more images are better."""
 
 KEYS = "; keys as in the authors' release, without the buffers that follow from\n  the configuration"
-
-PROTOCOLS: Mapping[Kind, str] = {
-    "bicubic": "MATLAB bicubic inputs, output rounded to 8 bits, {scale} pixels cropped at each border.",
-    "noise": "Gaussian noise of standard deviation {sigma:g} on the scale 0..255, the same for the same picture,\n"
-    "neither rounded nor clipped; output rounded to 8 bits, nothing cropped.",
-    "jpeg": "pictures turned to grey (BT.601), then JPEG of quality {quality} as Pillow writes it; output rounded\n"
-    "to 8 bits, nothing cropped.",
-    "none": "output rounded to 8 bits, nothing cropped.",
-}
 
 
 def export(recipe: Recipe, run: Path, out: Path, sets: Sequence[tuple[str, Path]], *, data: str, machine: str) -> str:
@@ -125,8 +115,8 @@ def _card(
     settings["patches"] = ",".join(map(str, settings["patches"]))
     # An option that is younger than the run was off.
     options = {name: settings.get(name, 0) for name in OPTIONS}
-    reported = FIGURES[recipe.task.kind]
-    protocol = PROTOCOLS[recipe.task.kind]
+    reported = recipe.task.task.figures
+    protocol = recipe.task.task.protocol
     rows = [[score.name, *(score.mean.shown(figure) for figure in reported)] for score in scores]
     return CARD.format(
         title=recipe.title,

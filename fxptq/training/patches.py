@@ -50,7 +50,7 @@ def make_pair(image: npt.NDArray[np.uint8], degradation: Degradation) -> Trainin
     """Crops [H, W, C] uint8 to a multiple of the scale and degrades it; `PatchSampler.draw` adds noise later."""
     height, width = (size - size % degradation.scale for size in image.shape[:2])
     high = np.array(image[:height, :width])
-    degraded = high if degradation.kind == "noise" else degradation.apply(high, np.random.default_rng(0))
+    degraded = high if degradation.task.random else degradation.apply(high, np.random.default_rng(0))
     low = degraded.astype(np.uint8)  # all levels are whole numbers
     return TrainingPair(torch.from_numpy(low).permute(2, 0, 1), torch.from_numpy(high).permute(2, 0, 1))
 
