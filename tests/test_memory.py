@@ -13,10 +13,11 @@ def _printed(code: str) -> str:
 
 
 def test_the_peak_grows_by_what_is_held() -> None:
-    code = "from fxptq.memory import peak_mb; a = peak_mb(); x = b'1' * (300 << 20); print(a, peak_mb(), len(x))"
-    before, after, _ = map(float, _printed(code).split())
+    # A process begins with the peak of the one that started it, so that more than that must be held.
+    code = "from fxptq.memory import peak_mb; a = peak_mb(); x = b'1' * (int(a + 100) << 20); print(a, peak_mb())"
+    before, after = map(float, _printed(code).split())
     assert before > 20
-    assert 250 < after - before < 400
+    assert before + 90 < after < 2 * before + 500
 
 
 def test_commands_can_be_imported_where_there_is_no_resource() -> None:
