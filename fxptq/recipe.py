@@ -66,7 +66,7 @@ class Frozen(BaseModel):
 
 
 def _without_unused(table: Frozen, serialize: SerializerFunctionWrapHandler, *later: str) -> dict[str, Any]:
-    """The fields of a table; those that came after the first files only where they are used, so that files stay equal."""
+    """The fields of a table; fields that are younger than the first files stand in a file only where they are used."""
     fields: dict[str, Any] = serialize(table)
     defaults = {name: type(table).model_fields[name].default for name in later}
     return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}

@@ -60,13 +60,9 @@ class Degradation:
 
     def __str__(self) -> str:
         """In words, for reports: "bicubic x4", "noise sigma 25", "jpeg quality 40", "none"."""
-        if not self.task.level:
-            return self.kind
-        return (
-            f"{self.kind} x{self.scale}"
-            if self.task.level == "scale"
-            else f"{self.kind} {self.task.level} {self.level:g}"
-        )
+        if self.task.level == "scale":
+            return f"{self.kind} x{self.scale}"
+        return f"{self.kind} {self.task.level} {self.level:g}" if self.task.level else self.kind
 
     def apply(self, hr: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.float32]:
         """Makes the degraded picture.

@@ -37,7 +37,7 @@ class Task:
         allows: whether a level is in range.
         expected: the range of the level in words, for errors.
         random: whether the damage of one picture differs from draw to draw.
-        protocol: how a model card says that the task was measured; {sigma}, {quality}, {amount} and {scale} are filled in.
+        protocol: how a model card says that the task was measured; {scale} and the name of the level are filled in.
     """
 
     name: str
@@ -104,8 +104,8 @@ TASKS: tuple[Task, ...] = (
         level="quality",
         allows=lambda quality: 1 <= quality <= 100,
         expected="1 to 100",
-        protocol="pictures turned to grey (BT.601), then JPEG of quality {quality} as Pillow writes it; output rounded\n"
-        "to 8 bits, nothing cropped.",
+        protocol="pictures turned to grey (BT.601), then JPEG of quality {quality} as Pillow writes it; output "
+        "rounded\nto 8 bits, nothing cropped.",
     ),
     Task(
         name="none",

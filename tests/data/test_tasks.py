@@ -62,9 +62,9 @@ def test_a_row_makes_a_task_that_goes_all_the_way(dark: Recipe, tmp_path: Path) 
 
 
 def test_its_level_is_checked_and_can_be_said_on_the_command_line(dark: Recipe) -> None:
-    with pytest.raises(InputError, match="'dark' cannot have amount 1.5; dark takes 0 to 1, other kinds none"):
+    with pytest.raises(InputError, match=r"'dark' cannot have amount 1\.5; dark takes 0 to 1, other kinds none"):
         Degradation("dark", amount=1.5)
-    with pytest.raises(InputError, match="'noise' cannot have amount 0.5"):
+    with pytest.raises(InputError, match=r"'noise' cannot have amount 0\.5"):
         Degradation("noise", sigma=3, amount=0.5)
     assert Overrides(degradation="dark:0.25").applied(dark).task == Degradation("dark", amount=0.25)
     with pytest.raises(InputError, match="dark:AMOUNT"):
@@ -74,7 +74,7 @@ def test_its_level_is_checked_and_can_be_said_on_the_command_line(dark: Recipe) 
 def test_a_task_that_is_not_in_the_table_is_refused() -> None:
     with pytest.raises(InputError, match="degradation 'dark' is unknown; expected one of bicubic, noise, jpeg, none"):
         task_named("dark")
-    with pytest.raises(InputError, match="dark.toml: degradation.kind: .*'bicubic', 'noise', 'jpeg' or 'none'"):
+    with pytest.raises(InputError, match=r"dark\.toml: degradation\.kind: .*'bicubic', 'noise', 'jpeg' or 'none'"):
         Recipe.parse(RECIPE, "dark.toml")
 
 
