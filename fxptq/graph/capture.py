@@ -18,10 +18,10 @@ from torch import Tensor, fx, nn
 from fxptq.errors import CaptureError
 from fxptq.graph.calls import name_of
 from fxptq.graph.constants import eliminate_dead_code, fold_constants
+from fxptq.graph.exclusive import CAPTURING
 from fxptq.graph.holder import Holder
 from fxptq.graph.kinds import arithmetic
 from fxptq.graph.places import first_line, line_of_error
-from fxptq.graph.runnable import runnable
 from fxptq.graph.tracer import Trace, TraceError, trace
 from fxptq.graph.verify import Inputs, another_image, difference, far_sizes, other_sizes, run_graph, run_network
 
@@ -72,9 +72,8 @@ class Capture:
             return tuple(tuple(x.shape) for x in inputs) == self.pinned
         if self.conditions is None:
             return True
-        module = runnable(root, self.conditions)
         try:
-            return _numbers(module, inputs) == self.expected
+            return _numbers(root, self.conditions, inputs) == self.expected
         except Exception:  # noqa: BLE001  # whatever a network's own shape arithmetic raises for sizes it is not made for
             return False
 
@@ -88,13 +87,15 @@ class _ShapesOnly(fx.Interpreter):
         return value.to("meta") if isinstance(value, Tensor) else value
 
 
-def _numbers(conditions: fx.GraphModule, inputs: Inputs) -> tuple[Any, ...]:
+def _numbers(root: nn.Module, conditions: fx.Graph, inputs: Inputs) -> tuple[Any, ...]:
+    # Interpreted: torch would keep the code of a module that is made for each question.
     with torch.no_grad():
         layers = arithmetic()
-        if sum(name_of(node) in layers for node in conditions.graph.nodes) > _FEW:
+        if sum(name_of(node) in layers for node in conditions.nodes) > _FEW:
             with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"):
-                return tuple(_ShapesOnly(conditions).run(*(torch.empty(x.shape, dtype=x.dtype) for x in inputs)))
-        return tuple(conditions.forward(*(torch.zeros_like(x) for x in inputs)))
+                shaped = (torch.empty(x.shape, dtype=x.dtype) for x in inputs)
+                return tuple(_ShapesOnly(root, graph=conditions).run(*shaped))
+        return tuple(fx.Interpreter(root, graph=conditions).run(*(torch.zeros_like(x) for x in inputs)))
 
 
 def capture(model: nn.Module, example: Inputs, proved: Capture | None = None) -> Capture:
@@ -102,7 +103,7 @@ def capture(model: nn.Module, example: Inputs, proved: Capture | None = None) ->
 
     The graph is compared, bit for bit, on the example, on another image, and at a second size and number of images when
     the network takes one and the conditions allow it. A graph that is right at its own size and wrong at another is
-    tied to its own size.
+    tied to its own size. One network is captured at a time in a process.
 
     Args:
         model: in evaluation mode; left as it is.
@@ -113,7 +114,7 @@ def capture(model: nn.Module, example: Inputs, proved: Capture | None = None) ->
     Raises:
         CaptureError: naming the module path, the source line and the reason.
     """
-    with torch.inference_mode(mode=False):
+    with CAPTURING, torch.inference_mode(mode=False):
         example = tuple(x.detach().clone() for x in example)
         if proved is not None:
             taken = _cleaned(model, trace(model, example, baked=proved.baked), example)[1]

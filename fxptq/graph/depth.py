@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from fxptq.graph.exclusive import CAPTURING
+
 _USUAL = 50
 _CALLS = 30
 """So many calls of Python's, at most, lie between a module and one of its parts while it is copied or traced."""
@@ -17,11 +19,13 @@ _CALLS = 30
 def room_for(model: nn.Module) -> Iterator[None]:
     """For a while, raises the limit of recursion in proportion to the depth of a deeply nested network."""
     depth = max(name.count(".") for name, _ in model.named_modules())
-    limit = sys.getrecursionlimit()
-    if depth > _USUAL:
-        sys.setrecursionlimit(limit + _CALLS * depth)
-    try:
+    if depth <= _USUAL:
         yield
-    finally:
-        if depth > _USUAL:
+        return
+    with CAPTURING:  # the limit is the whole process's
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(limit + _CALLS * depth)
+        try:
+            yield
+        finally:
             sys.setrecursionlimit(limit)

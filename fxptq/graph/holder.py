@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import weakref
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 
 class Holder(nn.Module):
-    """The network's own tensors under `model`, others under `constants`, quantizers under `quantizers`."""
+    """The network's own tensors under `model`, others under `constants`, quantizers under `quantizers`.
+
+    Its methods are for the thread that holds `CAPTURING`, or knows the holder alone.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -18,6 +23,8 @@ class Holder(nn.Module):
         self.constants = nn.Module()
         self.quantizers = nn.Module()
         self._digests: dict[str, str] = {}
+        self._readers: Counter[str] = Counter()
+        self._unread: deque[str] = deque()
 
     def keep(self, constants: Mapping[str, Tensor]) -> dict[str, str]:
         """Registers constants, each once.
@@ -28,6 +35,7 @@ class Holder(nn.Module):
         Returns:
             The name each is kept under.
         """
+        self._drop_unread()
         names: dict[str, str] = {}
         for name, tensor in constants.items():
             digest = _digest(tensor)
@@ -40,6 +48,21 @@ class Holder(nn.Module):
                 self._digests[found] = digest
             names[name] = found
         return names
+
+    def keep_for(self, reader: object, names: Iterable[str]) -> None:
+        """Says who reads constants: those of readers that are all gone are dropped, at the next call of `keep`."""
+        read = tuple(names)
+        self._readers.update(read)
+        # The reader may go at any moment, in any thread: it only leaves a note, which takes no lock.
+        weakref.finalize(reader, self._unread.extend, read).atexit = False
+
+    def _drop_unread(self) -> None:
+        while self._unread:
+            name = self._unread.popleft()
+            self._readers[name] -= 1
+            if not self._readers[name]:
+                delattr(self.constants, name)
+                del self._digests[name], self._readers[name]
 
 
 def _digest(tensor: Tensor) -> str:

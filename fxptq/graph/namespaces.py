@@ -1,11 +1,15 @@
 """What the files of a network see while it is traced: an `int`, a `range`, a `math` that do not forget traced numbers.
 
-Names are put into the globals of the files and taken out again, whatever happens in between.
+Only the thread that traces sees them. Each function of these files is led, for a while, to one of two functions of the
+same code: in the thread that traces to one with other globals, in every other thread to one with its own. Everything is
+put back, whatever happens in between.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType, ModuleType
@@ -13,13 +17,15 @@ from typing import Any
 
 from torch import nn
 
+from fxptq.graph.exclusive import ChosenByThread, here_or
+
 _FOREIGN = sys.stdlib_module_names | {"torch", "torchvision", "einops", "numpy", "scipy", "fxptq"} - {"__main__"}
 """Packages whose files are left alone."""
 
 
 @contextlib.contextmanager
 def substituted(model: nn.Module, twin: Callable[[Any], Any | None], builtins: Mapping[str, Any]) -> Iterator[None]:
-    """For a while, gives the files that define `model` other globals.
+    """For a while, gives the files that define `model` other globals, in this thread alone.
 
     Args:
         model: the files of its classes, and those of the same packages, are meant.
@@ -27,31 +33,80 @@ def substituted(model: nn.Module, twin: Callable[[Any], Any | None], builtins: M
         builtins: what stands in for builtin functions, by name.
     """
     with contextlib.ExitStack() as undo:
-        for namespace in _namespaces(model):
-            for name, value in list(namespace.items()):
-                if (other := twin(value)) is not None:
-                    _put(undo, namespace, name, other)
-            for name, value in builtins.items():
-                if name not in namespace:
-                    _put(undo, namespace, name, value)
+        globals_here: dict[int, dict[str, Any]] = {}
+        namespaces = _namespaces(model)
+        for namespace in namespaces:
+            found = {name: other for name, value in list(namespace.items()) if (other := twin(value)) is not None}
+            found |= {name: value for name, value in builtins.items() if name not in namespace}
+            globals_here[id(namespace)] = undo.enter_context(_with_others(namespace, found))
+        for function in gc.get_referrers(*namespaces) if namespaces else ():
+            if type(function) is FunctionType and id(function.__globals__) in globals_here:
+                _lead(undo, function, globals_here[id(function.__globals__)])
         for kind in {kind for module in model.modules() for kind in type(module).__mro__ if _is_own(kind.__module__)}:
             for name, value in list(vars(kind).items()):
                 if (other := twin(value)) is not None:
-                    setattr(kind, name, other)
+                    setattr(kind, name, ChosenByThread(here_or(other, value)))
                     undo.callback(setattr, kind, name, value)
         recipes = getattr(sys.modules.get("einops.einops"), "__dict__", {})
         if "_reconstruct_from_shape_uncached" in recipes:
             # einops remembers a recipe by its sizes, and equal sizes are not the same size
-            _put(undo, recipes, "_reconstruct_from_shape", recipes["_reconstruct_from_shape_uncached"])
+            undo.callback(recipes.__setitem__, "_reconstruct_from_shape", recipes["_reconstruct_from_shape"])
+            recipes["_reconstruct_from_shape"] = recipes["_reconstruct_from_shape_uncached"]
         yield
 
 
-def _put(undo: contextlib.ExitStack, namespace: dict[str, Any], name: str, value: Any) -> None:
-    if name in namespace:
-        undo.callback(namespace.__setitem__, name, namespace[name])
-    else:
-        undo.callback(namespace.pop, name, None)
-    namespace[name] = value
+@contextlib.contextmanager
+def _with_others(namespace: dict[str, Any], others: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A copy of a namespace with other values; what is assigned in it is in the namespace afterwards."""
+    copied = {**namespace, **others}
+    before = dict(copied)
+    try:
+        yield copied
+    finally:
+        for name, value in list(copied.items()):
+            if name not in before or before[name] is not value:
+                namespace[name] = value
+        copied.clear()
+        copied.update(namespace)  # functions that the network has made meanwhile keep it
+
+
+def _lead(undo: contextlib.ExitStack, function: FunctionType, globals_here: dict[str, Any]) -> None:
+    """Leads the calls of a function to one of the same code: with other globals here, as it is in other threads."""
+    code = function.__code__
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        return
+    choose = here_or(_remade(function, globals_here), _remade(function, function.__globals__))
+    leading = (_led_lazily if inspect.isgeneratorfunction(function) else _led).__code__
+    undo.callback(setattr, function, "__code__", code)
+    function.__code__ = leading.replace(
+        co_consts=tuple(choose if constant == _CHOOSE else constant for constant in leading.co_consts),
+        co_freevars=code.co_freevars,  # Python asks for as many as the function has; they are not read
+        co_filename=code.co_filename,
+        co_firstlineno=code.co_firstlineno,
+        co_name=code.co_name,
+    )
+
+
+def _remade(function: FunctionType, namespace: dict[str, Any]) -> FunctionType:
+    name, defaults, closure = function.__name__, function.__defaults__, function.__closure__
+    made = FunctionType(function.__code__, namespace, name, defaults, closure)
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__qualname__ = function.__qualname__
+    return made
+
+
+_CHOOSE = "<choose>"
+"""Stands in the two functions below for the function that chooses by thread."""
+
+
+def _led(*args: Any, **kwargs: Any) -> Any:
+    choose: Any = "<choose>"
+    return choose()(*args, **kwargs)
+
+
+def _led_lazily(*args: Any, **kwargs: Any) -> Any:
+    choose: Any = "<choose>"
+    return (yield from choose()(*args, **kwargs))
 
 
 def _namespaces(model: nn.Module) -> list[dict[str, Any]]:

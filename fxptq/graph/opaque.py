@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,13 +34,15 @@ def autograd_functions_go_through(record: Recorder) -> Iterator[None]:
     """For a while, `MyFunction.apply(...)` is handed to `record` as a plain function of its arguments.
 
     What takes anything but tensors, numbers and such (the functions of `torch.utils.checkpoint` take a piece of the
-    network) runs as ever, and is seen from inside.
+    network) runs as ever, and is seen from inside. So does everything in other threads.
     """
-    original = Function.__dict__["apply"]
+    original, owner = Function.__dict__["apply"], threading.get_ident()
 
     def apply(kind: type[Function], *args: Any, **kwargs: Any) -> Any:
         bound = original.__get__(None, kind)
-        return record(_function_of(kind, bound), args, kwargs) if _is_data(args) else bound(*args, **kwargs)
+        if threading.get_ident() != owner or not _is_data(args):
+            return bound(*args, **kwargs)
+        return record(_function_of(kind, bound), args, kwargs)
 
     Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]  # undone below
     try:

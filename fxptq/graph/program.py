@@ -1,13 +1,13 @@
 """A captured network that runs for every input size: graphs by class of sizes over one set of weights and quantizers.
 
 A graph is used where its conditions on the sizes hold; where none does, the network is captured again, transparently.
+Any number of threads may run a program: one that needs a new graph waits for other captures, and the rest do not.
 Quantizers belong to the program and are found by site name, never owned by a graph.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxptq.errors import CaptureError, InputError
+from fxptq.graph.cache import Cache
 from fxptq.graph.capture import Capture, capture
 from fxptq.graph.constants import attribute
 from fxptq.graph.copies import independent_copy
+from fxptq.graph.exclusive import CAPTURING
 from fxptq.graph.holder import Holder
 from fxptq.graph.insert import insert_quantizers, module_name
 from fxptq.graph.plan import Planner
@@ -94,9 +96,7 @@ class Program(nn.Module):
         self.register_buffer("_like", torch.empty(0, dtype=inputs[0].dtype), persistent=False)
         self.limit = limit
         self._plan = plan
-        self._found: OrderedDict[Shapes, int] = OrderedDict()
-        self._variants: dict[int, Variant] = {}
-        self._captured = 0
+        self._cache: Cache[Variant] = Cache()
         self._sources: dict[str, str | None] = {}
         self._shared: frozenset[str] = frozenset()
         self.sites: tuple[Site, ...] = ()
@@ -105,6 +105,7 @@ class Program(nn.Module):
         first = self.variant(self._checked(inputs))
         self._proved = None
         self.sites, self.taps = first.sites, first.taps
+        self._first = first.capture  # quantizers read its constants, even when its graph has gone
         self._sources = _sources(first, self.operands())
         self._shared = _shared(first, self.operands())
 
@@ -117,36 +118,41 @@ class Program(nn.Module):
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """The graphs in the cache."""
-        return tuple(self._variants.values())
+        """The graphs in the cache, in the order they were captured."""
+        return self._cache.values
 
     @torch.inference_mode(mode=False)
     def variant(self, inputs: tuple[Tensor, ...]) -> Variant:
         """The graph for inputs of these sizes, captured now if none holds."""
-        key = _shapes(inputs)
-        if key in self._found:
-            self._found.move_to_end(key)
-            return self._variants[self._found[key]]
-        for number, variant in self._variants.items():
-            if _alike(variant.shapes, key) and variant.capture.holds(self.holder, inputs):
-                self._found[key] = number
+        known = self._cache.get(_shapes(inputs))
+        if known is not None:
+            return known
+        tried = self.variants
+        return self._holding(inputs, tried) or self._captured_on(inputs, tried)
+
+    def _holding(self, inputs: tuple[Tensor, ...], among: tuple[Variant, ...]) -> Variant | None:
+        """The first graph that is right for inputs of these sizes."""
+        sizes = _shapes(inputs)
+        for variant in among:
+            if _alike(variant.shapes, sizes) and variant.capture.holds(self.holder, inputs):
+                self._cache.remember(sizes, variant)
                 return variant
-        return self._captured_on(inputs)
+        return None
 
-    def _captured_on(self, inputs: tuple[Tensor, ...]) -> Variant:
-        taken = capture(self.holder.model, inputs, self._proved)
-        self._captured += 1
-        variant = self._build(taken.renamed(self.holder.keep(taken.constants)), _shapes(inputs))
-        self._variants[self._captured] = variant
-        self._found[variant.shapes] = self._captured
-        self._shrink()
-        return variant
-
-    def _shrink(self) -> None:
-        while len(set(self._found.values())) > self.limit:
-            _, number = self._found.popitem(last=False)
-            if number not in self._found.values():
-                del self._variants[number]
+    def _captured_on(self, inputs: tuple[Tensor, ...], unfit: tuple[Variant, ...]) -> Variant:
+        """A graph other than the unfit ones: another thread's, captured while this one waited, or a new one."""
+        with CAPTURING:
+            newer = tuple(variant for variant in self.variants if not any(variant is other for other in unfit))
+            found = self._holding(inputs, newer)
+            if found is not None:
+                return found
+            taken = capture(self.holder.model, inputs, self._proved)
+            names = self.holder.keep(taken.constants)
+            taken = taken.renamed(names)
+            self.holder.keep_for(taken, names.values())
+            variant = self._build(taken, _shapes(inputs))
+            self._cache.add(variant.shapes, variant, self.limit)
+            return variant
 
     def _build(self, taken: Capture, shapes: Shapes) -> Variant:
         sites = find_sites(taken.graph)
@@ -193,14 +199,15 @@ class Program(nn.Module):
 
     def _run(self, inputs: tuple[Tensor, ...], way: Callable[[Variant], fx.GraphModule]) -> Any:
         variant = self.variant(self._checked(inputs))
+        sizes = _shapes(inputs)
         try:
             return way(variant).forward(*(x.clone() for x in inputs))
         except RuntimeError:
-            if variant.shapes == _shapes(inputs):
+            if variant.shapes == sizes:
                 raise
         # At these sizes the network may go another way: it may catch an error, or has a size that no condition knows.
         with torch.inference_mode(mode=False):
-            variant = self._captured_on(inputs)
+            variant = self._captured_on(inputs, tuple(other for other in self.variants if other.shapes != sizes))
         return way(variant).forward(*(x.clone() for x in inputs))
 
     def _checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -211,10 +218,12 @@ class Program(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Program:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
-        for number, variant in self._variants.items():
-            module, tapped = self._runnable(variant.inserted, variant.taps)
-            self._variants[number] = replace(variant, module=module, tapped=tapped)
+        self._cache.replace(self._remade)
         return self
+
+    def _remade(self, variant: Variant) -> Variant:
+        module, tapped = self._runnable(variant.inserted, variant.taps)
+        return replace(variant, module=module, tapped=tapped)
 
     # -- tensors -------------------------------------------------------------------------------------------------------
 

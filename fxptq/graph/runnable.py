@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import copy
 import keyword
+import linecache
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 from torch import fx, nn
+from torch.fx import graph_module
 
 from fxptq.graph.constants import attribute
 
@@ -27,7 +30,7 @@ def runnable(root: nn.Module | Mapping[str, Any], graph: fx.Graph, name: str = "
     targets = {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
     names = {target: f"renamed_{index}" for index, target in enumerate(sorted(filter(_is_unspeakable, targets)))}
     if not names:
-        return fx.GraphModule(root if isinstance(root, nn.Module) else dict(root), graph, name)
+        return _forgotten_with(fx.GraphModule(root if isinstance(root, nn.Module) else dict(root), graph, name))
     spoken = copy.deepcopy(graph)
     for node in spoken.nodes:
         if node.op in ("get_attr", "call_module"):
@@ -36,7 +39,16 @@ def runnable(root: nn.Module | Mapping[str, Any], graph: fx.Graph, name: str = "
         names.get(target, target): attribute(root, target) if isinstance(root, nn.Module) else root[target]
         for target in targets
     }
-    return fx.GraphModule(held, spoken, name)
+    return _forgotten_with(fx.GraphModule(held, spoken, name))
+
+
+def _forgotten_with(module: fx.GraphModule) -> fx.GraphModule:
+    """torch.fx keeps the source of every module for tracebacks; from now on, only as long as there is the module."""
+    file = module.forward.__code__.co_filename
+    for kept in (getattr(graph_module, "_loader", None), linecache):
+        sources = getattr(kept, "eval_cache" if kept is not linecache else "cache", {})
+        weakref.finalize(module, sources.pop, file, None).atexit = False
+    return module
 
 
 def _is_unspeakable(target: str) -> bool:

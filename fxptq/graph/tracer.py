@@ -9,6 +9,7 @@ Nothing here knows an architecture. A `torch.no_grad` inside the network is not 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -265,11 +266,16 @@ class Tracer(TorchFunctionMode):
     @contextlib.contextmanager
     def _module_paths(self) -> Iterator[None]:
         paths = {id(module): name for name, module in self._model.named_modules()}
+        owner = threading.get_ident()
 
         def enter(module: nn.Module, _: Any) -> None:
-            self._recording.enter_module(module, paths.get(id(module)))
+            if threading.get_ident() == owner:
+                self._recording.enter_module(module, paths.get(id(module)))
 
-        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        def leave(module: nn.Module, args: Any, *rest: Any) -> Any:
+            if threading.get_ident() != owner:  # where the keywords are missing while the hook comes or goes
+                return None
+            kwargs, output = rest
             scripted = isinstance(module, torch.jit.ScriptModule) and self._unrecorded is None
             result = self._scripted(args, kwargs, output) if scripted and self._recording.open else None
             self._recording.leave_module(module)

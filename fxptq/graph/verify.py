@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from fxptq.graph.attention import DECOMPOSED
 from fxptq.graph.copies import structural_copy
 from fxptq.graph.depth import room_for
+from fxptq.graph.exclusive import CAPTURING
 from fxptq.graph.opaque import compiled_pieces_run_eagerly
 from fxptq.graph.runnable import runnable
 
@@ -46,13 +47,13 @@ def _reproducible(device: torch.device) -> Iterator[None]:
 
 def run_network(model: nn.Module, inputs: Inputs) -> Any:
     """What the network makes of the inputs; neither is changed."""
-    with room_for(model), _reproducible(inputs[0].device), compiled_pieces_run_eagerly(), _Decomposing():
+    with CAPTURING, room_for(model), _reproducible(inputs[0].device), compiled_pieces_run_eagerly(), _Decomposing():
         return structural_copy(model)(*(x.clone() for x in inputs))
 
 
 def run_graph(root: nn.Module, graph: fx.Graph, inputs: Inputs) -> Any:
     """What the graph makes of the inputs; they are not changed. Its `forward`: calling it would print any failure."""
-    with _reproducible(inputs[0].device):
+    with CAPTURING, _reproducible(inputs[0].device):
         return runnable(root, graph).forward(*(x.clone() for x in inputs))
 
 
