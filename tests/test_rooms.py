@@ -32,6 +32,7 @@ ROOMS = (
     "recipe",
     "probe",
     "facts",
+    "origin",
     "api",
     "__init__",
     "commands",
