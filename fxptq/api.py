@@ -15,8 +15,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fxptq.checkpoint import file as checkpoints
-from fxptq.checkpoint.metadata import ExampleRecord, FloatSite, Metadata, PassRecord
-from fxptq.checkpoint.state import program_of, put_weights_on_grid, round_floats, site_records, to_checkpoint
+from fxptq.checkpoint.metadata import MOST_EXAMPLE, ExampleRecord, FloatSite, Metadata, PassRecord, fits
+from fxptq.checkpoint.state import (
+    check_fits,
+    program_of,
+    put_weights_on_grid,
+    round_floats,
+    site_records,
+    to_checkpoint,
+)
 from fxptq.data.sources import Inputs, calibration_images
 from fxptq.errors import CheckpointError, InputError
 from fxptq.graph import Bits, Plan, Program, Site
@@ -106,16 +113,19 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
         CheckpointError: the file is damaged, of a newer format, or of another architecture.
         InputError: the network is not a bundled one and `model` was not given.
     """
-    stored = checkpoints.read(path)
-    _task_of(stored.meta, str(path))
-    name = stored.meta.recipe
+    stored = checkpoints.open_file(path)
+    meta = stored.index.meta
+    _task_of(meta, str(path))
+    name = meta.recipe
     if model is None:
         if name is None:
             raise InputError(f"{path} holds a network of your own: pass it, as in fxptq.load(path, model=MyNetwork())")
         if name not in Recipe.names():  # never a path: a file that was sent to you must not choose what is imported
             raise CheckpointError(f"{path}: no recipe {name!r} in this fxptq; update fxptq, or pass the network")
         model = Recipe.load(name).build_model()
-    return QuantizedModel(program_of(make_weights_plain(independent_copy(model)), stored, str(path)), stored.meta)
+    plain = make_weights_plain(independent_copy(model))
+    check_fits(plain, stored.index, str(path))
+    return QuantizedModel(program_of(plain, stored.content(), str(path)), meta)
 
 
 def _task_of(meta: Metadata, source: str) -> Recipe:
@@ -277,6 +287,11 @@ def _check_example(example: Inputs) -> None:
         raise InputError(
             f"the example has shape {tuple(first.shape)}, {first.dtype}; expected [1, C, H, W] of floating point"
         )
+    for x in inputs:
+        if not fits(x.shape):
+            raise InputError(
+                f"the example has shape {tuple(x.shape)}; expected {MOST_EXAMPLE} elements at most: 64 x 64 is plenty"
+            )
 
 
 def _rebuilds(recipe: Recipe, model: nn.Module) -> bool:
