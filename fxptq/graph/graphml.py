@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import fx
 
 from fxptq.graph.sites import Site
 from fxptq.graph.topology import flow
+from fxptq.io.files import write_bytes
 
 
 def write_graphml(graph: fx.Graph, sites: Iterable[Site], path: Path) -> None:
@@ -18,7 +20,10 @@ def write_graphml(graph: fx.Graph, sites: Iterable[Site], path: Path) -> None:
     Args:
         graph: a captured graph.
         sites: its sites.
-        path: written beside, then renamed.
+        path: where to; see `fxptq.io.files.write_bytes`.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     drawn = flow(graph)
     for site in sites:
@@ -31,6 +36,6 @@ def write_graphml(graph: fx.Graph, sites: Iterable[Site], path: Path) -> None:
             bits_w=weight_bits or 32,
             bits_a=activation_bits or 32,
         )
-    beside = path.with_name(path.name + ".part")
-    nx.write_graphml(drawn, beside)
-    beside.replace(path)
+    written = io.BytesIO()
+    nx.write_graphml(drawn, written)
+    write_bytes(path, written.getvalue())

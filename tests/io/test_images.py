@@ -232,11 +232,10 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     old = _noise((4, 4, 3))
     write_png(tmp_path / "a.png", old)
 
-    def full(self: Image.Image, fp: Path, **kwargs: object) -> None:
-        fp.write_bytes(b"half a pict")
+    def full(handle: int) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"a\.png: cannot be written: No space left"):
         write_png(tmp_path / "a.png", _noise((4, 4, 3), seed=1))
     monkeypatch.undo()
