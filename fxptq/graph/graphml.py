@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from pathlib import Path
 
 import networkx as nx
 from torch import fx
 
 from fxptq.graph.sites import Site
 from fxptq.graph.topology import flow
-from fxptq.io.files import write_bytes
 
 
-def write_graphml(graph: fx.Graph, sites: Iterable[Site], path: Path) -> None:
-    """Writes the flow of the image through a network as GraphML, sites with their kind, role, cost and bits.
+def as_graphml(graph: fx.Graph, sites: Iterable[Site]) -> bytes:
+    """The flow of the image through a network as GraphML, sites with their kind, role, cost and bits.
 
     Args:
         graph: a captured graph.
         sites: its sites.
-        path: where to; see `fxptq.io.files.write_bytes`.
-
-    Raises:
-        InputError: the file cannot be written.
     """
     drawn = flow(graph)
     for site in sites:
@@ -38,4 +32,4 @@ def write_graphml(graph: fx.Graph, sites: Iterable[Site], path: Path) -> None:
         )
     written = io.BytesIO()
     nx.write_graphml(drawn, written)
-    write_bytes(path, written.getvalue())
+    return written.getvalue()

@@ -153,7 +153,9 @@ def _with_weight_norm(state: dict[str, Tensor], expected: Mapping[str, Tensor]) 
 
 def _norm(weight: Tensor, shape: torch.Size) -> Tensor:
     """The Euclidean norm over the axes in which a magnitude of this shape has one element."""
-    if weight.dim() != len(shape):
-        return torch.linalg.vector_norm(weight)
-    axes = [axis for axis, side in enumerate(shape) if side == 1 and weight.shape[axis] != 1]
-    return torch.linalg.vector_norm(weight, dim=axes, keepdim=True) if axes else weight.abs()
+    same = weight.dim() == len(shape)
+    axes = [axis for axis, side in enumerate(shape) if same and side == 1 and weight.shape[axis] != 1]
+    norm: Tensor = weight.abs()
+    if axes or not same:
+        norm = torch.linalg.vector_norm(weight, dim=axes or None, keepdim=same)
+    return norm

@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +69,7 @@ def encode_png(colour: Samples, alpha: Samples | None = None, profile: bytes = b
     """A PNG of 16 bits a sample.
 
     Args:
-        colour: `[H, W, 1]` or `[H, W, 3]`.
+        colour: `[H, W, 1]` or `[H, W, 3]`, values up to 65535.
         alpha: `[H, W]`, None for none.
         profile: an ICC profile, empty for none.
     """
@@ -87,15 +88,16 @@ def encode_png(colour: Samples, alpha: Samples | None = None, profile: bytes = b
 
 
 def _two_readings(
-    opened: ImageFile.ImageFile, reopen: Callable[[], ImageFile.ImageFile], codec: str | None, high: object, low: object
+    opened: ImageFile.ImageFile, reopen: Callable[[], ImageFile.ImageFile], codec: str | None, high: Any, low: Any
 ) -> Samples:
     first = np.asarray(_upright(_told(opened, high, codec))).astype(np.uint16)
     with reopen() as again:
         second = np.asarray(_upright(_told(again, low, codec)))
-    return first << 8 | second
+    samples: Samples = first << 8 | second
+    return samples
 
 
-def _told(opened: ImageFile.ImageFile, args: object, codec: str | None = None) -> ImageFile.ImageFile:
+def _told(opened: ImageFile.ImageFile, args: Any, codec: str | None = None) -> ImageFile.ImageFile:
     """The picture with its decoder told another layout: `args` themselves, or in place of the raw mode among them."""
     opened.tile = [
         tile._replace(

@@ -54,6 +54,11 @@ class Picture:
         """The largest value of a sample: 255, or 65535."""
         return int(np.iinfo(self.colour.dtype).max)
 
+    @property
+    def levels(self) -> npt.NDArray[np.float32]:
+        """The colour on the scale 0..255, whatever the depth."""
+        return (self.colour / np.float32(self.white / 255)).astype(np.float32)
+
 
 def read_image(path: Path, channels: int = 3) -> npt.NDArray[np.uint8]:
     """Read one picture as it looks.
@@ -173,7 +178,8 @@ def _with_channels(colour: deep.Samples, channels: int) -> deep.Samples:
         return colour
     if channels == 3:
         return np.repeat(colour, 3, axis=2)
-    return np.round(colour @ np.array([0.299, 0.587, 0.114])).astype(np.uint16)[:, :, None]
+    grey: deep.Samples = np.round(colour @ np.array([0.299, 0.587, 0.114])).astype(np.uint16)
+    return grey[:, :, None]
 
 
 def _in_8_bits(picture: Deep) -> Image.Image:
@@ -274,7 +280,8 @@ def write_picture(path: Path, picture: Picture) -> None:
 
 def _encoded(path: Path, picture: Picture, profile: bytes) -> bytes:
     if picture.colour.dtype == np.uint16:
-        return deep.encode_png(picture.colour, picture.alpha, profile)
+        alpha = None if picture.alpha is None else picture.alpha.astype(np.uint16)
+        return deep.encode_png(picture.colour.astype(np.uint16), alpha, profile)
     planes = [picture.colour] if picture.alpha is None else [picture.colour, picture.alpha[:, :, None]]
     samples = np.concatenate(planes, axis=2)
     written = io.BytesIO()
