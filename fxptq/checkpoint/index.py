@@ -116,6 +116,8 @@ def check_sites(index: Index, source: str) -> None:
     """
     operands = [(site.name, operand) for site in index.meta.sites for operand in site.operands]
     for site, operand in operands:
+        if operand.bits is not None and not operand.quantizer:
+            raise CheckpointError(f"{source}: damaged: {site} has {operand.bits} bits and no quantizer")
         groups = index.bounds.get(operand.quantizer)
         if operand.quantizer and groups is None:
             raise CheckpointError(f"{source}: damaged: it has no bounds for {operand.quantizer}")

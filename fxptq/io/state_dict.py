@@ -63,7 +63,8 @@ def unwrap(mapping: Mapping[str, Any], key: str = "") -> dict[str, Tensor]:
         return {}
     found_state = _state_within(mapping)
     if found_state is None:
-        name, value = next((name, x) for name, x in mapping.items() if not _belongs(name, x))
+        strange = [(name, x) for name, x in mapping.items() if not (isinstance(name, str) and _belongs(name, x))]
+        name, value = strange[0]
         raise InputError(f"the weights are no state dict: {str(name)!r} is a {type(value).__name__}")
     return {name: value for name, value in found_state.items() if isinstance(value, Tensor)}
 
