@@ -9,7 +9,7 @@ that of weight normalisation; every learned tensor of the network comes from the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,9 @@ def aligned(given: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         names of the file that fit nothing are kept, so that the caller can report them.
     """
     expected = {name: x for name, x in model.state_dict().items() if isinstance(x, Tensor)}
+    state = _with_prefix_of({_spelled(name): x for name, x in given.items()}, {_spelled(name) for name in expected})
     names = _canonical(expected)
-    state = {canonical: given[name] for canonical, name in _canonical(given).items()}
+    state = {canonical: state[name] for canonical, name in _canonical(state).items()}
     state = _without_weight_norm(state, names)
     state = _with_prefix_of(state, names)
     state = _with_weight_norm(state, {canonical: expected[name] for canonical, name in names.items()})
@@ -95,15 +96,18 @@ def _canonical(names: Iterable[str]) -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
-    name = ".".join(part for part in name.split(".") if part not in _WRAPPING)
+    return _spelled(".".join(part for part in name.split(".") if part not in _WRAPPING))
+
+
+def _spelled(name: str) -> str:
     for spelling, replacement in _SPELLINGS:
         name = spelling.sub(replacement, name)
     return name
 
 
-def _with_prefix_of(state: dict[str, Tensor], expected: Mapping[str, object]) -> dict[str, Tensor]:
+def _with_prefix_of(state: dict[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
     """The names of a file without, or with, the prefix that makes most of them fit; what has another is left out."""
-    candidates = {_prefix(name, probe) for probe in list(expected)[:_PROBES] for name in state} - {None}
+    candidates = {_prefix(name, probe) for probe in sorted(expected)[:_PROBES] for name in state} - {None}
     stripped = [
         (
             "ema" not in str(prefix),
@@ -115,9 +119,9 @@ def _with_prefix_of(state: dict[str, Tensor], expected: Mapping[str, object]) ->
         (True, {f"{prefix}{name}": tensor for name, tensor in state.items()})
         for prefix in {_prefix(name, probe) for probe in list(state)[:_PROBES] for name in expected} - {None}
     ]
-    best, most = state, len(state.keys() & expected.keys())
+    best, most = state, len(state.keys() & set(expected))
     for _, renamed in sorted([*stripped, *added], key=lambda found: (found[0], len(found[1]))):
-        fitting = len(renamed.keys() & expected.keys())
+        fitting = len(renamed.keys() & set(expected))
         if fitting > most:
             best, most = renamed, fitting
     return best

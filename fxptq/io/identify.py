@@ -75,7 +75,10 @@ def _stranger(head: bytes) -> str:
         (head[8:9] == b"{", "a safetensors file that is cut off or damaged"),
         (head[257:262] == b"ustar", "a tar archive: unpack it first"),
         (head[4:8] == b"TFL3", "a TensorFlow Lite model: give PyTorch weights"),
-        (head[:1] == b"\x80", "a pickle that torch.save did not write: loading it would run its code"),
+        (
+            head[:1] == b"\x80" and head[1:2] in {b"\2", b"\3", b"\4", b"\5"},
+            "a pickle that torch.save did not write: loading it would run its code",
+        ),
         (head[:1] == b"\x08" and (b"pytorch" in head[:64] or b"onnx" in head), "an ONNX model: give PyTorch weights"),
         (True, _text(head) or f"of no known format (its first bytes are {head[:8].hex(' ')})"),
     )
@@ -86,7 +89,7 @@ def _text(head: bytes) -> str:
     """Which kind of text it is, "" for none."""
     text = head.decode("utf-8", "replace").strip("\ufeff \t\r\n").lower()
     odd = sum(not (character.isprintable() or character.isspace()) or character == "\ufffd" for character in text)
-    if odd > len(text) // 100 + 1:  # a character may be cut at the end, and old pages are not in UTF-8
+    if odd > len(text) // 8 + 1:  # a character may be cut at the end, and old pages are not in UTF-8
         return ""
     rules = (
         (text.startswith("version https://git-lfs"), "a Git LFS pointer, not the file: run git lfs pull"),

@@ -86,7 +86,8 @@ def read_state(path: Path, key: str = "") -> dict[str, Tensor]:
             if kind == "safetensors":
                 loaded: Any = safetensors.torch.load_file(path)
             else:
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
+                with path.open("rb") as stream:  # not the path, whose suffix torch.load would believe
+                    loaded = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the readers raise on damage
         raise InputError(refusal(path, _reason(error))) from error
     if not isinstance(loaded, Mapping):

@@ -1,7 +1,7 @@
 """Thousands of files that were tampered with: each ends in seconds, in bounded memory, with a result or one line.
 
 `make test-fuzz` tries FXPTQ_FUZZ (10,000) cases of each kind, from the seed FXPTQ_FUZZ_FIRST (0) on. A case that goes
-wrong is printed with its seed, and `python -m tests.fuzz.worker KIND SEED 1 FOLDER` runs it again. Seeds of faults stand
+wrong is printed with its seed; `python -m tests.fuzz.worker KIND SEED 1 FOLDER` runs it again. Seeds of faults stand
 in SEEDS, and run with the other tests; what was found is also tested beside the code that it was found in.
 """
 
