@@ -251,8 +251,9 @@ def weights(
 def main() -> NoReturn:
     """Runs a command; bad input is one line on standard error and exit status 2, a failure 1."""
     shell.prepare_streams()
-    status, message = _run(shell.expanded(sys.argv[1:]))
-    if status == INTERRUPTED:
+    with shell.Interrupts() as interrupts:
+        status, message = _run(shell.expanded(sys.argv[1:]))
+    if status == INTERRUPTED or (status and interrupts.struck):
         _say("interrupted")
         # Not sys.exit: Python kills itself by the signal where the interrupt struck inside an exec'd string.
         os._exit(INTERRUPTED)

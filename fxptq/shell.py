@@ -9,9 +9,12 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
+from types import FrameType
 
 
 class Output(io.TextIOBase):
@@ -67,6 +70,32 @@ class Output(io.TextIOBase):
             os.dup2(nowhere, sys.stdout.fileno())
             os.close(nowhere)
         return "" if isinstance(self.error, BrokenPipeError) else self.error.strerror or str(self.error)
+
+
+class Interrupts:
+    """Notes Ctrl-C, which an import of compiled code may turn into another error.
+
+    Attributes:
+        struck: whether it was pressed.
+    """
+
+    struck = False
+
+    def __enter__(self) -> Interrupts:
+        """Begins to note, where nobody else handles interrupts."""
+        self._before = signal.getsignal(signal.SIGINT)
+        if self._before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._strike)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Puts back what was there."""
+        if signal.getsignal(signal.SIGINT) == self._strike:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _strike(self, number: int, frame: FrameType | None) -> None:
+        self.struck = True
+        signal.default_int_handler(number, frame)
 
 
 def prepare_streams() -> None:

@@ -109,7 +109,7 @@ class Metadata(Record):
     example_shape: _Sides
     example_dtype: Annotated[str, Field(pattern=r"^(float16|bfloat16|float32|float64)$")] = "float32"
     more_examples: list[ExampleRecord] = []
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
     calibration: str
     passes: list[PassRecord] = []
     float_dtype: Annotated[str, Field(pattern=r"^(float16|float32)$")] = "float32"
