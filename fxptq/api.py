@@ -16,8 +16,17 @@ from torch import Tensor, nn
 
 from fxptq._version import __version__
 from fxptq.checkpoint import file as checkpoints
-from fxptq.checkpoint.metadata import ExampleRecord, FloatSite, Metadata, PassRecord, version_for
+from fxptq.checkpoint.metadata import (
+    MOST_EXAMPLE,
+    ExampleRecord,
+    FloatSite,
+    Metadata,
+    PassRecord,
+    fits,
+    version_for,
+)
 from fxptq.checkpoint.state import (
+    check_fits,
     example_of,
     program_of,
     put_weights_on_grid,
@@ -142,9 +151,10 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     """
     if model is not None:
         check_network(model, "load")
-    stored = checkpoints.read(path)
-    _task_of(stored.meta, str(path))
-    name = stored.meta.recipe
+    stored = checkpoints.open_file(path)
+    meta = stored.index.meta
+    _task_of(meta, str(path))
+    name = meta.recipe
     if model is None:
         if name is None:
             raise InputError(f"{path} holds a network of your own: pass it, as in fxptq.load(path, model=MyNetwork())")
@@ -152,10 +162,12 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
             raise CheckpointError(f"{path}: no recipe {name!r} in this fxptq; update fxptq, or pass the network")
         model = Recipe.load(name).build_model()
     own = independent_copy(model)
-    _make_lazy_layers(own, stored.meta, str(path))
-    if stored.meta.example_dtype == "float32":
+    _make_lazy_layers(own, meta, str(path))
+    if meta.example_dtype == "float32":
         own = to_float32(own, precision_of(own))
-    return QuantizedModel(program_of(make_weights_plain(own), stored, str(path)), stored.meta)
+    plain = make_weights_plain(own)
+    check_fits(plain, stored.index, str(path))
+    return QuantizedModel(program_of(plain, stored.content(), str(path)), meta)
 
 
 def _make_lazy_layers(model: nn.Module, meta: Metadata, source: str) -> None:
@@ -529,6 +541,11 @@ def _check_example(example: Inputs) -> None:
         raise InputError(
             f"the example has shape {tuple(first.shape)}, {first.dtype}; expected [1, C, H, W] of floating point"
         )
+    for x in inputs:
+        if not fits(x.shape):
+            raise InputError(
+                f"the example has shape {tuple(x.shape)}; expected {MOST_EXAMPLE} elements at most: 64 x 64 is plenty"
+            )
 
 
 def _images(
