@@ -63,9 +63,8 @@ def _with_others(namespace: dict[str, Any], others: Mapping[str, Any]) -> Iterat
     try:
         yield copied
     finally:
-        for name, value in list(copied.items()):
-            if name not in before or before[name] is not value:
-                namespace[name] = value
+        assigned = {name: value for name, value in copied.items() if name not in before or before[name] is not value}
+        namespace.update(assigned)
         copied.clear()
         copied.update(namespace)  # functions that the network has made meanwhile keep it
 

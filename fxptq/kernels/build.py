@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from fxptq.io.cache import cache_folder
 from fxptq.io.download import file_digest
 from fxptq.io.locks import exclusive
 from fxptq.kernels.backend import Installed
+from fxptq.kernels.once import once
 
 _log = logging.getLogger("fxptq")
 
@@ -37,7 +37,7 @@ _TIMEOUT = 600  # seconds
 _TRIAL = "import sys, torch; torch.ops.load_library(sys.argv[1]); print(torch.ops.fxptq_native.isa())"
 
 
-@cache
+@once
 def backend() -> Installed:
     """Builds the kernels if need be (some twenty seconds, once a machine) and loads them into the operators."""
     operators: Any = torch.ops

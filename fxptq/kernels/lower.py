@@ -2,7 +2,7 @@
 
 `lower` gives a module that is called as the network is, for every size the network takes. For each graph of the program
 it holds the same graph on codes (rewrite.py), for the device the network is on; what is between the kernels is left to
-torch.compile.
+torch.compile. Any number of threads may run one model, or several.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxptq.graph.exclusive import CAPTURING, OwnLock
 from fxptq.graph.precision import in_precision
 from fxptq.graph.program import Program, Variant
 from fxptq.kernels.backend import Backend, Installed, backend_for
@@ -26,6 +27,9 @@ from fxptq.kernels.rewrite import Rewritten, rewrite
 COMPILED_SIZES = 8
 """Sizes of the input for which one graph is compiled; at others it runs as it is, exactly and somewhat more slowly. As
 torch.compile bounds itself by default: a size takes it seconds."""
+
+_ELSEWHERE = "dynamo-optimized function"
+"""In the error of compiled code that is called while another thread compiles; torch has no class for it."""
 
 _log = logging.getLogger("fxptq")
 
@@ -51,7 +55,7 @@ class IntegerModel(nn.Module):
     Args:
         program: the network with its quantizers set. Later changes of it are not seen.
         compile: whether to hand what is between the kernels to torch.compile, where there is a compiler; for the first
-            `COMPILED_SIZES` sizes of input of each graph.
+            `COMPILED_SIZES` sizes of input of each graph, and for as many graphs as the program keeps.
         backend: what computes the sites; None for the bundled back end of the device the network is on.
 
     Attributes:
@@ -70,7 +74,9 @@ class IntegerModel(nn.Module):
         super().__init__()
         self.program = program
         self._compile, self._asked_for = compile, backend
-        self._lowered: dict[int, _Lowered] = {}
+        self._lowered: dict[int, _Lowered] = {}  # replaced, never changed
+        self._lowering = OwnLock()
+        self._graphs = 0
         self.of(program.variants[0])
 
     @property
@@ -95,10 +101,8 @@ class IntegerModel(nn.Module):
                 inputs = tuple(x.clone() for x in inputs)
             if any(x.is_floating_point() and bool(x.isnan().any()) for x in inputs):
                 return self.program(*inputs)  # where NaN stays NaN, which no code can stand for
-            rewritten = self.of(variant)
-            compiled = self._lowered[id(variant)].takes(inputs)
             try:
-                return rewritten.module(*inputs) if compiled else rewritten.module.forward(*inputs)
+                return self._of(variant).run(inputs)
             except RuntimeError as error:
                 if NO_CODE not in str(error):
                     raise
@@ -107,21 +111,30 @@ class IntegerModel(nn.Module):
 
     def of(self, variant: Variant) -> Rewritten:
         """The lowered graph of a variant of the program."""
+        return self._of(variant).rewritten
+
+    def _of(self, variant: Variant) -> _Lowered:
         found = self._lowered.get(id(variant))
         if found is None:
-            backend = self.backend
-            with torch.no_grad():
-                rewritten = rewrite(variant, self.program.holder, backend)
-            native = backend.install().native
-            found = _Lowered(variant, rewritten, COMPILED_SIZES if native and self._compile else 0)
-            # What the program has dropped goes here, too; what is kept keeps its variant, whose id stays its own.
-            kept = {id(other) for other in self.program.variants}
-            self._lowered = {key: value for key, value in self._lowered.items() if key in kept} | {id(variant): found}
-        return found.rewritten
+            with self._lowering:
+                found = self._lowered.get(id(variant)) or self._lower(variant)
+        return found
+
+    def _lower(self, variant: Variant) -> _Lowered:
+        backend = self.backend
+        with torch.no_grad():
+            rewritten = rewrite(variant, self.program.holder, backend)
+        self._graphs += 1
+        compiled = self._compile and self._graphs <= self.program.limit and backend.install().native
+        found = _Lowered(variant, rewritten, COMPILED_SIZES if compiled else 0)
+        # What the program has dropped goes here, too; what is kept keeps its variant, whose id stays its own.
+        kept = {id(other) for other in self.program.variants}
+        self._lowered = {key: value for key, value in self._lowered.items() if key in kept} | {id(variant): found}
+        return found
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> IntegerModel:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
-        self._lowered.clear()  # another device takes its weights in another form
+        self._lowered = {}  # another device takes its weights in another form
         return self
 
 
@@ -134,15 +147,26 @@ class _Lowered:
         if limit:
             rewritten.module.compile(dynamic=False)
 
-    def takes(self, inputs: tuple[Tensor, ...]) -> bool:
-        """Whether the compiled form is to run on these inputs."""
-        size = tuple((x.shape, x.dtype) for x in inputs)
-        if size in self.sizes or len(self.sizes) < self.limit:
-            self.sizes.add(size)
-            return True
-        if self.limit:
-            _log.info("input %s: compiled for %d sizes already, runs uncompiled", size, self.limit)
-        return False
+    def run(self, inputs: tuple[Tensor, ...]) -> Any:
+        """The output: of the compiled form, where there is one for this size or it can be compiled now."""
+        size, module = tuple((x.shape, x.dtype) for x in inputs), self.rewritten.module
+        if size in self.sizes:
+            try:
+                return module(*inputs)
+            except RuntimeError as error:
+                if _ELSEWHERE not in str(error):
+                    raise
+        elif len(self.sizes) >= self.limit:
+            if self.limit:
+                _log.info("input %s: compiled for %d sizes already, runs uncompiled", size, self.limit)
+        elif CAPTURING.acquire(blocking=False):  # like a capture, torch.compile is for one thread at a time
+            try:
+                output = module(*inputs)
+                self.sizes.add(size)
+                return output
+            finally:
+                CAPTURING.release()
+        return module.forward(*inputs)
 
 
 def device_of(program: Program) -> torch.device:

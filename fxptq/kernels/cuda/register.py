@@ -7,13 +7,13 @@ cannot be used the operators run in plain torch on the GPU, as exactly and more 
 from __future__ import annotations
 
 import logging
-from functools import cache
 from importlib import import_module
 from typing import Any
 
 import torch
 
 from fxptq.kernels.backend import Installed
+from fxptq.kernels.once import once
 
 _log = logging.getLogger("fxptq")
 
@@ -31,7 +31,7 @@ OPERATORS = {
 """The operators that have a kernel, and the module it is in."""
 
 
-@cache
+@once
 def backend() -> Installed:
     """Installs the kernels, once, and says what runs the operators on CUDA."""
     reason = obstacle()
@@ -81,7 +81,7 @@ def _module(name: str) -> Any:
     return import_module(f"fxptq.kernels.cuda.{name}")
 
 
-@cache
+@once
 def _install() -> torch.library.Library:
     """Registers the kernels for as long as the library it returns lives."""
     library = torch.library.Library("fxptq", "IMPL", "CUDA")
