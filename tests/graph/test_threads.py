@@ -347,7 +347,7 @@ class Frozen(nn.Module):
 
 
 def test_nothing_piles_up() -> None:
-    """As many graphs, constants, sizes, sources and objects after forty sizes as after twenty."""
+    """No more graphs, constants, sizes, sources and objects after sixty sizes than after forty."""
     program = quantized(Frozen(), limit=3)
 
     def kept() -> tuple[int, ...]:
@@ -358,10 +358,11 @@ def test_nothing_piles_up() -> None:
         return len(program.variants), len(constants), program._cache.sizes, len(sources), graphs
 
     found = []
-    for start in (0, 20):
+    for start in (0, 20, 40):
         for index in range(start, start + 20):
             x = torch.rand(1, 3, 12 + 4 * index, 8)
             assert program(x).isfinite().all()
         found.append(kept())
-    assert found[0] == found[1]
-    assert found[0][:3] == (3, 5, 3)
+    assert {one[:3] for one in found} == {(3, 5, 3)}
+    # Sources and graphs of earlier tests may still go meanwhile.
+    assert all(later <= earlier for earlier, later in zip(found[1], found[2], strict=True))

@@ -166,12 +166,12 @@ def test_lowered_graphs_are_bounded() -> None:
         return len(model._lowered), graphs
 
     found = []
-    for _ in range(2):
+    for _ in range(3):
         for x in pictures(8):
             model(x)
         found.append(kept())
-    assert found[0] == found[1]
-    assert found[0][0] == 3
+    assert [lowered for lowered, _ in found] == [3] * 3
+    assert found[2][1] <= found[1][1]  # graphs of earlier tests may still go meanwhile
 
 
 def test_a_copy_of_a_model_runs() -> None:
