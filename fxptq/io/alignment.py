@@ -148,7 +148,7 @@ def _without_weight_norm(state: dict[str, Tensor], expected: Mapping[str, object
 
 
 def _belong_together(magnitude: Tensor, direction: Tensor | None) -> bool:
-    """Whether two tensors can be the parts of one weight: a magnitude for each slice of the direction, or one for all."""
+    """Whether two tensors can be parts of one weight: a magnitude for each slice of the direction, or one for all."""
     if direction is None or not (magnitude.is_floating_point() and direction.is_floating_point()):
         return False
     sides = zip(magnitude.shape, direction.shape, strict=False)
