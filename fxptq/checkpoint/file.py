@@ -68,7 +68,7 @@ class Checkpoint:
     Attributes:
         meta: How it was made.
         codes: Weight codes by weight name.
-        bounds: `(lower, width)` by quantizer key, float32 `[groups]` each.
+        bounds: `(lower, width)` by quantizer key, float32 `[ranges]` each.
         floats: Everything else of the state, of any dtype, by name.
     """
 
@@ -133,9 +133,9 @@ class Stored:
             floats |= {name: part.reshape(shape) for (name, shape), part in zip(members.items(), parts, strict=True)}
         lengths = [-(-prod(shape) * bits // 8) for bits, shape in index.codes.values()]
         packed = self._cut(self.runs[_CODES], lengths, torch.uint8)
-        groups = list(index.bounds.values())
-        bounds = self._cut(self.runs[_BOUNDS], groups + groups, torch.float32)
-        lower, width = bounds[: len(groups)], bounds[len(groups) :]
+        counts = list(index.bounds.values())
+        bounds = self._cut(self.runs[_BOUNDS], counts + counts, torch.float32)
+        lower, width = bounds[: len(counts)], bounds[len(counts) :]
         for key, low, wide in zip(index.bounds, lower, width, strict=True):
             if not (low.isfinite().all() and wide.isfinite().all() and (wide >= 0).all()):
                 raise CheckpointError(f"{self.source}: damaged: the bounds of {key} are no numbers, or upside down")

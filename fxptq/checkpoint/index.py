@@ -51,7 +51,7 @@ class Index(Record):
     Attributes:
         meta: how the checkpoint was made.
         codes: bits and shape of each weight that is stored as codes, by its name.
-        bounds: number of groups, by quantizer key.
+        bounds: number of ranges, by quantizer key.
         floats: dtype and shape of everything else, by its name.
     """
 
@@ -134,11 +134,11 @@ def check_sites(index: Index, source: str) -> None:
 def _check_bounds(index: Index, operand: OperandRecord, source: str) -> None:
     if any(name.startswith(f".{operand.quantizer}.") for name in index.floats):
         return  # its scheme stores tensors of its own, and says itself whether they fit
-    groups = index.bounds.get(operand.quantizer)
-    if operand.quantizer and groups is None:
+    ranges = index.bounds.get(operand.quantizer)
+    if operand.quantizer and ranges is None:
         raise CheckpointError(f"{source}: damaged: it has no bounds for {operand.quantizer}")
-    if operand.quantizer and groups != operand.groups:
-        raise CheckpointError(f"{source}: damaged: {operand.quantizer} has {operand.groups} groups and {groups} bounds")
+    if operand.quantizer and ranges != operand.groups:
+        raise CheckpointError(f"{source}: damaged: {operand.quantizer} has {operand.groups} ranges and {ranges} bounds")
 
 
 def check_names(wanted: Mapping[str, Iterable[int]], given: Mapping[str, Iterable[int]], source: str) -> None:

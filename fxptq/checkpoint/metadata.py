@@ -70,7 +70,8 @@ class PassRecord(Record):
 class OperandRecord(Record):
     """One operand of a site: its quantizer, and the name its weight's codes are stored under (empty for none).
 
-    The scheme stands in the file only where it is not the uniform one.
+    `groups` is the file's name for the number of the quantizer's ranges. The scheme stands in the file only where it is
+    not the uniform one.
     """
 
     slot: str

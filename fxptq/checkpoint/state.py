@@ -172,7 +172,7 @@ def site_records(program: Program) -> list[SiteRecord]:
                     slot=operand.slot,
                     quantizer=operand.quantizer,
                     bits=operand.bits,
-                    groups=operand.groups,
+                    groups=operand.ranges,
                     codes=coded.get(operand.quantizer, ""),
                     scheme=operand.scheme,
                 )
@@ -219,7 +219,7 @@ class StoredPlan:
                 operand,
                 quantizer=stored.quantizer,
                 bits=stored.bits,
-                groups=stored.groups,
+                ranges=stored.groups,
                 scheme=stored.scheme,
             )
             for operand, stored in zip(site.operands, record.operands, strict=True)
@@ -314,7 +314,7 @@ def _decoded_weights(checkpoint: Checkpoint, source: str) -> dict[str, Tensor]:
                     f"{source}: damaged: {record.name} has {operand.bits} bits and its codes {stored.bits}"
                 )
             axis = weight_axis(record.kind) if operand.slot == "weight" else 0
-            quantizer = make_quantizer(operand.scheme, operand.bits, groups=operand.groups, axis=axis).float()
+            quantizer = make_quantizer(operand.scheme, operand.bits, ranges=operand.groups, axis=axis).float()
             _restored(quantizer, checkpoint, operand.quantizer, source)
             decoded[operand.codes] = quantizer.decode(unpack(stored.packed, stored.bits, stored.shape)).detach()
     return decoded

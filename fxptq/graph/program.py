@@ -42,18 +42,18 @@ class Variant:
         capture: the graph as captured and where it holds.
         sites: its sites, planned.
         inserted: the graph with quantizers.
-        taps: names of the nodes at which residual stages end.
+        stage_ends: names of the nodes at which residual stages end.
         module: runs `inserted`.
-        tapped: runs `inserted` and returns (output, [value at each tap]).
+        with_features: runs `inserted` and returns (output, [value at each tap]).
         shapes: what it was captured on.
     """
 
     capture: Capture
     sites: tuple[Site, ...]
     inserted: fx.Graph
-    taps: tuple[str, ...]
+    stage_ends: tuple[str, ...]
     module: fx.GraphModule
-    tapped: fx.GraphModule
+    with_features: fx.GraphModule
     shapes: Shapes
 
 
@@ -104,7 +104,7 @@ class Program(nn.Module):
         self._proved = twin.variants[0].capture if twin is not None else None
         first = self.variant(self._checked(inputs))
         self._proved = None
-        self.sites, self.taps = first.sites, first.taps
+        self.sites, self.stage_ends = first.sites, first.stage_ends
         self._first = first.capture  # quantizers read its constants, even when its graph has gone
         self._sources = _sources(first, self.operands())
         self._shared = _shared(first, self.operands())
@@ -160,15 +160,15 @@ class Program(nn.Module):
             sites = self._plan.apply(sites)
         sites = tuple(self._with_quantizers(site) for site in sites)
         inserted = insert_quantizers(taken.graph, sites)
-        taps = residual_stages(taken.graph)
-        return Variant(taken, sites, inserted, taps, *self._runnable(inserted, taps), shapes)
+        stage_ends = residual_stages(taken.graph)
+        return Variant(taken, sites, inserted, stage_ends, *self._runnable(inserted, stage_ends), shapes)
 
-    def _runnable(self, inserted: fx.Graph, taps: tuple[str, ...]) -> tuple[fx.GraphModule, fx.GraphModule]:
-        tapped = copy.deepcopy(inserted)
-        by_name = {node.name: node for node in tapped.nodes}
-        output = tapped.output_node()
-        output.args = ((output.args[0], [by_name[name] for name in taps]),)
-        return runnable(self.holder, inserted, "Quantized"), runnable(self.holder, tapped, "Tapped")
+    def _runnable(self, inserted: fx.Graph, stage_ends: tuple[str, ...]) -> tuple[fx.GraphModule, fx.GraphModule]:
+        with_features = copy.deepcopy(inserted)
+        by_name = {node.name: node for node in with_features.nodes}
+        output = with_features.output_node()
+        output.args = ((output.args[0], [by_name[name] for name in stage_ends]),)
+        return runnable(self.holder, inserted, "Quantized"), runnable(self.holder, with_features, "Tapped")
 
     def _with_quantizers(self, site: Site) -> Site:
         """Makes the quantizers a site needs; one that only a later graph has stays in float: it is not calibrated."""
@@ -179,7 +179,7 @@ class Program(nn.Module):
                 unmet = tuple(replace(other, bits=None, quantizer="") for other in site.operands)
                 return replace(site, operands=unmet, reason="not met at the size the network was calibrated at")
             quantizer = make_quantizer(
-                operand.scheme, operand.bits, groups=operand.groups, axis=operand.axis, role=operand.role
+                operand.scheme, operand.bits, ranges=operand.ranges, axis=operand.axis, role=operand.role
             )
             quantizer.float()  # whatever torch.set_default_dtype says: grids are in float32
             self.holder.quantizers.add_module(module_name(operand.quantizer), quantizer)
@@ -192,9 +192,9 @@ class Program(nn.Module):
         """Runs the network, quantized where quantizers are on. Inputs and output are the network's own."""
         return self._run(inputs, lambda variant: variant.module)
 
-    def tapped(self, *inputs: Tensor) -> tuple[Any, list[Tensor]]:
-        """Runs the network and also returns the values at `taps`."""
-        output, features = self._run(inputs, lambda variant: variant.tapped)
+    def with_features(self, *inputs: Tensor) -> tuple[Any, list[Tensor]]:
+        """Runs the network and also returns the values at `stage_ends`."""
+        output, features = self._run(inputs, lambda variant: variant.with_features)
         return output, features
 
     def _run(self, inputs: tuple[Tensor, ...], way: Callable[[Variant], fx.GraphModule]) -> Any:
@@ -222,8 +222,8 @@ class Program(nn.Module):
         return self
 
     def _remade(self, variant: Variant) -> Variant:
-        module, tapped = self._runnable(variant.inserted, variant.taps)
-        return replace(variant, module=module, tapped=tapped)
+        module, with_features = self._runnable(variant.inserted, variant.stage_ends)
+        return replace(variant, module=module, with_features=with_features)
 
     # -- tensors -------------------------------------------------------------------------------------------------------
 

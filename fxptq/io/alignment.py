@@ -133,7 +133,11 @@ def _prefix(name: str, ending: str) -> str | None:
 
 def _without_weight_norm(state: dict[str, Tensor], expected: Mapping[str, object]) -> dict[str, Tensor]:
     """Weights computed from magnitude and direction, for a network that has no weight normalisation."""
-    pairs = [name[:-2] for name in state if name.endswith("_g") and f"{name[:-2]}_v" in state]
+    pairs = [
+        name[:-2]
+        for name, magnitude in state.items()
+        if name.endswith("_g") and _belong_together(magnitude, state.get(f"{name[:-2]}_v"))
+    ]
     if not pairs or any(name.endswith("_g") and f"{name[:-2]}_v" in expected for name in expected):
         return state
     result = dict(state)
@@ -141,6 +145,14 @@ def _without_weight_norm(state: dict[str, Tensor], expected: Mapping[str, object
         magnitude, direction = result.pop(f"{name}_g"), result.pop(f"{name}_v")
         result[name] = direction * (magnitude / _norm(direction, magnitude.shape))
     return result
+
+
+def _belong_together(magnitude: Tensor, direction: Tensor | None) -> bool:
+    """Whether two tensors can be parts of one weight: a magnitude for each slice of the direction, or one for all."""
+    if direction is None or not (magnitude.is_floating_point() and direction.is_floating_point()):
+        return False
+    sides = zip(magnitude.shape, direction.shape, strict=False)
+    return magnitude.dim() in {0, direction.dim()} and all(one in {1, other} for one, other in sides)
 
 
 def _with_weight_norm(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ CHANGES: dict[str, tuple[Callable[[Index], object], str]] = {
     ),
     "groups that bounds do not have": (
         lambda index: operand(index, "input").update(groups=10**12),
-        "has 1000000000000 groups and 1 bounds",
+        "has 1000000000000 ranges and 1 bounds",
     ),
     "no site at all": (lambda index: index["meta"].update(sites=[]), "no site uses the codes"),
     "a shape of the network's size elsewhere": (

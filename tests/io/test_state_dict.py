@@ -277,6 +277,15 @@ def test_weight_normalisation_in_every_form(form: str, into: str, prefix: str) -
         torch.testing.assert_close(other(x), one(x))
 
 
+def test_parts_that_make_no_weight_are_reported(state: dict[str, Tensor]) -> None:
+    for parts in ((torch.ones(10), torch.ones(4)), (torch.ones(2, 1), torch.ones(3, 2)), (torch.ones(3).int(),) * 2):
+        with pytest.raises(InputError, match=r"0\.weight: nothing instead of \[3, 2\]"):
+            load_state(
+                small(),
+                {"0.weight_g": parts[0], "0.weight_v": parts[1], **{k: x for k, x in state.items() if k != "0.weight"}},
+            )
+
+
 # -- files that are no weights files ---------------------------------------------------------------------------------
 
 
