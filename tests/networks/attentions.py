@@ -213,9 +213,7 @@ ATTENTIONS: dict[str, Make] = {
     "shifted windows": lambda: Body(
         lambda net, x: x + net.shifted(net.still(x)), still=Windows(12, 0), shifted=Windows(12, 2)
     ),
-    "overlapping windows": lambda: Body(
-        overlapping, q=nn.Linear(12, 12), kv=nn.Linear(12, 24), bias=noise(2, 16, 36)
-    ),
+    "overlapping windows": lambda: Body(overlapping, q=nn.Linear(12, 12), kv=nn.Linear(12, 24), bias=noise(2, 16, 36)),
     "learned tokens": lambda: Body(learned_tokens, **linears("q", "k", "v"), words=noise(1, 10, 12)),
     "summary tokens": lambda: Body(summary_tokens, **linears("q", "k", "v"), words=noise(1, 10, 12)),
     "cross attention": lambda: Body(cross_attention, **linears("q", "k", "v"), other=conv()),

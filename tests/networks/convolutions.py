@@ -116,11 +116,19 @@ def channels_last(net: Any, x: Tensor) -> Tensor:
 
 
 def subpixel(scale: int) -> Make:
-    return lambda: Body(
-        lambda net, x: F.relu(net.body(x)), out=3 * scale**2, body=conv()
-    ) if scale == 1 else nn.Sequential(
-        Body(lambda net, x: F.relu(net.body(x)), out=3 * scale**2, body=conv()), nn.PixelShuffle(scale)
+    return lambda: (
+        Body(lambda net, x: F.relu(net.body(x)), out=3 * scale**2, body=conv())
+        if scale == 1
+        else nn.Sequential(
+            Body(lambda net, x: F.relu(net.body(x)), out=3 * scale**2, body=conv()), nn.PixelShuffle(scale)
+        )
     )
+
+
+def simple_gate(net: Any, x: Tensor) -> Tensor:
+    """NAFNet's: one half of the channels times the other."""
+    first, second = net.a(x).chunk(2, dim=1)
+    return x + net.b(first * second)
 
 
 def norm(layer: nn.Module) -> Body:
@@ -172,9 +180,7 @@ CONVOLUTIONS: dict[str, Make] = {
     "depthwise": lambda: Body(
         lambda net, x: x + net.point(F.relu(net.depth(x))), depth=conv(groups=12), point=conv(kernel=1)
     ),
-    "grouped": lambda: Body(
-        lambda net, x: net.b(F.relu(net.a(x))), 16, a=conv(16, groups=4), b=conv(16, groups=2)
-    ),
+    "grouped": lambda: Body(lambda net, x: net.b(F.relu(net.a(x))), 16, a=conv(16, groups=4), b=conv(16, groups=2)),
     "channel shuffle": lambda: Body(
         lambda net, x: net.b(F.channel_shuffle(F.relu(net.a(x)), 4)), 16, a=conv(16, groups=4), b=conv(16, groups=4)
     ),
@@ -228,12 +234,8 @@ CONVOLUTIONS: dict[str, Make] = {
     "sigmoid gates": lambda: Body(
         lambda net, x: net.a(x) * torch.sigmoid(net.gate(x)) + x, a=conv(), gate=conv(kernel=1)
     ),
-    "simple gate": lambda: Body(
-        lambda net, x: x + net.b((lambda a, b: a * b)(*net.a(x).chunk(2, dim=1))), a=conv(12, 24), b=conv(kernel=1)
-    ),
-    "gate with where": lambda: Body(
-        lambda net, x: torch.where(net.a(x) > 0, net.b(x), x * 0.1), a=conv(), b=conv()
-    ),
+    "simple gate": lambda: Body(simple_gate, a=conv(12, 24), b=conv(kernel=1)),
+    "gate with where": lambda: Body(lambda net, x: torch.where(net.a(x) > 0, net.b(x), x * 0.1), a=conv(), b=conv()),
     "LayerNorm over channels": lambda: Body(
         channels_last,
         depthwise=conv(kernel=7, groups=12),
@@ -282,7 +284,9 @@ CONVOLUTIONS: dict[str, Make] = {
         MeanShift(-1), conv(3, 12), nn.ReLU(), conv(12, 12), nn.PixelShuffle(2), MeanShift(1)
     ),
     "multi-scale features": lambda: Body(
-        lambda net, x: net.fuse(torch.cat([x, F.interpolate(net.small(F.avg_pool2d(x, 4, ceil_mode=True)), x.shape[2:])], 1)),
+        lambda net, x: net.fuse(
+            torch.cat([x, F.interpolate(net.small(F.avg_pool2d(x, 4, ceil_mode=True)), x.shape[2:])], 1)
+        ),
         small=conv(),
         fuse=conv(24, 12, 1),
     ),

@@ -57,7 +57,10 @@ def with_einops(net: Any, x: Tensor) -> Tensor:
 
 
 def rolled(net: Any, x: Tensor) -> Tensor:
-    parts = [torch.roll(part, shift, axis) for part, shift, axis in zip(x.chunk(4, 1), (1, -1, 1, -1), (2, 2, 3, 3), strict=True)]
+    parts = [
+        torch.roll(part, shift, axis)
+        for part, shift, axis in zip(x.chunk(4, 1), (1, -1, 1, -1), (2, 2, 3, 3), strict=True)
+    ]
     return net.body(torch.cat(parts, 1))
 
 
@@ -77,10 +80,10 @@ def masked_by_sizes(net: Any, x: Tensor) -> Tensor:
 
 def loops_over_sizes(net: Any, x: Tensor) -> Tensor:
     """Strips of eight rows, one at a time."""
-    rows = []
+    out = torch.empty_like(x)
     for top in range(0, x.shape[2], 8):
-        rows.append(F.relu(net.body(x[:, :, top : top + 8])))
-    return torch.cat(rows, 2)
+        out[:, :, top : top + 8] = F.relu(net.body(x[:, :, top : top + 8]))
+    return out
 
 
 def in_place(net: Any, x: Tensor) -> Tensor:
@@ -135,7 +138,9 @@ class Nested(nn.Sequential):
     """Numbered names within numbered names."""
 
     def __init__(self) -> None:
-        block = [nn.Sequential(nn.Sequential(conv(), nn.ReLU()), nn.Sequential(conv(), nn.Identity())) for _ in range(2)]
+        block = [
+            nn.Sequential(nn.Sequential(conv(), nn.ReLU()), nn.Sequential(conv(), nn.Identity())) for _ in range(2)
+        ]
         super().__init__(nn.Sequential(conv(3, 12)), nn.Sequential(*block, nn.Dropout(0.1)), nn.Sequential(conv(12, 3)))
 
 
@@ -204,9 +209,7 @@ HABITS: dict[str, Make] = {
     "Fourier branch": lambda: Body(fourier, mix=conv(24, 24, 1)),
     "square only": lambda: Body(squares_only, body=conv()),
     "einsum": lambda: Body(with_einsum, mix=noise(12, 12)),
-    "einops": lambda: Body(
-        with_einops, 4, mlp=nn.Sequential(nn.Linear(64, 24), nn.GELU(), nn.Linear(24, 64))
-    ),
+    "einops": lambda: Body(with_einops, 4, mlp=nn.Sequential(nn.Linear(64, 24), nn.GELU(), nn.Linear(24, 64))),
     "torch.roll": lambda: Body(rolled, body=conv(kernel=1)),
     "unfold and fold": lambda: Body(folded, 4, mix=nn.Linear(64, 64)),
     "index buffer": lambda: Body(
@@ -219,7 +222,11 @@ HABITS: dict[str, Make] = {
     "loop over sizes": lambda: Body(loops_over_sizes, body=conv()),
     "in-place operations": lambda: Body(in_place, a=conv(), b=conv()),
     "functional calls by keyword": lambda: Body(
-        by_keyword, kernel=noise(12, 12, 3, 3, scale=0.1), bias=noise(12), mix=noise(12, 12), up=noise(12, 12, 4, 4, scale=0.1)
+        by_keyword,
+        kernel=noise(12, 12, 3, 3, scale=0.1),
+        bias=noise(12),
+        mix=noise(12, 12),
+        up=noise(12, 12, 4, 4, scale=0.1),
     ),
     "shared modules and weights": Shared,
     "sequential of sequential": Nested,

@@ -37,8 +37,15 @@ FAST = (
 FAR = ((16, 16), (64, 48), (24, 40), (23, 37))
 """Half the size of the capture, double, and odd multiples of eight and of one."""
 
-SIMULATED: dict[str, set[str]] = {}
+SIMULATED: dict[str, set[str]] = {
+    "dynamic convolution": {"conv2d_0"},
+    "einsum": {"einsum_0", "einsum_1", "einsum_2"},
+    "fixed kernels": {"conv2d_0"},
+}
 """The sites that compute in float, of the networks that have some."""
+
+DECOMPOSED = {"scaled_dot_product_attention", "MultiheadAttention"}
+"""Networks of which the graph has other operations than torch's fused one, whose sums are in another order."""
 
 CUT = {"steps": 3, "batch": 2, "patch": 16, "holdout_crops": 2, "eval_every": 2}
 """The settings of dqc that make the standard preset a matter of seconds."""
@@ -83,7 +90,7 @@ def assert_equal_up_to_ties(found: list[Tensor], expected: list[Tensor], where: 
     for a, b in zip(found, expected, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype), where
         assert a.isfinite().all(), where
-        error = (a - b).abs() / max(float(b.max() - b.min()), 1e-6)
+        error = (a - b).abs() / float(b.max() - b.min() if b.numel() > 1 else b.abs())
         assert float(error.median()) < 1e-4, (where, float(error.median()))
         assert float(error.mean()) < 1e-3, (where, float(error.mean()))
 
@@ -115,7 +122,11 @@ def test_the_whole_way(name: str, loader: Loader, tmp_path: Path) -> None:
     assert len(good) >= 4, "a network of the zoo takes its own size and another, at both batches"
     captured = Program(network, pictures(name))
     for inputs in good:
-        assert_same(outputs(captured, inputs), outputs(network, inputs), (inputs[0].shape, "captured"))
+        found, expected = outputs(captured, inputs), outputs(network, inputs)
+        if name in DECOMPOSED:
+            torch.testing.assert_close(found, expected)
+        else:
+            assert_same(found, expected, (tuple(inputs[0].shape), "captured"))
 
     integers = made.to_integer(compile=False)
     quantized = {site.name for site in made.sites if not site.reason}
