@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxptq.errors import CaptureError, InputError
+from fxptq.errors import CaptureError, FxptqError, InputError
 from fxptq.graph.capture import Capture, capture
 from fxptq.graph.constants import attribute
 from fxptq.graph.copies import independent_copy
@@ -203,7 +203,9 @@ class Program(nn.Module):
         variant = self.variant(self._checked(inputs))
         try:
             return way(variant)
-        except RuntimeError:
+        except FxptqError:
+            raise
+        except Exception:
             if variant.shapes == _shapes(inputs):
                 raise
         with torch.inference_mode(mode=False):

@@ -95,8 +95,8 @@ class IntegerModel(nn.Module):
     def _run_graph(self, variant: Variant, inputs: tuple[Tensor, ...]) -> Any:
         if any(node.op == "placeholder" for node in written(variant.inserted)):
             inputs = tuple(x.clone() for x in inputs)
-        if any(x.is_floating_point() and bool(x.isnan().any()) for x in inputs):
-            return self.program(*inputs)  # where NaN stays NaN, which no code can stand for
+        if any(x.numel() == 0 or (x.is_floating_point() and bool(x.isnan().any())) for x in inputs):
+            return self.program(*inputs)  # where NaN stays NaN, for which no code stands, and nothing is as in torch
         rewritten = self.of(variant)
         compiled = self._lowered[id(variant)].takes(inputs)
         try:
