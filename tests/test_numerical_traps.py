@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import fxptq
@@ -314,10 +316,37 @@ def test_a_network_that_refuses_a_pixel_is_refused_in_one_line() -> None:
         assert "more than 1 spatial element" in refusal(lambda m=each: m(torch.rand(1, 3, 1, 1)))
 
 
-def test_restoring_what_is_not_finite_is_refused(good: tuple[QuantizedModel, IntegerModel]) -> None:
+class Divides(nn.Module):
+    """Gives NaN for a picture of zeros, and is sound for others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.amax((1, 2, 3), keepdim=True)
+
+
+PICTURES = [torch.zeros(1, 3, 8, 8), np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8)), Image.new("L", (8, 8))]
+
+
+@pytest.mark.parametrize("black", PICTURES, ids=["tensor", "uint8", "float64 in grey", "Pillow"])
+def test_nan_made_of_a_sound_picture_is_refused(black: Any) -> None:
+    expected = "the network returned values that are not finite; no picture can be made of them"
+    assert refusal(lambda: fxptq.restore(Divides(), black)) == expected
+    assert refusal(lambda: fxptq.restore(Divides(), black, tile=33)) == expected
+
+
+def test_nan_in_a_picture_stays_where_it_is(good: tuple[QuantizedModel, IntegerModel]) -> None:
     x = inputs(1).index_fill(3, torch.tensor([2]), NAN)
     for model in good:
-        refusal(lambda m=model: fxptq.restore(m, x))
+        restored = fxptq.restore(model, x)
+        assert restored[..., 2].isnan().all()
+        assert restored[..., 9:].isfinite().all()
+
+
+def test_a_network_that_fails_with_any_error_is_one_line() -> None:
+    class Fails(nn.Module):
+        def forward(self, _x: Tensor) -> Tensor:
+            raise KeyError("no such\npicture")
+
+    assert "failed on an input of shape (1, 3, 8, 8)" in refusal(lambda: fxptq.restore(Fails(), torch.rand(1, 3, 8, 8)))
 
 
 def test_equal_pictures_have_infinite_psnr() -> None:
