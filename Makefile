@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types unit api test-networks test-slow test-cuda zoo clean
+.PHONY: demo test lint types unit api test-networks test-slow test-fuzz test-faults test-cuda zoo clean
 
 $(STAMP): pyproject.toml fxptq/_version.py
 	$(PYTHON) -m venv $(VENV)
@@ -26,7 +26,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not cuda and not zoo and not networks"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not cuda and not zoo and not fuzz and not faults and not networks"
 
 # 60 and more small networks, one for each construct, through everything: about ten minutes on two cores.
 test-networks: $(STAMP)
@@ -38,6 +38,18 @@ api: $(STAMP)
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
+
+# Files that were tampered with: FXPTQ_FUZZ cases of each kind; make test-fuzz FXPTQ_FUZZ=300 is quick.
+FXPTQ_FUZZ ?= 10000
+
+test-fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 FXPTQ_FUZZ=$(FXPTQ_FUZZ) $(BIN)/pytest -n 2 -m fuzz
+
+# Processes that are killed, disks that are full, folders that cannot be written: FXPTQ_KILLS moments in all.
+FXPTQ_KILLS ?= 100
+
+test-faults: $(STAMP)
+	OMP_NUM_THREADS=1 FXPTQ_KILLS=$(FXPTQ_KILLS) $(BIN)/pytest -n 2 -m faults
 
 # On a machine with an NVIDIA GPU, whose PyTorch TORCH names: make test-cuda TORCH=torch==2.13.0+cu130
 test-cuda: $(STAMP)

@@ -1,5 +1,21 @@
-"""`python -m fxptq`: the command line."""
+"""`python -m fxptq` and the command `fxptq`: the command line, which may be interrupted while it is being loaded."""
 
-from fxptq.cli import main
+from __future__ import annotations
 
-main()
+import os
+import sys
+
+
+def main() -> None:
+    """Loads the command line and runs it."""
+    try:
+        from fxptq.cli import main as run  # noqa: PLC0415  # within reach of Ctrl-C
+
+        run()
+    except KeyboardInterrupt:
+        print("fxptq: interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,8 +16,17 @@ from torch import Tensor, nn
 
 from fxptq._version import __version__
 from fxptq.checkpoint import file as checkpoints
-from fxptq.checkpoint.metadata import ExampleRecord, FloatSite, Metadata, PassRecord, version_for
+from fxptq.checkpoint.metadata import (
+    MOST_EXAMPLE,
+    ExampleRecord,
+    FloatSite,
+    Metadata,
+    PassRecord,
+    fits,
+    version_for,
+)
 from fxptq.checkpoint.state import (
+    check_fits,
     example_of,
     program_of,
     put_weights_on_grid,
@@ -40,8 +48,9 @@ from fxptq.graph.outputs import trained_output
 from fxptq.graph.parametrized import make_weights_plain
 from fxptq.graph.plan import FLOAT
 from fxptq.graph.precision import OTHERS, converted_inputs, in_precision, precision_of, to_float32
-from fxptq.graph.tensors import lazy_tensors, stored_tensors
+from fxptq.graph.tensors import lazy_tensors
 from fxptq.graph.wrappers import network_of
+from fxptq.origin import rebuilds, weights_digest
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.progress import Progress, Silent
 from fxptq.recipe import DEFAULT, BitsLike, PassEntry, QuantizeSettings, Recipe, as_bits, parse_bits
@@ -143,9 +152,10 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     """
     if model is not None:
         check_network(model, "load")
-    stored = checkpoints.read(path)
-    _task_of(stored.meta, str(path))
-    name = stored.meta.recipe
+    stored = checkpoints.open_file(path)
+    meta = stored.index.meta
+    _task_of(meta, str(path))
+    name = meta.recipe
     if model is None:
         if name is None:
             raise InputError(f"{path} holds a network of your own: pass it, as in fxptq.load(path, model=MyNetwork())")
@@ -153,10 +163,12 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
             raise CheckpointError(f"{path}: no recipe {name!r} in this fxptq; update fxptq, or pass the network")
         model = Recipe.load(name).build_model()
     own = independent_copy(model)
-    _make_lazy_layers(own, stored.meta, str(path))
-    if stored.meta.example_dtype == "float32":
+    _make_lazy_layers(own, meta, str(path))
+    if meta.example_dtype == "float32":
         own = to_float32(own, precision_of(own))
-    return QuantizedModel(program_of(make_weights_plain(own), stored, str(path)), stored.meta)
+    plain = make_weights_plain(own)
+    check_fits(plain, stored.index, str(path))
+    return QuantizedModel(program_of(plain, stored.content(), str(path)), meta)
 
 
 def _make_lazy_layers(model: nn.Module, meta: Metadata, source: str) -> None:
@@ -498,7 +510,7 @@ def metadata_of(
     records = site_records(student)
     return Metadata(
         created_by=f"fxptq {__version__}",
-        recipe=recipe.name if _rebuilds(recipe, model) else None,
+        recipe=recipe.name if rebuilds(recipe, model, first) else None,
         task=recipe.model_dump(mode="json", include={"name", "title", "scale", "input", "degradation"}),
         bits_w=bits.w,
         bits_a=bits.a,
@@ -533,19 +545,11 @@ def _check_example(example: Inputs) -> None:
         raise InputError(
             f"the example has shape {tuple(first.shape)}, {first.dtype}; expected [1, C, H, W] of floating point"
         )
-
-
-def _rebuilds(recipe: Recipe, model: nn.Module) -> bool:
-    """Whether the bundled recipe of that name makes this architecture, so that a checkpoint needs no model to load."""
-    if recipe.model is None or recipe.name not in Recipe.names() or recipe.model != Recipe.load(recipe.name).model:
-        return False
-    built = stored_tensors(recipe.build_model())
-    return {name: x.shape for name, x in built.items()} == {name: x.shape for name, x in _own_tensors(model).items()}
-
-
-def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a network under the names they have where no part of it is compiled."""
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in stored_tensors(model).items()}
+    for x in inputs:
+        if not fits(x.shape):
+            raise InputError(
+                f"the example has shape {tuple(x.shape)}; expected {MOST_EXAMPLE} elements at most: 64 x 64 is plenty"
+            )
 
 
 def _images(
@@ -583,12 +587,3 @@ def _check_pictures_will_do(example: tuple[Tensor, ...], white: float) -> None:
             f"the example reaches {highest:.4g}, and pictures to calibrate with would be made in 0..{white:g}, the "
             "recipe's range: give a recipe with `range = 255.0` under [input], or calibrate with tensors of your own"
         )
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over the names and values of a network's state, hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(_own_tensors(model).items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

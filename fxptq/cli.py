@@ -1,23 +1,37 @@
-"""The command line: options in, tables out. No logic: every command calls one function of fxptq.commands."""
+"""The command line: options in, tables out. No logic: every command calls one function of fxptq.commands.
+
+What a command writes is checked before its work, and its JSON is written before its tables are shown.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Optional, cast
 
 import typer
 from rich.console import Console
 
+from fxptq import shell
 from fxptq.errors import FxptqError
 from fxptq.io.files import check_writable, write_json
+from fxptq.io.outputs import CHECKPOINT, GRAPHML, JSON, PAGE, Output, check_outputs
 from fxptq.progress import Progress, RichProgress, Silent
 
 app = typer.Typer(name="fxptq", add_completion=False, pretty_exceptions_enable=False)
 
 # Names of files and sites may look like markup; where there is no terminal no line is too long.
-out = Console(soft_wrap=True, markup=False, highlight=False, width=None if sys.stdout.isatty() else 1000)
+_stdout = shell.Output()
+out = Console(
+    file=cast("Any", _stdout),
+    soft_wrap=True,
+    markup=False,
+    highlight=False,
+    width=None if _stdout.isatty() else 1000,
+)
 
 # Bad usage as click reports it; newer typers carry a click of their own, older ones use the package.
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
@@ -59,6 +73,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:
     if path is not None:
         write_json(path, content)
+
+
+def _outputs(json_out: Path | None, *others: Output) -> list[Output]:
+    return [*others, *([Output("--json", json_out, JSON)] if json_out is not None else [])]
 
 
 def _progress() -> Progress:
@@ -112,6 +130,12 @@ def quantize(
     target = file or Path(
         f"{Path(recipe or (weights and weights.stem) or (model or 'network').split(':')[-1]).stem}_w{w}a{a}.safetensors"
     )
+    command.check_name(target)
+    report = target.with_suffix(".html")
+    check_outputs(
+        _outputs(json_out, Output("--out", target, CHECKPOINT), Output("the report", report, PAGE)),
+        {"--weights": weights, "--recipe": recipe, "--model": model},
+    )
     options = command.Options(
         bits,
         recipe,
@@ -127,9 +151,9 @@ def quantize(
         Overrides(scale, white, multiple, degradation),
     )
     outcome = command.run(options, _progress())
-    report = page.write(outcome, target.with_suffix(".html"))
-    console.show_quantized(out, outcome, report)
+    page.write(outcome, report)
     _write_json(json_out, outcome.as_json())
+    console.show_quantized(out, outcome, report)
 
 
 @app.command()
@@ -149,9 +173,10 @@ def evaluate(
     from fxptq.commands import evaluate as command
     from fxptq.report import console
 
+    check_outputs(_outputs(json_out), {"CKPT": checkpoint, "--model": model})
     scores = command.run(checkpoint, tuple(data or ()), model, _progress(), integer=integer, device=device)
-    console.show_scores(out, scores)
     _write_json(json_out, command.as_json(scores))
+    console.show_scores(out, scores)
 
 
 @app.command()
@@ -191,9 +216,11 @@ def inspect(
     from fxptq.graph import Bits
     from fxptq.report import console
 
+    drawn = [Output("--graphml", graphml, GRAPHML)] if graphml is not None else []
+    check_outputs(_outputs(json_out, *drawn), {"RECIPE|CKPT": subject, "--model": model})
     sites = command.run(subject, Bits(w, a), model, graphml, tuple(site or ()))
-    console.show_sites(out, sites)
     _write_json(json_out, command.as_json(sites))
+    console.show_sites(out, sites)
 
 
 @app.command()
@@ -211,9 +238,10 @@ def bench(
     from fxptq.bench import measure
     from fxptq.report import console
 
+    check_outputs(_outputs(json_out), {"CKPT": checkpoint, "--model": model})
     measured = measure.run(checkpoint, size, model, _progress(), only=only or (), threads=threads)
-    console.show_bench(out, measured)
     _write_json(json_out, measured.as_json())
+    console.show_bench(out, measured)
 
 
 @app.command()
@@ -242,25 +270,59 @@ def weights(
 
 def main() -> NoReturn:
     """Runs a command; bad input is one line on standard error and exit status 2, a failure 1."""
-    try:
-        status = app(standalone_mode=False)
-    except FxptqError as error:
-        _fail(str(error), error.exit_status)
-    except UsageError as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "fxptq"
-        message = cast("Any", error).format_message().rstrip(".")
-        _fail(f"{message}; see {command} --help", 2)
-    except (KeyboardInterrupt, typer.Abort):
-        status = INTERRUPTED
-    if status == INTERRUPTED:
-        print("fxptq: interrupted", file=sys.stderr, flush=True)
+    shell.prepare_streams()
+    with shell.Interrupts() as interrupts:
+        status, message = _run(shell.expanded(sys.argv[1:]))
+    if status == INTERRUPTED or (status and interrupts.struck):
+        _say("interrupted")
         # Not sys.exit: Python kills itself by the signal where the interrupt struck inside an exec'd string.
         os._exit(INTERRUPTED)
-    sys.exit(status or 0)
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    """Ends with one line on standard error, whatever lines the message has."""
-    print(f"fxptq: {' '.join(line.strip() for line in message.splitlines())}", file=sys.stderr)
+    lost = _stdout.close_quietly()
+    _stdout.error = None
+    if message:
+        _say(message)
+    elif lost:
+        _say(f"standard output cannot be written: {lost}")
+        status = status or 1
     sys.exit(status)
+
+
+def _run(arguments: list[str]) -> tuple[int, str]:
+    """The exit status of a command, and what to say of its failure."""
+    try:
+        return app(arguments, prog_name="fxptq", standalone_mode=False) or 0, ""
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED, ""
+    except Exception as error:  # noqa: BLE001  # the last place where it can become a line for people
+        return _reported(error)
+
+
+def _reported(error: Exception) -> tuple[int, str]:
+    """The exit status that an error leads to, and its line."""
+    match error:
+        case FxptqError():
+            found = error.exit_status, str(error)
+        case UsageError():
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context is not None else "fxptq"
+            found = 2, f"{cast('Any', error).format_message().rstrip('.')}; see {command} --help"
+        case BrokenPipeError():  # whoever read the help wanted no more of it
+            found = 0, ""
+        case OSError():
+            where = f"{error.filename}: " if error.filename is not None else ""
+            found = 1, f"{where}{error.strerror or error}"
+        case MemoryError():
+            found = 1, f"out of memory{f': {error}' if str(error) else ''}"
+        case _:  # a fault of ours: people get a line, and we its place
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            if os.environ.get("FXPTQ_TRACEBACK"):
+                traceback.print_exception(error)
+            said = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {error}"
+            found = 1, f"a fault of fxptq: {said} (FXPTQ_TRACEBACK=1 shows more)"
+    return found
+
+
+def _say(message: str) -> None:
+    """One line on standard error, whatever lines the message has; nothing where that cannot be written."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"fxptq: {shell.one_line(message)}", file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import re
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,9 +39,14 @@ from fxptq.graph.kinds import quantizable
 from fxptq.graph.plan import FLOAT, Bits
 from fxptq.sizes import Sizes
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=4096)]
+"""A size, a scale or a number of pictures, small enough that nobody allocates too much for a recipe."""
+
 DEFAULT = "default"
 """The recipe whose presets all others share."""
+
+_LONGEST = 1 << 20  # bytes of a recipe
+_SHOWN = 200  # characters of a value that does not fit
 
 SiteBits = Annotated[str, Field(pattern=r"^(float|W[2-8]A[2-8])$")]
 """What a site gets: "W3A4", or "float"."""
@@ -312,6 +318,8 @@ class Recipe(Frozen):
     @classmethod
     def _read_path(cls, path: Path) -> Self:
         try:
+            if path.exists() and not (path.is_file() and path.stat().st_size <= _LONGEST):
+                raise InputError(f"{path} is no recipe: expected a TOML file of {_LONGEST} bytes at most")
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
@@ -327,8 +335,10 @@ class Recipe(Frozen):
         """
         try:
             fields = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
             raise InputError(f"{source} is not a TOML file: {error}") from error
+        except RecursionError as error:
+            raise InputError(f"{source} is not a TOML file: its lists or tables are nested too deeply") from error
         return cls.checked(fields, source)
 
     @classmethod
@@ -450,7 +460,8 @@ def _first_problem(error: ValidationError) -> str:
     field = ".".join(str(part) for part in first["loc"]) or "the file"
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    given = "" if first["type"] in {"missing", "value_error", "extra_forbidden"} else f", not {first['input']!r}"
+    shown = textwrap.shorten(repr(first["input"]), _SHOWN)
+    given = "" if first["type"] in {"missing", "value_error", "extra_forbidden"} else f", not {shown}"
     if first["type"] == "extra_forbidden":
         message = "no such field"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import fxptq
-from tests.tiny import OWN, RECIPE, environment, run, spawn, write_recipe
+from tests.tiny import OWN, RECIPE, environment, run, spawn, write_checkpoint, write_recipe
 
 ENDLESS = RECIPE.replace("steps = 2,", "steps = 1000000,")
 BROKEN = OWN.replace("/ 0.0", "/ (0.0 * x.mean())")
@@ -107,6 +107,63 @@ def test_unwritable_place_is_found_before_the_work(
         2,
         f"{place}: cannot be written: something in {place.parent} is a file and no folder",
     )
+
+
+# -- outputs and inputs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "kept", "words"),
+    [
+        (["quantize", "Q", "--out", "WEIGHTS"], "WEIGHTS", "--out WEIGHTS: would overwrite the file that --weights"),
+        (["quantize", "Q", "--json", "WEIGHTS"], "WEIGHTS", "--json WEIGHTS: would overwrite the file that --weights"),
+        (["quantize", "Q", "--json", "RECIPE"], "RECIPE", "--json RECIPE: would overwrite the file that --recipe"),
+        (["quantize", "Q", "--out", "n.safetensors", "--json", "n.safetensors"], "", "is the file that --out writes"),
+        (["quantize", "Q", "--out", "n.safetensors", "--json", "n.html"], "", "is the file that the report writes"),
+        (["quantize", "Q", "--out", "mine.safetensors"], "mine.html", "the report mine.html: exists and is not"),
+        (
+            ["quantize", "Q", "--out", "other.safetensors"],
+            "other.safetensors",
+            "exists and is not a checkpoint of fxptq",
+        ),
+        (["evaluate", "CKPT", "--model", "mod:tiny", "--json", "CKPT"], "CKPT", "that CKPT names"),
+        (["evaluate", "CKPT", "--model", "mod:tiny", "--json", "mod.py"], "mod.py", "that --model names"),
+        (["inspect", "CKPT", "--model", "mod:tiny", "--graphml", "CKPT"], "CKPT", "that RECIPE|CKPT names"),
+        (["inspect", "RECIPE", "--graphml", "other.py"], "other.py", "exists and is not GraphML"),
+        (["inspect", "RECIPE", "--json", "x", "--graphml", "x"], "", "is the file that --graphml writes"),
+        (["bench", "CKPT", "--model", "mod:tiny", "--json", "CKPT"], "CKPT", "that CKPT names"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_nothing_is_written_over_what_is_read_or_not_ours(
+    args: list[str], kept: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path)
+    write_checkpoint(tmp_path)
+    (tmp_path / "mine.html").write_text("<!doctype html><html lang=en>my own page")
+    (tmp_path / "other.py").write_text("import torch\n")
+    (tmp_path / "other.safetensors").write_bytes((tmp_path / "tiny_weights.safetensors").read_bytes())
+    names = {"CKPT": "tiny.safetensors", "RECIPE": "tiny.toml", "WEIGHTS": "tiny_weights.safetensors"}
+    filled = [names.get(arg, arg) for arg in args]
+    if "Q" in filled:
+        filled[1:2] = ["--recipe", "tiny.toml", "--weights", "tiny_weights.safetensors", "--preset", "quick"]
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    ran = run(*filled)
+    for name, file in names.items():
+        words = words.replace(f" {name}:", f" {file}:")
+    assert (ran.status, ran.out) == (2, "")
+    assert words in ran.line
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert not kept or (tmp_path / names.get(kept, kept)) in before
+
+
+def test_a_second_run_writes_over_the_first(tmp_path: Path) -> None:
+    recipe, weights = write_recipe(tmp_path)
+    place = ["--out", tmp_path / "m.safetensors", "--json", tmp_path / "r.json"]
+    for _ in range(2):
+        ran = run("quantize", "--recipe", recipe, "--weights", weights, "--preset", "quick", *place)
+        assert (ran.status, ran.err) == (0, "")
 
 
 # -- usage -----------------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def test_with_the_row_it_goes_all_the_way(row: Kind, granularity: str, tmp_path:
     assert site.operand("input").role == "one_sided"
     weight = site.operand("weight")
     outputs = site.shapes["weight"][row.weight_axis or 0]
-    assert (weight.axis, weight.groups) == (row.weight_axis, outputs if granularity == "channel" else 1)
+    assert (weight.axis, weight.ranges) == (row.weight_axis, outputs if granularity == "channel" else 1)
     assert made.program.quantizers[weight.quantizer].mode == "on"
 
     searched, trained, rounded = made.report[1], made.report[2], made.report[-1]
@@ -116,7 +116,7 @@ def test_with_the_row_it_goes_all_the_way(row: Kind, granularity: str, tmp_path:
         assert not torch.equal(simulated, model(x))
         values = made.program.weight_of(weight.quantizer)
         assert values is not None
-        assert torch.unique(values).numel() <= 16 * weight.groups
+        assert torch.unique(values).numel() <= 16 * weight.ranges
 
     integers = read.to_integer(compile=False)
     assert list(integers.lowering.simulated) == ["layer"]

@@ -4,17 +4,17 @@ A network has hundreds of tiny tensors, and a safetensors header spends about a 
 floats (one run per dtype) are therefore stored end to end, with an index beside the metadata as compressed JSON. A run
 of floats that shrinks much (attention masks, index tables) is stored deflated.
 Nothing in the file depends on when or where it was written, so equal checkpoints are equal files. A file is read whole
-or not at all: every byte of content is under one SHA-256.
+or not at all: every byte of content is under one SHA-256. A run is inflated only to the size its index says, and
+`Stored` lets that index be compared with the network before (`fxptq.load` does).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import stat
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,21 +22,34 @@ from typing import Annotated
 
 import torch
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from fxptq.checkpoint import index as indexes
+from fxptq.checkpoint.index import Index
 from fxptq.checkpoint.metadata import FORMAT_VERSION, FloatSite, Metadata, PassRecord, Record
-from fxptq.errors import CheckpointError
+from fxptq.errors import CheckpointError, InputError
+from fxptq.io.files import remove_abandoned, write_bytes
 
-__all__ = ["Checkpoint", "FloatSite", "Metadata", "PackedCodes", "PassRecord", "Sizes", "read", "sizes", "write"]
+__all__ = [
+    "Checkpoint",
+    "FloatSite",
+    "Metadata",
+    "PackedCodes",
+    "PassRecord",
+    "Sizes",
+    "Stored",
+    "open_file",
+    "read",
+    "sizes",
+    "write",
+]
 
 _HEADER = "fxptq"  # the one key of the safetensors header's own metadata: format version and digest
 _METADATA, _CODES, _BOUNDS, _FLOATS, _DEFLATED = "metadata", "codes", "bounds", "floats.", "deflated."
 _WORTH_DEFLATING = 4096, 0.8  # bytes saved, and share of the size: a run beyond both is mostly masks and tables
-_MAX_METADATA = 1 << 28  # bytes of JSON; a compressed bomb stops here
-
-_Shape = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=16)]
+_LONGEST_HEADER = 1 << 16  # bytes; ours names five tensors or so
+_INFLATION = 1 << 26, 64  # bytes, and times the file's size: what floats may inflate to where no network is given
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,7 @@ class Checkpoint:
     Attributes:
         meta: How it was made.
         codes: Weight codes by weight name.
-        bounds: `(lower, width)` by quantizer key, float32 `[groups]` each.
+        bounds: `(lower, width)` by quantizer key, float32 `[ranges]` each.
         floats: Everything else of the state, of any dtype, by name.
     """
 
@@ -81,13 +94,79 @@ class Sizes:
         return self.codes + self.bounds + self.floats + self.metadata + self.header
 
 
-class _Content(Record):
-    """The JSON inside the file: the metadata, and the index that cuts the joined tensors."""
+class _Header(Record):
+    """What the header of the file says of itself."""
 
-    meta: Metadata
-    codes: dict[str, tuple[Annotated[int, Field(ge=1, le=8)], _Shape]]
-    bounds: dict[str, Annotated[int, Field(ge=0)]]
-    floats: dict[str, tuple[str, _Shape]]
+    format: Annotated[int, Field(ge=1, strict=True)]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint file whose header, digest and index are right, with nothing inflated or decoded yet.
+
+    Attributes:
+        source: where it was read.
+        index: what it says it holds.
+        runs: the joined tensors, by their names in the file.
+        size: bytes of the file.
+    """
+
+    source: Path
+    index: Index
+    runs: Mapping[str, Tensor]
+    size: int
+
+    def content(self) -> Checkpoint:
+        """Cuts the runs into the tensors that the index names.
+
+        Deflated runs take the memory that the index claims: compare it with the network first.
+
+        Raises:
+            CheckpointError: the runs are not what the index says, or a bound is not finite.
+        """
+        index = self.index
+        floats: dict[str, Tensor] = {}
+        for kind in index.kinds:
+            members = index.members(kind)
+            parts = self._cut(self._floats(kind), [prod(shape) for shape in members.values()], getattr(torch, kind))
+            floats |= {name: part.reshape(shape) for (name, shape), part in zip(members.items(), parts, strict=True)}
+        lengths = [-(-prod(shape) * bits // 8) for bits, shape in index.codes.values()]
+        packed = self._cut(self.runs[_CODES], lengths, torch.uint8)
+        counts = list(index.bounds.values())
+        bounds = self._cut(self.runs[_BOUNDS], counts + counts, torch.float32)
+        lower, width = bounds[: len(counts)], bounds[len(counts) :]
+        for key, low, wide in zip(index.bounds, lower, width, strict=True):
+            if not (low.isfinite().all() and wide.isfinite().all() and (wide >= 0).all()):
+                raise CheckpointError(f"{self.source}: damaged: the bounds of {key} are no numbers, or upside down")
+        return Checkpoint(
+            meta=index.meta,
+            codes={
+                name: PackedCodes(part, bits, tuple(shape))
+                for (name, (bits, shape)), part in zip(index.codes.items(), packed, strict=True)
+            },
+            bounds=dict(zip(index.bounds, zip(lower, width, strict=True), strict=True)),
+            floats={name: floats[name] for name in index.floats},
+        )
+
+    def _floats(self, kind: str) -> Tensor:
+        """The run of floats of a dtype, inflated if need be."""
+        if _DEFLATED + kind not in self.runs:
+            return self.runs[_FLOATS + kind]
+        expected, dtype = self.index.bytes_of(kind), getattr(torch, kind)
+        inflating = zlib.decompressobj()
+        try:
+            data = inflating.decompress(bytes(self.runs[_DEFLATED + kind].numpy()), expected + 1)
+        except (zlib.error, OverflowError, MemoryError) as error:
+            raise CheckpointError(f"{self.source}: damaged: its {kind} tensors cannot be inflated ({error})") from error
+        if len(data) != expected:
+            raise CheckpointError(f"{self.source}: damaged: its index does not fit its tensors")
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype) if data else torch.empty(0, dtype=dtype)
+
+    def _cut(self, joined: Tensor, counts: list[int], dtype: torch.dtype) -> list[Tensor]:
+        if sum(counts) != joined.numel() or joined.dim() != 1 or joined.dtype is not dtype:
+            raise CheckpointError(f"{self.source}: damaged: its index does not fit its tensors")
+        return list(torch.split(joined, counts)) if counts else []
 
 
 def write(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -101,59 +180,42 @@ def write(path: str | Path, checkpoint: Checkpoint) -> None:
         CheckpointError: if the file cannot be written, or the metadata is no JSON (a number that is not finite).
     """
     target = Path(path)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     data = _encode(target, checkpoint)
+    remove_abandoned(target.parent)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from error
-    _sync_folder(target.parent)
+        write_bytes(target, data)
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def read(path: str | Path) -> Checkpoint:
     """Read a checkpoint and check every byte of it.
 
     Raises:
-        CheckpointError: if the file is missing, truncated, no fxptq checkpoint, changed since it was written, or of a
-            newer format.
+        CheckpointError: if the file is missing, truncated, no fxptq checkpoint, changed since it was written, of a
+            newer format, or claims far more than it holds.
     """
+    stored = open_file(path)
+    claimed = sum(stored.index.bytes_of(kind) for kind in stored.index.kinds)
+    least, times = _INFLATION
+    if claimed > max(least, times * stored.size):
+        raise CheckpointError(f"{path}: its {stored.size} bytes claim {claimed} bytes of tensors")
+    return stored.content()
+
+
+def open_file(path: str | Path) -> Stored:
+    """Read a checkpoint file and check its digest and its index; raises CheckpointError as `read` does."""
     source = Path(path)
-    tensors, _ = _load(source)
-    content = _content(source, tensors)
-    kinds = sorted({dtype for dtype, _ in content.floats.values()})
-    tensors = {name.replace(_DEFLATED, _FLOATS): tensor for name, tensor in tensors.items()} | {
-        _FLOATS + kind: _inflate(source, tensors[_DEFLATED + kind], kind, content.floats)
-        for kind in kinds
-        if _DEFLATED + kind in tensors
-    }
-    if set(tensors) != {_METADATA, _CODES, _BOUNDS, *(_FLOATS + kind for kind in kinds)}:
+    tensors, size = _load(source)
+    try:
+        index = indexes.decode(bytes(tensors[_METADATA].numpy()))
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{source}: damaged: its metadata cannot be understood ({error})") from error
+    if {name.replace(_DEFLATED, _FLOATS) for name in tensors} != {
+        _METADATA, _CODES, _BOUNDS, *(_FLOATS + kind for kind in index.kinds),
+    } or len(tensors) != 3 + len(index.kinds):  # fmt: skip
         raise CheckpointError(f"{source}: damaged: its tensors are not those its index names")
-    packed = _cut(source, tensors[_CODES], [-(-prod(shape) * bits // 8) for bits, shape in content.codes.values()])
-    groups = list(content.bounds.values())
-    bounds = _cut(source, tensors[_BOUNDS], groups + groups)
-    lower, width = bounds[: len(groups)], bounds[len(groups) :]
-    floats: dict[str, Tensor] = {}
-    for kind in kinds:
-        members = {name: shape for name, (dtype, shape) in content.floats.items() if dtype == kind}
-        parts = _cut(source, tensors[_FLOATS + kind], [prod(shape) for shape in members.values()])
-        floats |= {name: part.reshape(shape) for (name, shape), part in zip(members.items(), parts, strict=True)}
-    return Checkpoint(
-        meta=content.meta,
-        codes={
-            name: PackedCodes(part, bits, tuple(shape))
-            for (name, (bits, shape)), part in zip(content.codes.items(), packed, strict=True)
-        },
-        bounds=dict(zip(content.bounds, zip(lower, width, strict=True), strict=True)),
-        floats={name: floats[name] for name in content.floats},
-    )
+    return Stored(source, index, tensors, size)
 
 
 def sizes(path: str | Path) -> Sizes:
@@ -170,7 +232,7 @@ def sizes(path: str | Path) -> Sizes:
 
 
 def _encode(target: Path, checkpoint: Checkpoint) -> bytes:
-    content = _Content(
+    content = Index(
         meta=checkpoint.meta,
         codes={name: (codes.bits, list(codes.shape)) for name, codes in checkpoint.codes.items()},
         bounds={key: lower.numel() for key, (lower, _) in checkpoint.bounds.items()},
@@ -180,8 +242,12 @@ def _encode(target: Path, checkpoint: Checkpoint) -> bytes:
         text = json.dumps(content.model_dump(mode="json"), separators=(",", ":"), allow_nan=False)
     except ValueError as error:
         raise CheckpointError(f"{target}: not written: the metadata holds a number that is not finite") from error
+    try:
+        metadata = indexes.encode(content, text)
+    except ValueError as error:
+        raise CheckpointError(f"{target}: not written: {error}") from error
     tensors = {
-        _METADATA: torch.frombuffer(bytearray(zlib.compress(text.encode(), 9)), dtype=torch.uint8),
+        _METADATA: torch.frombuffer(bytearray(metadata), dtype=torch.uint8),
         _CODES: _join([codes.packed for codes in checkpoint.codes.values()], torch.uint8),
         _BOUNDS: _join([pair[side] for side in (0, 1) for pair in checkpoint.bounds.values()], torch.float32),
     }
@@ -202,36 +268,49 @@ def _encode(target: Path, checkpoint: Checkpoint) -> bytes:
 def _load(source: Path) -> tuple[dict[str, Tensor], int]:
     """Tensors and length of a file whose header, version and digest are right."""
     try:
-        data = source.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{source}: cannot be read: {error.strerror or error}") from error
+        header, data = _parts(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{source}: cannot be read: it is larger than the memory") from error
+    if header.format > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{source}: format {header.format} is newer than the {FORMAT_VERSION} this fxptq reads: update fxptq"
+        )
     try:
         tensors = load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{source}: truncated, damaged or no safetensors file ({error})") from error
-    # `load` has checked that the first eight bytes are the length of a JSON header.
-    own = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {}).get(_HEADER)
-    try:
-        header = json.loads(own or "null")
-        version, digest = int(header["format"]), str(header["sha256"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{source}: a safetensors file, but no fxptq checkpoint") from error
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{source}: format {version} is newer than the {FORMAT_VERSION} this fxptq reads: update fxptq"
-        )
-    if digest != _digest(version, tensors):
+    except Exception as error:  # whatever the reader raises on damage
+        raise _damaged(source, error) from error
+    if header.sha256 != _digest(header.format, tensors):
         raise CheckpointError(f"{source}: damaged: its content does not match its SHA-256")
     return tensors, len(data)
 
 
-def _content(source: Path, tensors: Mapping[str, Tensor]) -> _Content:
-    try:
-        text = zlib.decompressobj().decompress(bytes(tensors[_METADATA].numpy()), _MAX_METADATA)
-        return _Content.model_validate_json(text)
-    except (KeyError, ValueError, zlib.error) as error:
-        cause = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise CheckpointError(f"{source}: damaged: its metadata cannot be understood ({cause})") from error
+def _parts(source: Path) -> tuple[_Header, bytes]:
+    """What a file says of itself, and all of its bytes; the header is judged before the rest is read."""
+    mode = source.stat().st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise ValueError("it is a device; expected a file")
+    with source.open("rb") as stream:
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        text = stream.read(min(length, _LONGEST_HEADER))
+        try:
+            own = json.loads(text).get("__metadata__", {}).get(_HEADER) if length <= _LONGEST_HEADER else None
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise _damaged(source, error) from error
+        if length > _LONGEST_HEADER and (not text.startswith(b"{") or source.stat().st_size < length):
+            raise _damaged(source, "it has no header")
+        try:
+            header = _Header.model_validate_json(own if isinstance(own, str) else "null")
+        except ValidationError as error:
+            raise CheckpointError(f"{source}: a safetensors file, but no fxptq checkpoint") from error
+        return header, start + text + stream.read()
+
+
+def _damaged(source: Path, reason: object) -> CheckpointError:
+    said = " ".join(str(reason).split())
+    return CheckpointError(f"{source}: truncated, damaged or no safetensors file ({said})")
 
 
 def _digest(version: int, tensors: Mapping[str, Tensor]) -> str:
@@ -249,36 +328,5 @@ def _join(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return torch.cat([torch.empty(0, dtype=dtype), *rows])
 
 
-def _cut(source: Path, joined: Tensor, counts: list[int]) -> list[Tensor]:
-    if sum(counts) != joined.numel() or joined.dim() != 1:
-        raise CheckpointError(f"{source}: damaged: its index does not fit its tensors")
-    return list(torch.split(joined, counts)) if counts else []
-
-
-def _inflate(source: Path, deflated: Tensor, kind: str, index: Mapping[str, tuple[str, list[int]]]) -> Tensor:
-    """The run of floats of that dtype, whose length the index says."""
-    dtype = getattr(torch, kind, None)
-    if not isinstance(dtype, torch.dtype):
-        raise CheckpointError(f"{source}: damaged: {kind!r} is no dtype")
-    expected = sum(prod(shape) for found, shape in index.values() if found == kind) * dtype.itemsize
-    try:
-        data = zlib.decompressobj().decompress(bytes(deflated.numpy()), expected + 1)
-    except zlib.error as error:
-        raise CheckpointError(f"{source}: damaged: its {kind} tensors cannot be inflated ({error})") from error
-    if len(data) != expected:
-        raise CheckpointError(f"{source}: damaged: its index does not fit its tensors")
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype) if data else torch.empty(0, dtype=dtype)
-
-
 def _kind(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renaming itself durable, on systems where a folder can be flushed."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

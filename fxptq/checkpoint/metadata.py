@@ -6,10 +6,19 @@ gives the same metadata.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import prod
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from fxptq.quant.scheme import UNIFORM
 
@@ -18,6 +27,23 @@ FORMAT_VERSION = 2
 
 PLAIN_VERSION = 1
 """The version of files whose quantizers are all uniform; it is written wherever it says everything."""
+
+MOST_EXAMPLE = 1 << 24
+"""Elements of an example; a network is captured by running it on one, so that a file must not ask for more."""
+
+
+def _small_enough(shape: list[int]) -> list[int]:
+    if not fits(shape):
+        raise ValueError(f"an example of shape {shape} is too large; expected {MOST_EXAMPLE} elements at most")
+    return shape
+
+
+def fits(shape: Sequence[int]) -> bool:
+    """Whether an example of this shape can be kept in a checkpoint."""
+    return prod(shape) <= MOST_EXAMPLE
+
+
+_Sides = Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=8), AfterValidator(_small_enough)]
 
 
 class Record(BaseModel):
@@ -44,13 +70,14 @@ class PassRecord(Record):
 class OperandRecord(Record):
     """One operand of a site: its quantizer, and the name its weight's codes are stored under (empty for none).
 
-    The scheme stands in the file only where it is not the uniform one.
+    `groups` is the file's name for the number of the quantizer's ranges. The scheme stands in the file only where it is
+    not the uniform one.
     """
 
     slot: str
     quantizer: str = ""
-    bits: int | None = None
-    groups: int = 1
+    bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    groups: Annotated[int, Field(ge=1)] = 1
     codes: str = ""
     scheme: str = UNIFORM
 
@@ -80,7 +107,7 @@ def version_for(sites: Iterable[SiteRecord]) -> int:
 class ExampleRecord(Record):
     """A further input of the example: its shape and its type (`float32`, `int64`)."""
 
-    shape: list[Annotated[int, Field(ge=1)]]
+    shape: _Sides
     dtype: Annotated[str, Field(pattern=r"^(float16|bfloat16|float32|float64|int32|int64|bool)$")]
 
 
@@ -112,10 +139,10 @@ class Metadata(Record):
     bits_a: int = Field(ge=1, le=8)
     sites: list[SiteRecord] = []
     float_sites: list[FloatSite] = []
-    example_shape: list[Annotated[int, Field(ge=1)]]
+    example_shape: _Sides
     example_dtype: Annotated[str, Field(pattern=r"^(float16|bfloat16|float32|float64)$")] = "float32"
     more_examples: list[ExampleRecord] = []
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
     calibration: str
     passes: list[PassRecord] = []
     float_dtype: Annotated[str, Field(pattern=r"^(float16|float32)$")] = "float32"

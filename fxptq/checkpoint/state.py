@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.checkpoint.file import Checkpoint, PackedCodes
+from fxptq.checkpoint.index import Index, check_names, check_sites
 from fxptq.checkpoint.metadata import Metadata, OperandRecord, SiteRecord
 from fxptq.errors import CalibrationError, CheckpointError, InputError
 from fxptq.graph import Program, Site
@@ -33,13 +34,31 @@ _RANGE = {"lower", "width"}  # what quantizers store for which a checkpoint has 
 def round_floats(model: nn.Module, dtype: torch.dtype) -> None:
     """Rounds the float32 parameters and buffers of a network to what `dtype` can hold; they keep their own type.
 
-    A tensor with values beyond the range of `dtype` (a running variance of inputs in 0..255) stays as it is.
+    A tensor that `dtype` would change by more than rounding stays as it is; see `_bears_rounding`.
     """
-    largest = torch.finfo(dtype).max
     with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.dtype is torch.float32 and bool(((tensor.abs() <= largest) | ~tensor.isfinite()).all()):
+        for tensor in model.parameters():
+            if tensor.dtype is torch.float32 and _bears_rounding(tensor, dtype):
                 tensor.copy_(tensor.to(dtype))
+        # Buffers are tables, coordinates and small constants as often as averages, and they are small: none is rounded.
+
+
+def _bears_rounding(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether rounding a parameter to `dtype` is no more than rounding.
+
+    Values beyond the largest of `dtype` do not fit, nor does a tensor whose small values carry its meaning: an epsilon,
+    a LayerScale of 3e-8. The gates, scales and biases of layers (one axis) must keep every value to one part in 64; a
+    matrix must keep its values to one part in 2048 of its largest, for its smallest weights hardly count.
+    """
+    finite = tensor[tensor.isfinite()].abs()
+    if finite.numel() == 0:
+        return True
+    largest = float(finite.max())
+    if largest > torch.finfo(dtype).max:
+        return False
+    off = (finite - finite.to(dtype).float()).abs()
+    single = tensor.dim() <= 1 or tensor.numel() == max(tensor.shape)
+    return bool((off <= finite / 64).all()) if single else float(off.max()) <= largest / 2048
 
 
 def put_weights_on_grid(program: Program) -> None:
@@ -153,7 +172,7 @@ def site_records(program: Program) -> list[SiteRecord]:
                     slot=operand.slot,
                     quantizer=operand.quantizer,
                     bits=operand.bits,
-                    groups=operand.groups,
+                    groups=operand.ranges,
                     codes=coded.get(operand.quantizer, ""),
                     scheme=operand.scheme,
                 )
@@ -200,7 +219,7 @@ class StoredPlan:
                 operand,
                 quantizer=stored.quantizer,
                 bits=stored.bits,
-                groups=stored.groups,
+                ranges=stored.groups,
                 scheme=stored.scheme,
             )
             for operand, stored in zip(site.operands, record.operands, strict=True)
@@ -208,36 +227,30 @@ class StoredPlan:
         return replace(site, reason=record.reason, operands=operands)
 
 
-def load_floats(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
-    """Puts the float tensors of a checkpoint into `model`, strictly.
+def check_fits(model: nn.Module, index: Index, source: str) -> None:
+    """Compares a checkpoint's index with a network, before anything it claims is allocated.
+
+    Args:
+        model: the network that will hold the checkpoint's tensors.
+        index: of the checkpoint.
+        source: the file's name, for messages.
 
     Raises:
-        CheckpointError: naming the first keys that differ.
+        CheckpointError: another architecture, or a site table that does not fit what is stored.
     """
-    wanted = _tensors(model)
-    coded = {name.removeprefix(_MODEL) for name in checkpoint.codes if name.startswith(_MODEL)}
-    given = {name for name in checkpoint.floats if not name.startswith(".")} | coded
-    lacking = [
-        f"{who} lacks {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        for who, names in (
-            ("the checkpoint", sorted(set(wanted) - given)),
-            ("this network", sorted(given - set(wanted))),
-        )
-        if names
-    ]
-    if lacking:
-        raise CheckpointError(f"{source}: another architecture: {'; '.join(lacking)}")
-    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.floats.items()} | {
-        name.removeprefix(_MODEL): codes.shape for name, codes in checkpoint.codes.items()
+    wanted = {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
+    floats = {name: tuple(shape) for name, (_, shape) in index.floats.items() if not name.startswith(".")}
+    codes = {
+        name.removeprefix(_MODEL): tuple(shape) for name, (_, shape) in index.codes.items() if name.startswith(_MODEL)
     }
-    for name, tensor in wanted.items():
-        if tuple(tensor.shape) != tuple(shapes[name]):
-            raise CheckpointError(
-                f"{source}: another architecture: {name} has shape {tuple(shapes[name])} there and "
-                f"{tuple(tensor.shape)} in this network"
-            )
+    check_names(wanted, {**floats, **codes}, source)
+    check_sites(index, source)
+
+
+def load_floats(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Puts the float tensors of a checkpoint into a network that it fits (see `check_fits`)."""
     with torch.no_grad():
-        for name, tensor in wanted.items():
+        for name, tensor in _tensors(model).items():
             if name in checkpoint.floats:
                 tensor.copy_(checkpoint.floats[name])
 
@@ -254,7 +267,7 @@ def program_of(model: nn.Module, checkpoint: Checkpoint, source: str) -> Program
     """The calibrated program of a checkpoint, around a network of its architecture.
 
     Args:
-        model: of the architecture; its values are overwritten.
+        model: one that the checkpoint fits (see `check_fits`); its values are overwritten.
         checkpoint: as read.
         source: the file's name, for messages.
 
@@ -263,7 +276,7 @@ def program_of(model: nn.Module, checkpoint: Checkpoint, source: str) -> Program
     """
     _check_schemes(checkpoint, source)
     round_floats(model, getattr(torch, checkpoint.meta.float_dtype))  # buffers that are never stored
-    load_floats(model, checkpoint, source)
+    load_floats(model, checkpoint)
     weights = _decoded_weights(checkpoint, source)
     own = _tensors(model)
     with torch.no_grad():
@@ -301,7 +314,7 @@ def _decoded_weights(checkpoint: Checkpoint, source: str) -> dict[str, Tensor]:
                     f"{source}: damaged: {record.name} has {operand.bits} bits and its codes {stored.bits}"
                 )
             axis = weight_axis(record.kind) if operand.slot == "weight" else 0
-            quantizer = make_quantizer(operand.scheme, operand.bits, groups=operand.groups, axis=axis).float()
+            quantizer = make_quantizer(operand.scheme, operand.bits, ranges=operand.groups, axis=axis).float()
             _restored(quantizer, checkpoint, operand.quantizer, source)
             decoded[operand.codes] = quantizer.decode(unpack(stored.packed, stored.bits, stored.shape)).detach()
     return decoded

@@ -11,8 +11,8 @@ from fxptq.commands.evaluate import open_checkpoint
 from fxptq.commands.source import example_of, from_factory, parse_site
 from fxptq.errors import InputError
 from fxptq.facts import gather_facts
-from fxptq.graph import Bits, Program, Site, write_graphml
-from fxptq.io.files import check_writable
+from fxptq.graph import Bits, Program, Site, as_graphml
+from fxptq.io.files import check_writable, write_bytes
 from fxptq.recipe import DEFAULT, Recipe
 
 
@@ -29,7 +29,7 @@ def run(
         check_writable(graphml)
     program = _program(subject or _default(factory), bits, factory, sites)
     if graphml is not None:
-        write_graphml(program.variants[0].capture.graph, program.sites, graphml)
+        write_bytes(graphml, as_graphml(program.variants[0].capture.graph, program.sites))
     return program.sites
 
 

@@ -97,8 +97,7 @@ def run(options: Options, progress: Progress) -> Outcome:
     Raises:
         FxptqError: as `fxptq.quantize` and the readers of weights, pictures and sets do.
     """
-    if options.out.suffix != ".safetensors":
-        raise InputError(f"--out {options.out}: checkpoints are written as .safetensors")
+    check_name(options.out)
     check_writable(options.out)
     exceptions = dict(map(parse_site, options.sites))
     seconds: dict[str, float] = {}
@@ -151,6 +150,16 @@ def run(options: Options, progress: Progress) -> Outcome:
     parameters = sum(p.numel() for p in model.parameters()) * 4
     parts, peak = sizes(options.out), peak_mb()
     return Outcome(source, quantized, scores, parameters, parts, seconds, peak, options.out, facts.inferred)
+
+
+def check_name(out: Path) -> None:
+    """Refuses a name that is not a checkpoint's.
+
+    Raises:
+        InputError: it does not end in .safetensors.
+    """
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out}: checkpoints are written as .safetensors")
 
 
 def _timed(seconds: dict[str, float], stage: str, work: Callable[[], T]) -> T:

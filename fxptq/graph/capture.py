@@ -23,7 +23,7 @@ from fxptq.graph.kinds import arithmetic
 from fxptq.graph.places import first_line, line_of_error
 from fxptq.graph.runnable import runnable
 from fxptq.graph.tracer import Trace, TraceError, trace
-from fxptq.graph.verify import Inputs, another_image, difference, far_sizes, other_sizes, run_graph, run_network
+from fxptq.graph.verify import Tensors, another_image, difference, far_sizes, other_sizes, run_graph, run_network
 
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}
 """What rounding alone may make of a difference, relative to the largest output; 16 bits: 1e-1."""
@@ -66,7 +66,7 @@ class Capture:
                     node.target = f"constants.{names[key]}"
         return replace(self, constants={names[name]: tensor for name, tensor in self.constants.items()})
 
-    def holds(self, root: nn.Module, inputs: Inputs) -> bool:
+    def holds(self, root: nn.Module, inputs: Tensors) -> bool:
         """Whether the graph is right for inputs of these shapes; little of the network is computed to tell."""
         if self.pinned is not None:
             return tuple(tuple(x.shape) for x in inputs) == self.pinned
@@ -88,7 +88,7 @@ class _ShapesOnly(fx.Interpreter):
         return value.to("meta") if isinstance(value, Tensor) else value
 
 
-def _numbers(conditions: fx.GraphModule, inputs: Inputs) -> tuple[Any, ...]:
+def _numbers(conditions: fx.GraphModule, inputs: Tensors) -> tuple[Any, ...]:
     with torch.no_grad():
         layers = arithmetic()
         if sum(name_of(node) in layers for node in conditions.graph.nodes) > _FEW:
@@ -97,7 +97,7 @@ def _numbers(conditions: fx.GraphModule, inputs: Inputs) -> tuple[Any, ...]:
         return tuple(conditions.forward(*(torch.zeros_like(x) for x in inputs)))
 
 
-def capture(model: nn.Module, example: Inputs, proved: Capture | None = None) -> Capture:
+def capture(model: nn.Module, example: Tensors, proved: Capture | None = None) -> Capture:
     """Captures a network for inputs like `example` and proves the graph equal to it.
 
     The graph is compared, bit for bit, on the example, on another image, and at a second size and number of images when
@@ -140,7 +140,7 @@ class _UnequalError(CaptureError):
     """A graph that is not its network."""
 
 
-def _proved(model: nn.Module, example: Inputs, output: Any, recorded: Trace, *, baked: bool = False) -> Capture:
+def _proved(model: nn.Module, example: Tensors, output: Any, recorded: Trace, *, baked: bool = False) -> Capture:
     """The capture of a trace, if it equals the network; tied to its own size unless it is right at others too."""
     root, taken = _cleaned(model, recorded, example)
     apart = max(
@@ -155,7 +155,7 @@ def _proved(model: nn.Module, example: Inputs, output: Any, recorded: Trace, *, 
     return replace(taken, pinned=tuple(tuple(x.shape) for x in example))
 
 
-def _cleaned(model: nn.Module, recorded: Trace, example: Inputs) -> tuple[Holder, Capture]:
+def _cleaned(model: nn.Module, recorded: Trace, example: Tensors) -> tuple[Holder, Capture]:
     """The trace without dead code and with constants computed, and what it reads."""
     graph = recorded.graph
     conditions, expected = _conditions(graph, recorded.guards)
@@ -191,7 +191,7 @@ def _conditions(graph: fx.Graph, guards: tuple[tuple[fx.Node, Any], ...]) -> tup
     return conditions, tuple(unique.values())
 
 
-def _right_at_other_sizes(root: Holder, taken: Capture, example: Inputs) -> bool:
+def _right_at_other_sizes(root: Holder, taken: Capture, example: Tensors) -> bool:
     """Whether the graph is right at one size of each group that the network takes and the conditions allow."""
     for group in (other_sizes(example), *far_sizes(example)):
         outcomes = (_right_at(root, taken, inputs) for inputs in group)
@@ -200,7 +200,7 @@ def _right_at_other_sizes(root: Holder, taken: Capture, example: Inputs) -> bool
     return True
 
 
-def _right_at(root: Holder, taken: Capture, inputs: Inputs) -> bool | None:
+def _right_at(root: Holder, taken: Capture, inputs: Tensors) -> bool | None:
     """Whether the graph equals the network there; None if the one is not for these sizes or the other fails."""
     if not taken.holds(root, inputs):
         return None
@@ -214,7 +214,7 @@ def _right_at(root: Holder, taken: Capture, inputs: Inputs) -> bool | None:
         return False
 
 
-def _reason(model: nn.Module, recorded: Trace, inputs: Inputs) -> str:
+def _reason(model: nn.Module, recorded: Trace, inputs: Tensors) -> str:
     """Why the graph may part from the network."""
     for place in recorded.foreign.values():
         return (

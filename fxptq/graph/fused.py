@@ -1,4 +1,4 @@
-"""Finds how many ranges a fused weight has: which output channels of a layer end in which factor of which product.
+"""Finds how many parts a fused weight has: which output channels of a layer end in which factor of which product.
 
 The question is answered by experiment, so it knows no naming: the layer's output is replaced by the number of each
 channel, the calls that only move values are carried out on it, and where a matrix product is met, the channels that
@@ -55,7 +55,7 @@ def _is_product(node: fx.Node) -> bool:
     return kind is not None and kind.is_product
 
 
-def fused_ranges(layer: fx.Node, axis: int, to_products: frozenset[fx.Node] | None = None) -> int:
+def fused_parts(layer: fx.Node, axis: int, to_products: frozenset[fx.Node] | None = None) -> int:
     """How many equal contiguous blocks of output channels feed different factors of products; 1 if they do not.
 
     Args:

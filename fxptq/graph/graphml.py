@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
-from pathlib import Path
 
 import networkx as nx
 from torch import fx
@@ -12,13 +12,12 @@ from fxptq.graph.sites import Site
 from fxptq.graph.topology import flow
 
 
-def write_graphml(graph: fx.Graph, sites: Iterable[Site], path: Path) -> None:
-    """Writes the flow of the image through a network as GraphML, sites with their kind, role, cost and bits.
+def as_graphml(graph: fx.Graph, sites: Iterable[Site]) -> bytes:
+    """The flow of the image through a network as GraphML, sites with their kind, role, cost and bits.
 
     Args:
         graph: a captured graph.
         sites: its sites.
-        path: written beside, then renamed.
     """
     drawn = flow(graph)
     for site in sites:
@@ -31,6 +30,6 @@ def write_graphml(graph: fx.Graph, sites: Iterable[Site], path: Path) -> None:
             bits_w=weight_bits or 32,
             bits_a=activation_bits or 32,
         )
-    beside = path.with_name(path.name + ".part")
-    nx.write_graphml(drawn, beside)
-    beside.replace(path)
+    written = io.BytesIO()
+    nx.write_graphml(drawn, written)
+    return written.getvalue()

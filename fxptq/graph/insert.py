@@ -26,7 +26,8 @@ def insert_quantizers(graph: fx.Graph, sites: Iterable[Site]) -> fx.Graph:
     """A copy of `graph` in which every operand with bits is read through its quantizer.
 
     Site nodes carry `meta["site"]` (the name), quantizer nodes `meta["quantizer"]` (the key) and the `follows`, `shape`
-    and `dtype` of what they quantize. Operands that share a quantizer share one node.
+    and `dtype` of what they quantize. Operands that read one tensor through one quantizer share one node; a quantizer
+    that two operands share while they read different tensors (in a graph of another size) gets a node for each.
 
     Args:
         graph: as captured.
@@ -36,7 +37,7 @@ def insert_quantizers(graph: fx.Graph, sites: Iterable[Site]) -> fx.Graph:
     copies: dict[fx.Node, fx.Node] = {}
     by_node = {site.node: site for site in sites}
     by_name = {node.name: node for node in graph.nodes}
-    quantized: dict[str, fx.Node] = {}
+    quantized: dict[tuple[str, fx.Node], fx.Node] = {}
     for node in graph.nodes:
         site = by_node.get(node.name)
         edges: dict[fx.Node, fx.Node] = {}
@@ -44,14 +45,15 @@ def insert_quantizers(graph: fx.Graph, sites: Iterable[Site]) -> fx.Graph:
             if operand.bits is None:
                 continue
             source = by_name[operand.source]
-            if operand.quantizer not in quantized:
+            read = operand.quantizer, source
+            if read not in quantized:
                 call = inserted.call_module(f"quantizers.{module_name(operand.quantizer)}", (copies[source],))
                 call.meta = {
                     key: source.meta[key] for key in ("path", "follows", "shape", "dtype") if key in source.meta
                 }
                 call.meta["quantizer"] = operand.quantizer
-                quantized[operand.quantizer] = call
-            edges[source] = quantized[operand.quantizer]
+                quantized[read] = call
+            edges[source] = quantized[read]
 
         def operand_or_copy(source: fx.Node, edges: dict[fx.Node, fx.Node] = edges) -> fx.Node:
             return edges.get(source, copies[source])

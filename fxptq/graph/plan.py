@@ -125,14 +125,14 @@ class Plan:
         width = bits.w if operand.slot == "weight" or operand.role == "constant" else bits.a
         name = f"{site.name}.{operand.slot}"
         scheme = next((scheme for pattern, scheme in self.schemes if fnmatchcase(name, pattern)), UNIFORM)
-        return replace(operand, bits=width, groups=self._groups(operand, site), scheme=scheme)
+        return replace(operand, bits=width, ranges=self._ranges(operand, site), scheme=scheme)
 
-    def _groups(self, operand: Operand, site: Site) -> int:
+    def _ranges(self, operand: Operand, site: Site) -> int:
         if operand.slot != "weight" or operand.role != "constant":
             return 1
         if self.granularity == "channel":
             return site.shapes["weight"][operand.axis]
-        return operand.ranges
+        return operand.parts
 
 
 def _grid_of(operand: Operand) -> tuple[object, ...]:
@@ -141,8 +141,8 @@ def _grid_of(operand: Operand) -> tuple[object, ...]:
     The axis counts only where there are several ranges: a weight that a convolution and a transposed convolution share
     has its outputs along different axes. What is written over between two sites is another tensor for each.
     """
-    axis = operand.axis if operand.groups > 1 else None
-    return operand.source, operand.version, operand.bits, operand.groups, axis, operand.scheme
+    axis = operand.axis if operand.ranges > 1 else None
+    return operand.source, operand.version, operand.bits, operand.ranges, axis, operand.scheme
 
 
 def _is_transformer(sites: Iterable[Site]) -> bool:

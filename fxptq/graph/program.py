@@ -40,18 +40,18 @@ class Variant:
         capture: the graph as captured and where it holds.
         sites: its sites, planned.
         inserted: the graph with quantizers.
-        taps: names of the nodes at which residual stages end.
+        stage_ends: names of the nodes at which residual stages end.
         module: runs `inserted`.
-        tapped: runs `inserted` and returns (output, [value at each tap]).
+        with_features: runs `inserted` and returns (output, [value at each tap]).
         shapes: what it was captured on.
     """
 
     capture: Capture
     sites: tuple[Site, ...]
     inserted: fx.Graph
-    taps: tuple[str, ...]
+    stage_ends: tuple[str, ...]
     module: fx.GraphModule
-    tapped: fx.GraphModule
+    with_features: fx.GraphModule
     shapes: Shapes
 
 
@@ -104,7 +104,7 @@ class Program(nn.Module):
         self._proved = twin.variants[0].capture if twin is not None else None
         first = self.variant(self._checked(inputs))
         self._proved = None
-        self.sites, self.taps = first.sites, first.taps
+        self.sites, self.stage_ends = first.sites, first.stage_ends
         self._sources = _sources(first, self.operands())
         self._shared = _shared(first, self.operands())
 
@@ -157,22 +157,22 @@ class Program(nn.Module):
             sites = tuple(self._plan.apply(sites))
             self._make_quantizers(sites)
         inserted = insert_quantizers(taken.graph, sites)
-        taps = residual_stages(taken.graph)
-        return Variant(taken, sites, inserted, taps, *self._runnable(inserted, taps), shapes)
+        stage_ends = residual_stages(taken.graph)
+        return Variant(taken, sites, inserted, stage_ends, *self._runnable(inserted, stage_ends), shapes)
 
-    def _runnable(self, inserted: fx.Graph, taps: tuple[str, ...]) -> tuple[fx.GraphModule, fx.GraphModule]:
-        tapped = copy.deepcopy(inserted)
-        by_name = {node.name: node for node in tapped.nodes}
-        output = tapped.output_node()
-        output.args = ((output.args[0], [by_name[name] for name in taps]),)
-        return runnable(self.holder, inserted, "Quantized"), runnable(self.holder, tapped, "Tapped")
+    def _runnable(self, inserted: fx.Graph, stage_ends: tuple[str, ...]) -> tuple[fx.GraphModule, fx.GraphModule]:
+        with_features = copy.deepcopy(inserted)
+        by_name = {node.name: node for node in with_features.nodes}
+        output = with_features.output_node()
+        output.args = ((output.args[0], [by_name[name] for name in stage_ends]),)
+        return runnable(self.holder, inserted, "Quantized"), runnable(self.holder, with_features, "Tapped")
 
     def _make_quantizers(self, sites: tuple[Site, ...]) -> None:
         for operand in (operand for site in sites for operand in site.operands):
             if operand.bits is None or operand.quantizer in self.quantizers:
                 continue
             quantizer = make_quantizer(
-                operand.scheme, operand.bits, groups=operand.groups, axis=operand.axis, role=operand.role
+                operand.scheme, operand.bits, ranges=operand.ranges, axis=operand.axis, role=operand.role
             )
             quantizer.float()  # whatever torch.set_default_dtype says: grids are in float32
             self.holder.quantizers.add_module(module_name(operand.quantizer), quantizer)
@@ -184,9 +184,9 @@ class Program(nn.Module):
         """Runs the network, quantized where quantizers are on. Inputs and output are the network's own."""
         return self.run(inputs, lambda variant: variant.module.forward(*(x.clone() for x in inputs)))
 
-    def tapped(self, *inputs: Tensor) -> tuple[Any, list[Tensor]]:
-        """Runs the network and also returns the values at `taps`."""
-        output, features = self.run(inputs, lambda variant: variant.tapped.forward(*(x.clone() for x in inputs)))
+    def with_features(self, *inputs: Tensor) -> tuple[Any, list[Tensor]]:
+        """Runs the network and also returns the values at `stage_ends`."""
+        output, features = self.run(inputs, lambda variant: variant.with_features.forward(*(x.clone() for x in inputs)))
         return output, features
 
     def run(self, inputs: tuple[Tensor, ...], way: Callable[[Variant], Any]) -> Any:
@@ -221,8 +221,8 @@ class Program(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Program:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
         for number, variant in self._variants.items():
-            module, tapped = self._runnable(variant.inserted, variant.taps)
-            self._variants[number] = replace(variant, module=module, tapped=tapped)
+            module, with_features = self._runnable(variant.inserted, variant.stage_ends)
+            self._variants[number] = replace(variant, module=module, with_features=with_features)
         return self
 
     # -- tensors -------------------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def _as_calibrated(site: Site, known: Site | None) -> Site:
         replace(
             operand,
             bits=first.bits,
-            groups=first.groups,
+            ranges=first.ranges,
             axis=first.axis,
             scheme=first.scheme,
             quantizer=first.quantizer,

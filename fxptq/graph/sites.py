@@ -17,7 +17,7 @@ from torch import fx
 
 from fxptq.graph.calls import name_of
 from fxptq.graph.functions import is_custom_operator, writes
-from fxptq.graph.fused import fused_ranges, leading_to_products
+from fxptq.graph.fused import fused_parts, leading_to_products
 from fxptq.graph.geometry import Geometry
 from fxptq.graph.kinds import OTHER, Kind, Slot, kind_of, layers
 from fxptq.graph.roles import Role, role_of
@@ -41,8 +41,8 @@ class Operand:
         role: symmetric, one-sided (most values at the lower end), or constant (does not depend on the image).
         lowest: the exact floor of a one-sided operand, when the graph shows it.
         axis: the output axis of a weight, along which it may have several ranges.
-        ranges: how many contiguous ranges it naturally has along the axis: 3 for a fused qkv weight.
-        groups: how many ranges its quantizer has: 1 per tensor, `ranges`, or one per output channel.
+        parts: how many contiguous parts it naturally has along the axis: 3 for a fused qkv weight.
+        ranges: how many ranges its quantizer has: 1 per tensor, `parts`, or one per output channel.
         bits: its bit width; None in float.
         scheme: the name of its quantizer's scheme (fxptq.quant.scheme).
         quantizer: the key of its quantizer; empty in float. Operands that read one tensor at one width share it.
@@ -54,8 +54,8 @@ class Operand:
     role: Role = "symmetric"
     lowest: float | None = None
     axis: int = 0
+    parts: int = 1
     ranges: int = 1
-    groups: int = 1
     bits: int | None = None
     scheme: str = UNIFORM
     quantizer: str = ""
@@ -223,11 +223,11 @@ def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node, version: in
     operand = Operand(slot, source.name, role, lowest, version=version if source.meta.get("written") else 0)
     if slot != "weight" or kind.weight_axis is None:
         return operand
-    ranges = 1
+    parts = 1
     # Blocks of output channels are blocks of the weight where its first axis counts the outputs of all groups.
     if role == "constant" and kind.weight_axis == 0 and kind.channel_axis is not None:
-        ranges = fused_ranges(node, kind.channel_axis, flow.to_products)
-    return replace(operand, axis=kind.weight_axis, ranges=ranges)
+        parts = fused_parts(node, kind.channel_axis, flow.to_products)
+    return replace(operand, axis=kind.weight_axis, parts=parts)
 
 
 def _with_edges(graph: fx.Graph, sites: list[Site]) -> tuple[Site, ...]:

@@ -112,7 +112,7 @@ def skeleton(graph: fx.Graph) -> Skeleton:
 
 
 def residual_stages(graph: fx.Graph, limit: int = 32) -> tuple[str, ...]:
-    """The nodes at which the residual stages of a network end, in order: the taps of feature distillation.
+    """The nodes at which the residual stages of a network end, in order: the features of distillation.
 
     A network without residual stages gives the nodes of its chain that computed something.
 

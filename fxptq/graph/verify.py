@@ -23,7 +23,7 @@ from fxptq.graph.depth import room_for
 from fxptq.graph.opaque import compiled_pieces_run_eagerly
 from fxptq.graph.runnable import runnable
 
-Inputs = tuple[Tensor, ...]
+Tensors = tuple[Tensor, ...]
 
 
 class _Decomposing(TorchFunctionMode):
@@ -44,13 +44,13 @@ def _reproducible(device: torch.device) -> Iterator[None]:
         yield
 
 
-def run_network(model: nn.Module, inputs: Inputs) -> Any:
+def run_network(model: nn.Module, inputs: Tensors) -> Any:
     """What the network makes of the inputs; neither is changed."""
     with room_for(model), _reproducible(inputs[0].device), compiled_pieces_run_eagerly(), _Decomposing():
         return structural_copy(model)(*(x.clone() for x in inputs))
 
 
-def run_graph(root: nn.Module, graph: fx.Graph, inputs: Inputs) -> Any:
+def run_graph(root: nn.Module, graph: fx.Graph, inputs: Tensors) -> Any:
     """What the graph makes of the inputs; they are not changed. Its `forward`: calling it would print any failure."""
     with _reproducible(inputs[0].device):
         return runnable(root, graph).forward(*(x.clone() for x in inputs))
@@ -77,13 +77,13 @@ def _difference(ours: Any, theirs: Any) -> float:
     return float(apart) if apart.isfinite() else float("inf")
 
 
-def another_image(inputs: Inputs) -> Inputs:
-    """Inputs of the same shapes and value ranges with other content."""
+def another_image(inputs: Tensors) -> Tensors:
+    """Tensors of the same shapes and value ranges with other content."""
     return tuple(x.flip(-1).roll(3, -1) * 0.75 if x.is_floating_point() and x.dim() else x for x in inputs)
 
 
-def other_sizes(inputs: Inputs) -> Iterator[Inputs]:
-    """Inputs of other heights, widths and numbers of images, made of the example; most networks take the first.
+def other_sizes(inputs: Tensors) -> Iterator[Tensors]:
+    """Tensors of other heights, widths and numbers of images, made of the example; most networks take the first.
 
     The first are multiples of nothing, so that padding inside the network shows. A network that works in multiples of
     something takes twice the width of its example, or twice both.
@@ -106,7 +106,7 @@ def other_sizes(inputs: Inputs) -> Iterator[Inputs]:
         yield _resized(inputs, Fraction(high, height), Fraction(wide, width), more=more)
 
 
-def far_sizes(inputs: Inputs) -> Iterator[Iterator[Inputs]]:
+def far_sizes(inputs: Tensors) -> Iterator[Iterator[Tensors]]:
     """Groups of inputs of half, twice and three times the height or width of the example, smallest first in each.
 
     What depends on a power of two, or on a number of tiles, comes out otherwise at one of them at least. They are
@@ -117,13 +117,13 @@ def far_sizes(inputs: Inputs) -> Iterator[Iterator[Inputs]]:
         yield _at_ratios(inputs, product(heights, widths))
 
 
-def _at_ratios(inputs: Inputs, ratios: Iterable[tuple[Fraction, Fraction]]) -> Iterator[Inputs]:
+def _at_ratios(inputs: Tensors, ratios: Iterable[tuple[Fraction, Fraction]]) -> Iterator[Tensors]:
     if any(x.dim() == 4 for x in inputs):
         for high, wide in ratios:
             yield _resized(inputs, high, wide, more=False)
 
 
-def _resized(inputs: Inputs, high: Fraction, wide: Fraction, *, more: bool) -> Inputs:
+def _resized(inputs: Tensors, high: Fraction, wide: Fraction, *, more: bool) -> Tensors:
     """The inputs with their pictures tiled or cropped to so many times the height and width, perhaps with one more."""
     batch = next(x.shape[0] for x in inputs if x.dim() == 4)
 

@@ -27,5 +27,4 @@ def unwrap_inside(model: nn.Module) -> nn.Module:
 
 
 def _written(model: nn.Module) -> nn.Module:
-    inner = vars(model).get("_modules", {}).get("_orig_mod")
-    return inner if isinstance(inner, nn.Module) else model
+    return dict(model.named_children()).get("_orig_mod", model)

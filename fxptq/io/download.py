@@ -1,7 +1,8 @@
 """Downloading one file: resumed after a break, timed out when it stalls, verified, and never half there.
 
 Promises: the target appears only when it is whole and, where a checksum is known, right; bytes that arrived are kept in
-TARGET.part for the next attempt; every failure is one line with the URL and the target.
+TARGET.part for the next attempt; of several processes that want the same file one brings it, and the others wait; every
+failure is one line with the URL and the target.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from fxptq.errors import FxptqError, InputError
+from fxptq.io.locks import exclusive
 
 Progress = Callable[[int, int], None]  # (bytes so far, bytes in all or 0 if the server does not say)
 Checksum = Literal["ok", "unknown", "bad"]
@@ -88,24 +90,33 @@ def download(
         if sha256 and target.is_file() and compare(file_digest(target), sha256) == "ok":
             return _arrived(target, sha256)
         target.parent.mkdir(parents=True, exist_ok=True)
-        from_earlier = _size(part) > 0
-        transfer.run()
-        if from_earlier and compare(file_digest(part), sha256) == "bad":
-            # What an earlier run left may have been of another file: once more, from the start.
-            part.unlink()
-            transfer.run()
-        digest = file_digest(part)
-        if compare(digest, sha256) == "bad":
-            part.unlink()
-            raise FxptqError(
-                f"{url}: is not the published file: its sha256 is {digest}, expected {sha256}; nothing was kept"
-            )
-        part.replace(target)
-        return _arrived(target, sha256)
+        with exclusive(target):
+            if sha256 and target.is_file() and compare(file_digest(target), sha256) == "ok":
+                return _arrived(target, sha256)  # another process has just brought it
+            _bring(transfer, target, sha256)
+            return _arrived(target, sha256)
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror or error}") from None
     except _GivenUpError as error:
         raise FxptqError(f"{url}: {error}; download it by other means and put it at {target}") from None
+
+
+def _bring(transfer: _Transfer, target: Path, sha256: str) -> None:
+    """Fetches the file, checks it and puts it in its place."""
+    part = transfer.part
+    from_earlier = _size(part) > 0
+    transfer.run()
+    if from_earlier and compare(file_digest(part), sha256) == "bad":
+        # What an earlier run left may have been of another file: once more, from the start.
+        part.unlink()
+        transfer.run()
+    digest = file_digest(part)
+    if compare(digest, sha256) == "bad":
+        part.unlink()
+        raise FxptqError(
+            f"{transfer.url}: is not the published file: its sha256 is {digest}, expected {sha256}; nothing was kept"
+        )
+    part.replace(target)
 
 
 def file_digest(path: Path) -> str:

@@ -1,45 +1,74 @@
-"""Pictures on disk, as uint8 arrays and as tensors in a network's own range.
+"""Pictures on disk, as arrays and as tensors in a network's own range.
 
-Promises: whatever the file holds (grey, palette, 16 bit, alpha, CMYK, rotated by EXIF), reading gives `[H, W, C]` uint8
-as a viewer would show it on white; what cannot be read is an `InputError` of one line that names the file; a file is
-never left half written.
+Promises: whatever the file holds (grey, palette, 16 bit, alpha, CMYK, rotated by EXIF), `read_image` gives `[H, W, C]`
+uint8 as a viewer would show it on white, and `read_picture` all of it, for a picture that is to be written again; what
+cannot be read is an `InputError` of one line that names the file; a file is never left half written.
 """
 
 from __future__ import annotations
 
-import os
-import struct
+import io
 import warnings
-import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fxptq.errors import FxptqError, InputError
+from fxptq.io import deep
+from fxptq.io.deep import Deep
+from fxptq.io.files import write_bytes
+
+T = TypeVar("T")
+Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
-# What Pillow's decoders raise on damaged files; UnidentifiedImageError and FileNotFoundError are OSErrors.
-_DECODING_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, OverflowError, MemoryError,
-    struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
+# Formats of pictures alone: Pillow would run another program to show a PostScript file.
+_FORMATS = "AVIF BMP DIB GIF JPEG JPEG2000 MPO PCX PNG PPM QOI SGI TGA TIFF WEBP".split()  # noqa: SIM905  # a list
+_CLAIMED = 1 << 24, 4096  # pixels, and pixels for each byte of the file: more is a claim that no file keeps
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with all that is kept of it when it is restored.
+
+    Attributes:
+        colour: `[H, W, 1]` or `[H, W, 3]`, uint8, or uint16 of a picture of 16 bits a sample.
+        alpha: `[H, W]` of the same type, the largest value where nothing shows through; None for no transparency.
+        profile: its ICC colour profile, empty for none.
+    """
+
+    colour: Samples
+    alpha: Samples | None = None
+    profile: bytes = b""
+
+    @property
+    def white(self) -> int:
+        """The largest value of a sample: 255, or 65535."""
+        return int(np.iinfo(self.colour.dtype).max)
+
+    @property
+    def levels(self) -> npt.NDArray[np.float32]:
+        """The colour on the scale 0..255, whatever the depth."""
+        return (self.colour / np.float32(self.white / 255)).astype(np.float32)
 
 
 def read_image(path: Path, channels: int = 3) -> npt.NDArray[np.uint8]:
-    """Read one picture.
+    """Read one picture as it looks.
 
     Grey becomes three equal channels; colour becomes grey by BT.601 weights when one channel is asked for. Transparency
-    is composited over white, so that colours hidden under it do not appear. 16-bit grey is scaled by 255/65535 and
-    rounded (of 16-bit colour Pillow keeps the high byte, which is less than one level off). EXIF orientation is
-    applied; colour profiles are not. The first frame of an animation is read.
+    is composited over white, so that colours hidden under it do not appear. Samples of 16 bits are scaled by 255/65535
+    and rounded. EXIF orientation is applied; colour profiles are not. The first frame of an animation is read.
 
     Args:
-        path: a file of any format Pillow decodes.
+        path: a file of any usual format of pixels; its suffix does not matter.
         channels: 3 for RGB, 1 for grey.
 
     Returns:
@@ -48,31 +77,116 @@ def read_image(path: Path, channels: int = 3) -> npt.NDArray[np.uint8]:
     Raises:
         InputError: the file is missing, not a picture, damaged, or of 32-bit or L*a*b* samples.
     """
+    return _reading(path, lambda: _as_seen(_decoded(path), channels))
+
+
+def read_picture(path: Path, channels: int = 3) -> Picture:
+    """Read one picture with its transparency, its depth and its colour profile; otherwise as `read_image` does.
+
+    Colours under transparency are those of the file.
+
+    Args:
+        path: a file of any usual format of pixels; its suffix does not matter.
+        channels: 3 for RGB, 1 for grey.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    return _reading(path, lambda: _whole(_decoded(path), channels, _profile(path)))
+
+
+def _reading(path: Path, read: Callable[[], T]) -> T:
     try:
         # Pillow warns of damage before it fails on it; the one line of the error is enough.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:
-            grey_of_16_bits = opened.format in {"PNG", "PPM"} and opened.mode == "I"
-            picture = ImageOps.exif_transpose(opened)
-            picture.load()
+        with warnings.catch_warnings(action="ignore"):
+            return read()
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except UnidentifiedImageError:
         raise InputError(
             f"{path}: not a picture in a format that can be read (PNG, JPEG, BMP, TIFF, WebP, ...)"
         ) from None
-    except _DECODING_ERRORS as error:
+    except Exception as error:  # noqa: BLE001  # whatever decoders raise on damage
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: cannot be read as a picture: {reason}") from None
-    if picture.mode.startswith("I;16") or grey_of_16_bits:
-        picture = _from_16_bits(picture)
-    elif picture.mode in {"I", "F", "LAB"}:
+
+
+def _decoded(path: Path) -> Deep | Image.Image:
+    """The picture upright: of 16 bits a sample, or of 8 as Pillow has it."""
+    _check_claims(path)
+    found = deep.decode(lambda: _opened(path))
+    if found is not None:
+        return found
+    with _opened(path) as opened:
+        picture: Image.Image = ImageOps.exif_transpose(opened)
+        picture.load()
+    if picture.mode in {"I", "F", "LAB"}:
         kind = {"I": "32-bit integer", "F": "floating-point", "LAB": "L*a*b*"}[picture.mode]
         raise InputError(f"{path}: has {kind} samples; save it as grey or RGB of 8 or 16 bits")
+    return picture
+
+
+def _opened(path: Path) -> ImageFile.ImageFile:
+    Image.init()
+    return Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
+
+
+def _check_claims(path: Path) -> None:
+    """Refuses, before anything is allocated, a size that the file cannot hold."""
+    with _opened(path) as opened:
+        width, height = opened.size
+    least, times = _CLAIMED
+    size = path.stat().st_size
+    if width * height > max(least, times * size):
+        raise InputError(f"{path}: claims to be of {width}x{height} pixels, and the file has {size} bytes")
+
+
+def _profile(path: Path) -> bytes:
+    with _opened(path) as opened:
+        profile = opened.info.get("icc_profile")
+    return profile if isinstance(profile, bytes) else b""
+
+
+def _as_seen(picture: Deep | Image.Image, channels: int) -> npt.NDArray[np.uint8]:
+    if isinstance(picture, Deep):
+        picture = _in_8_bits(picture)
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return _array(picture, channels)
+
+
+def _whole(picture: Deep | Image.Image, channels: int, profile: bytes = b"") -> Picture:
+    if isinstance(picture, Deep):
+        return Picture(_with_channels(picture.colour, channels), picture.alpha, profile)
+    alpha = None
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        picture, alpha = layer.convert("RGB"), np.array(layer.getchannel("A"))
+    return Picture(_array(picture, channels), alpha, profile)
+
+
+def _array(picture: Image.Image, channels: int) -> npt.NDArray[np.uint8]:
     array = np.array(picture.convert("RGB" if channels == 3 else "L"))
     return array.reshape(*array.shape[:2], channels)
+
+
+def _with_channels(colour: deep.Samples, channels: int) -> deep.Samples:
+    if colour.shape[2] == channels:
+        return colour
+    if channels == 3:
+        return np.repeat(colour, 3, axis=2)
+    grey: deep.Samples = np.round(colour @ np.array([0.299, 0.587, 0.114])).astype(np.uint16)
+    return grey[:, :, None]
+
+
+def _in_8_bits(picture: Deep) -> Image.Image:
+    # Pillow's own conversion to 8 bits clips at 255 instead of scaling.
+    planes = [picture.colour] if picture.alpha is None else [picture.colour, picture.alpha[:, :, None]]
+    bytes_of = np.round(np.concatenate(planes, axis=2) / 257.0).astype(np.uint8)
+    return Image.fromarray(bytes_of[:, :, 0] if bytes_of.shape[2] == 1 else bytes_of)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -121,13 +235,23 @@ def to_image(tensor: Tensor, value_range: float = 1.0) -> npt.NDArray[np.uint8]:
     Raises:
         FxptqError: the output is not finite, or not one picture.
     """
+    return _levels(tensor, value_range, 255).astype(np.uint8)
+
+
+def to_samples(tensor: Tensor, value_range: float, white: int) -> Samples:
+    """A network's output as samples of a picture: as `to_image` gives them for a `white` of 255, uint16 for 65535."""
+    levels = _levels(tensor, value_range, white)
+    return levels.astype(np.uint8) if white == 255 else levels.astype(np.uint16)
+
+
+def _levels(tensor: Tensor, value_range: float, white: int) -> npt.NDArray[np.float32]:
     if tensor.ndim != 4 or tensor.shape[0] != 1:
         raise FxptqError(f"the network returned shape {tuple(tensor.shape)}; expected one picture, [1, C, H, W]")
     values = tensor.detach()[0].to("cpu", torch.float32)
     if not torch.isfinite(values).all():
         raise FxptqError("the network returned values that are not finite; no picture can be made of them")
-    levels = (values.clamp(0, value_range) * (255.0 / value_range)).round()
-    return np.ascontiguousarray(levels.to(torch.uint8).permute(1, 2, 0).numpy())
+    levels = (values.clamp(0, value_range) * (float(white) / value_range)).round()
+    return np.ascontiguousarray(levels.permute(1, 2, 0).numpy())
 
 
 def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
@@ -136,22 +260,41 @@ def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
     Raises:
         InputError: the name does not end in .png, or the file cannot be written there.
     """
+    write_picture(path, Picture(image))
+
+
+def write_picture(path: Path, picture: Picture) -> None:
+    """Write a picture as PNG, in its own depth, with its transparency and its profile; otherwise as `write_png`.
+
+    A profile of another kind of colour than the picture's (CMYK, or grey where the network makes colour of it) is left
+    out, for it would be wrong.
+
+    Raises:
+        InputError: the name does not end in .png, or the file cannot be written there.
+    """
     if path.suffix.lower() != ".png":
         raise InputError(f"{path}: pictures are written as PNG; give a name ending in .png")
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    profile = picture.profile if _describes(picture.profile, picture.colour.shape[2]) else b""
+    write_bytes(path, _encoded(path, picture, profile))
+
+
+def _encoded(path: Path, picture: Picture, profile: bytes) -> bytes:
+    if picture.colour.dtype == np.uint16:
+        alpha = None if picture.alpha is None else picture.alpha.astype(np.uint16)
+        return deep.encode_png(picture.colour.astype(np.uint16), alpha, profile)
+    planes = [picture.colour] if picture.alpha is None else [picture.colour, picture.alpha[:, :, None]]
+    samples = np.concatenate(planes, axis=2)
+    written = io.BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            picture.save(beside, format="PNG")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+        Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples).save(
+            written, format="PNG", icc_profile=profile or None
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+    return written.getvalue()
 
 
-def _from_16_bits(picture: Image.Image) -> Image.Image:
-    # Pillow's own conversion to 8 bits clips at 255 instead of scaling.
-    samples = np.asarray(picture).astype(np.float64)
-    return Image.fromarray(np.round(np.clip(samples, 0, 65535) / 257.0).astype(np.uint8))
+def _describes(profile: bytes, channels: int) -> bool:
+    """Whether an ICC profile is of the picture's kind of colour, as far as it says so."""
+    space = profile[16:20] if profile[36:40] == b"acsp" else b""
+    return bool(profile) and space in (b"", b"RGB " if channels == 3 else b"GRAY")

@@ -1,4 +1,4 @@
-"""Where trained weights come from: the package, the user's cache, or a download that was asked for.
+"""Where trained weights come from: a download that was asked for, or the package.
 
 Promises: nothing here touches the network; a file in the cache that is not what was published is refused; whatever is
 missing is named with the URL to get it from and the path to put it at.
@@ -6,7 +6,6 @@ missing is named with the URL to get it from and the path to put it at.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from fxptq.errors import InputError
+from fxptq.io.cache import cache_folder
 from fxptq.io.download import Checksum, Downloaded, Progress, compare, download, file_digest
 
 __all__ = ["WeightsRow", "WeightsSource", "cache_folder", "download", "fetch", "known_weights", "locate"]
@@ -50,7 +50,8 @@ class WeightsRow:
     Attributes:
         name: of the recipe.
         state: "bundled", "cached" or "absent".
-        path: where the file is, or where a download would be put; None if there is neither a file nor a URL.
+        path: where the file is, or where a download would be put; None if there is neither a file nor a URL, or no
+            folder for downloads.
         bytes: size of the file; 0 if absent.
         checksum: "unknown" where there is nothing to compare with: no published checksum, a bundled or an absent file.
         url: where to download it, "" for nowhere.
@@ -64,28 +65,22 @@ class WeightsRow:
     url: str
 
 
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/fxptq, or ~/.cache/fxptq where that is unset (or relative: the standard says to ignore it)."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "fxptq"
-
-
 def locate(source: WeightsSource) -> Path:
-    """The file of the weights: bundled, else cached.
+    """The file of the weights: the download where there is one, for it was asked for; else the bundled one.
 
     Raises:
         InputError: they are not on this machine, with where to get them and where to put them; or the file in the
             cache is not the published one.
     """
     row = _state(source)
+    if row.state == "absent" and source.url:
+        raise InputError(
+            f"the weights of {source.name} are not on this machine: download {source.url} and put it at "
+            f"{source.cached}, or give a file with --weights FILE"
+        )
     if row.path is None:
         missing = f"{source.bundled} is not in the installed package" if source.bundled else "its recipe names none"
         raise InputError(f"no weights for {source.name}: {missing}; give a file with --weights FILE")
-    if row.state == "absent":
-        raise InputError(
-            f"the weights of {source.name} are not on this machine: download {source.url} and put it at {row.path}, "
-            f"or give a file with --weights FILE"
-        )
     if row.checksum == "bad":
         raise InputError(
             f"{row.path}: is not the published file: its sha256 is {file_digest(row.path)}, expected {source.sha256}; "
@@ -111,11 +106,20 @@ def known_weights(sources: Iterable[WeightsSource]) -> list[WeightsRow]:
 
 
 def _state(source: WeightsSource) -> WeightsRow:
+    cached = _cached(source)
+    if cached is not None and cached.is_file():
+        checksum = compare(file_digest(cached), source.sha256) if source.sha256 else "unknown"
+        return WeightsRow(source.name, "cached", cached, cached.stat().st_size, checksum, source.url)
     if source.bundled:
         bundled = Path(str(resources.files("fxptq.models.weights") / source.bundled))
         if bundled.is_file():
             return WeightsRow(source.name, "bundled", bundled, bundled.stat().st_size, "unknown", source.url)
-    if source.file and source.cached.is_file():
-        checksum = compare(file_digest(source.cached), source.sha256) if source.sha256 else "unknown"
-        return WeightsRow(source.name, "cached", source.cached, source.cached.stat().st_size, checksum, source.url)
-    return WeightsRow(source.name, "absent", source.cached if source.url else None, 0, "unknown", source.url)
+    return WeightsRow(source.name, "absent", cached if source.url else None, 0, "unknown", source.url)
+
+
+def _cached(source: WeightsSource) -> Path | None:
+    """Where a download would lie; None if there can be none."""
+    try:
+        return source.cached if source.file else None
+    except InputError:  # no home folder: whatever is bundled can still be used
+        return None

@@ -1,9 +1,10 @@
 """Compiles the integer kernels for this very machine, once, and loads them.
 
 The library lies in the user's cache under a digest of the sources, the compiler, its view of the processor and the
-version of torch, so that a change of any of them builds anew. It is written beside its place and moved there: two
-processes may build at once. Where nothing can be built the operators run in plain torch, as exactly and more slowly;
-`backend()` says which it is, and why.
+version of torch, so that a change of any of them builds anew. It is written beside its place, loaded by a process on
+trial and moved there with its SHA-256 beside it: a library that is cut off, damaged or not ours is never loaded here,
+where it could take the process with it, but built again. Of several processes that need it one builds. Where nothing
+can be built the operators run in plain torch, as exactly and more slowly; `backend()` says which it is, and why.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -20,6 +23,10 @@ from typing import Any
 
 import torch
 
+from fxptq.errors import InputError
+from fxptq.io.cache import cache_folder
+from fxptq.io.download import file_digest
+from fxptq.io.locks import exclusive
 from fxptq.kernels.backend import Installed
 
 _log = logging.getLogger("fxptq")
@@ -27,6 +34,7 @@ _log = logging.getLogger("fxptq")
 _HERE = Path(__file__).parent
 _SOURCE = _HERE / "ops.cpp"
 _TIMEOUT = 600  # seconds
+_TRIAL = "import sys, torch; torch.ops.load_library(sys.argv[1]); print(torch.ops.fxptq_native.isa())"
 
 
 @cache
@@ -36,7 +44,7 @@ def backend() -> Installed:
     try:
         path = library()
         operators.load_library(str(path))
-    except (_UnavailableError, OSError) as error:
+    except (_UnavailableError, InputError, OSError) as error:
         _log.warning("integer kernels run in plain torch, exact but slow: %s", error)
         return Installed("torch", str(error))
     return Installed(str(operators.fxptq_native.isa()))
@@ -49,22 +57,55 @@ def library(target: Sequence[str] = ("-march=native",)) -> Path:
         target: compiler options that choose the processor.
 
     Raises:
+        InputError: there is no folder for a cache.
         OSError: the cache cannot be written.
     """
     compiler = _compiler()
-    folder = _cache_folder() / _digest(compiler, target)
-    path = folder / "fxptq_kernels.so"
-    if path.is_file():
+    path = cache_folder() / "kernels" / _digest(compiler, target) / "fxptq_kernels.so"
+    if _is_sound(path):
         return path
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{os.getpid()}.part"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(path):
+        if not _is_sound(path):  # or another process has built it meanwhile
+            _build(path, compiler, target)
+    return path
+
+
+def _build(path: Path, compiler: str, target: Sequence[str]) -> None:
+    part, record = path.with_suffix(".part"), _record(path)
     _log.info("building the integer kernels with %s, once", compiler)
     try:
         _run([compiler, *_options(target), str(_SOURCE), "-o", str(part), *_link_options()])
+        _try_out(part, path)
+        digest = file_digest(part)
+        record.unlink(missing_ok=True)
         part.replace(path)
+        part.write_text(digest, encoding="ascii")
+        part.replace(record)
     finally:
         part.unlink(missing_ok=True)
-    return path
+
+
+def _record(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether the library is the one that was built and tried out here, byte for byte."""
+    try:
+        return _record(path).read_bytes() == file_digest(path).encode()
+    except OSError:
+        return False
+
+
+def _try_out(library: Path, path: Path) -> None:
+    """Loads a library in a process of its own, which may die of it."""
+    if not sys.executable:
+        return
+    try:
+        _run([sys.executable, "-c", _TRIAL, str(library.absolute())])
+    except _UnavailableError as error:
+        raise _UnavailableError(f"{path}: what was built cannot be loaded: {error}") from error
 
 
 class _UnavailableError(Exception):
@@ -95,7 +136,7 @@ def _digest(compiler: str, target: Sequence[str]) -> str:
     # The predefined macros name the compiler's version and every extension of the processor it will use.
     macros = _run([compiler, *target, "-dM", "-E", "-x", "c++", os.devnull])
     digest = hashlib.sha256(macros.encode())
-    digest.update(f"{torch.__version__} {[*_options(target), *_link_options()]}".encode())
+    digest.update(f"{torch.__version__} {platform.libc_ver()} {[*_options(target), *_link_options()]}".encode())
     for source in sorted([_SOURCE, *_HERE.glob("*.h")]):
         digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:24]
@@ -104,15 +145,16 @@ def _digest(compiler: str, target: Sequence[str]) -> str:
 def _run(command: Sequence[str]) -> str:
     try:
         # The command is the user's own compiler on the package's own sources.
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            command, check=True, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT
+        )
     except subprocess.TimeoutExpired as error:
         raise _UnavailableError(f"{command[0]} took longer than {_TIMEOUT} s") from error
     except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "error" in line] or ["no message"]
-        raise _UnavailableError(f"{command[0]} failed: {lines[0].strip()}") from error
+        lines = [line for line in error.stderr.splitlines() if "error" in line.lower()] or [
+            f"status {error.returncode}"
+        ]
+        raise _UnavailableError(
+            f"{command[0]} failed: {lines[-1 if command[0] == sys.executable else 0].strip()}"
+        ) from error
     return done.stdout
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fxptq" / "kernels"

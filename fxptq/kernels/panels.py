@@ -14,7 +14,7 @@ from torch import Tensor
 LANES = 16
 """Queries, or columns, that a kernel works on at once."""
 
-GROUP = 64
+COLUMN_BLOCK = 64
 """Columns that an epilogue works on at once."""
 
 LOG2E = log2(e)
@@ -85,7 +85,7 @@ def pack_narrow_conv_weight(weight: Tensor) -> Tensor:
 
 def pad_columns(values: Tensor) -> Tensor:
     """Pads the last axis with zeros to whole groups of 64, float32, contiguous."""
-    return F.pad(values.to(torch.float32), (0, -values.shape[-1] % GROUP)).contiguous()
+    return F.pad(values.to(torch.float32), (0, -values.shape[-1] % COLUMN_BLOCK)).contiguous()
 
 
 def key_major(logits: Tensor, factor: float) -> Tensor:

@@ -78,7 +78,7 @@ class Site(Protocol):
         ...
 
 
-class Network(Protocol):
+class QuantizedNetwork(Protocol):
     """What passes use of a captured network (fxptq.graph.program.Program)."""
 
     quantizers: dict[str, Quantizer]
@@ -92,7 +92,7 @@ class Network(Protocol):
         """The network's output, quantized where quantizers are on."""
         ...
 
-    def tapped(self, *inputs: Tensor) -> tuple[Any, list[Tensor]]:
+    def with_features(self, *inputs: Tensor) -> tuple[Any, list[Tensor]]:
         """The output, and the features at the end of each residual stage."""
         ...
 
@@ -133,8 +133,8 @@ class Context:
         progress: where passes report how far they are.
     """
 
-    student: Network
-    teacher: Network
+    student: QuantizedNetwork
+    teacher: QuantizedNetwork
     images: Sequence[Inputs]
     sizes: Sizes = ANY_SIZE
     batches: bool = True

@@ -17,10 +17,10 @@ Search = Callable[[Distribution, Quantizer, Operand], Bounds]
 def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport:
     """Set the bounds of all quantizers of the student and switch them on.
 
-    Weights are searched on their exact values, group by group; activations on `ctx.statistics`.
+    Weights are searched on their exact values, range by range; activations on `ctx.statistics`.
 
     Returns:
-        For each quantizer the `lower` and `upper` bound (of several groups the extremes), the mean squared `error` and
+        For each quantizer the `lower` and `upper` bound (of several ranges the extremes), the mean squared `error` and
         `snr_db`, the signal-to-noise ratio.
 
     Raises:
@@ -51,7 +51,7 @@ def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport
 def _distribution(ctx: Context, key: str, quantizer: Quantizer) -> Distribution:
     weight = ctx.student.weight_of(key)
     if weight is not None:
-        return Distribution.of(weight, quantizer.groups, quantizer.axis)
+        return Distribution.of(weight, quantizer.ranges, quantizer.axis)
     if key not in ctx.statistics:
         raise CalibrationError("nothing was observed here; run `observe` first")
     return ctx.statistics[key]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fxptq.data.sources import Inputs
 from fxptq.errors import CalibrationError, InputError
-from fxptq.passes.base import Context, Network, Pass, PassReport, register
+from fxptq.passes.base import Context, Pass, PassReport, QuantizedNetwork, register
 from fxptq.passes.crops import Batches
 from fxptq.passes.distill import DistillationLoss, FeatureScale
 from fxptq.passes.offsets import learned_offsets, movable_weights
@@ -116,7 +116,7 @@ class Dqc(Pass):
         with _only_learning(ctx.student, learners), learned_offsets(ctx.student, rounded) as offsets:
             return _Run(self.settings, ctx, learners, list(offsets.values())).run()
 
-    def _learners(self, student: Network) -> dict[str, Quantizer]:
+    def _learners(self, student: QuantizedNetwork) -> dict[str, Quantizer]:
         return {
             key: quantizer
             for key, quantizer in student.quantizers.items()
@@ -151,11 +151,11 @@ class _Run:
         by_steps: dict[float, list[nn.Parameter]] = {}
         for one in trained:
             by_steps.setdefault(one.steps, []).append(one.parameter)
-        groups = [_group(parameters, settings.lr / steps) for steps, parameters in by_steps.items()]
+        rates = [_at_rate(parameters, settings.lr / steps) for steps, parameters in by_steps.items()]
         if offsets:
-            groups.append(_group(offsets, settings.rounding_lr))
+            rates.append(_at_rate(offsets, settings.rounding_lr))
         # Gradients of a mean over an image can be as small as Adam's usual eps.
-        self.optimizer = torch.optim.Adam(groups, betas=settings.betas, eps=1e-12)
+        self.optimizer = torch.optim.Adam(rates, betas=settings.betas, eps=1e-12)
 
     def run(self) -> PassReport:
         settings, start = self.settings, time.perf_counter()
@@ -234,9 +234,9 @@ class _Run:
             )
         return inputs, (picture, features)
 
-    def _seen(self, network: Network, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+    def _seen(self, network: QuantizedNetwork, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         """The picture that a network restores, and its features."""
-        output, features = network.tapped(*inputs)
+        output, features = network.with_features(*inputs)
         return self.ctx.picture.pick(output), features
 
     @torch.no_grad()
@@ -264,12 +264,12 @@ class _Run:
             parameter.copy_(value)
 
 
-def _group(parameters: list[nn.Parameter], peak: float) -> dict[str, Any]:
+def _at_rate(parameters: list[nn.Parameter], peak: float) -> dict[str, Any]:
     return {"params": parameters, "lr": peak, "peak": peak}
 
 
 @contextmanager
-def _only_learning(student: Network, learners: dict[str, Quantizer]) -> Iterator[None]:
+def _only_learning(student: QuantizedNetwork, learners: dict[str, Quantizer]) -> Iterator[None]:
     """Gradients reach the learners' bounds alone; afterwards the quantizers absorb what they learned."""
     parameters = [(key, p) for key, quantizer in student.quantizers.items() for p in quantizer.parameters()]
     before = [p.requires_grad for _, p in parameters]

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fxptq.passes.base import Network
+from fxptq.passes.base import QuantizedNetwork
 from fxptq.quant.quantizer import Quantizer
 
 
-def movable_weights(student: Network) -> dict[str, Tensor]:
+def movable_weights(student: QuantizedNetwork) -> dict[str, Tensor]:
     """Weights by their quantizer's key, of quantizers that are on and the only ones to read their weight.
 
     A weight that is read at two widths or along two axes has no one grid, and a scheme that stores no codes has none at
@@ -33,7 +33,7 @@ def movable_weights(student: Network) -> dict[str, Tensor]:
 
 
 @contextmanager
-def learned_offsets(student: Network, weights: Mapping[str, Tensor]) -> Iterator[dict[str, nn.Parameter]]:
+def learned_offsets(student: QuantizedNetwork, weights: Mapping[str, Tensor]) -> Iterator[dict[str, nn.Parameter]]:
     """Within, each weight is quantized as weight + offset * step; afterwards that sum is the weight.
 
     Args:

@@ -1,7 +1,7 @@
 """Distribution: the statistics of a quantizer's values that a search for bounds reads.
 
 A distribution holds sorted support values with the count, the sum and the sum of squares of the elements at each, one
-row a group. It is made from a tensor, whose every element becomes a support value, so that it is exact; or from a
+row a range. It is made from a tensor, whose every element becomes a support value, so that it is exact; or from a
 streaming Histogram, whose every bin becomes a support value at its mean. The squared error of any grid then costs
 2**bits - 1 binary searches, and no pass over the data.
 """
@@ -26,15 +26,15 @@ _QUERIES = 1 << 21
 
 @dataclass(frozen=True)
 class Distribution:
-    """Statistics of a tensor, per group; float64 on the CPU throughout.
+    """Statistics of a tensor, per range; float64 on the CPU throughout.
 
     Attributes:
-        values: support, ascending along each row, [groups, support].
-        counts: number of elements at each support value, [groups, support].
-        sums: sum of those elements, [groups, support].
-        squares: sum of their squares, [groups, support].
-        minimum: smallest element, exact, [groups].
-        maximum: largest element, exact, [groups].
+        values: support, ascending along each row, [ranges, support].
+        counts: number of elements at each support value, [ranges, support].
+        sums: sum of those elements, [ranges, support].
+        squares: sum of their squares, [ranges, support].
+        minimum: smallest element, exact, [ranges].
+        maximum: largest element, exact, [ranges].
     """
 
     values: Tensor
@@ -45,54 +45,54 @@ class Distribution:
     maximum: Tensor
 
     @classmethod
-    def of(cls, tensor: Tensor, groups: int = 1, axis: int = 0) -> Distribution:
+    def of(cls, tensor: Tensor, ranges: int = 1, axis: int = 0) -> Distribution:
         """Makes the exact distribution of a tensor.
 
         Args:
             tensor: any shape, not empty.
-            groups: number of equal contiguous blocks along `axis`, as of a Quantizer; each is a row.
-            axis: the axis of the groups.
+            ranges: number of equal contiguous blocks along `axis`, as of a Quantizer; each is a row.
+            axis: the axis of the ranges.
 
         Raises:
-            CalibrationError: the tensor is empty, holds a NaN or an infinity, or does not divide into the groups.
+            CalibrationError: the tensor is empty, holds a NaN or an infinity, or does not divide into the ranges.
         """
         if tensor.numel() == 0 or not tensor.isfinite().all():
             raise CalibrationError(f"a tensor of shape {tuple(tensor.shape)} is empty or holds NaN or infinite values")
         moved = tensor.detach().movedim(axis, 0) if tensor.dim() else tensor.detach()
-        if moved.numel() % groups or (groups > 1 and moved.shape[0] % groups):
+        if moved.numel() % ranges or (ranges > 1 and moved.shape[0] % ranges):
             raise CalibrationError(
-                f"{groups} groups do not divide axis {axis} of a tensor of shape {tuple(tensor.shape)}"
+                f"{ranges} ranges do not divide axis {axis} of a tensor of shape {tuple(tensor.shape)}"
             )
         plain = moved.to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32)
         # numpy sorts several times faster than torch, and float32 faster than float64.
-        values = torch.from_numpy(np.sort(plain.reshape(groups, -1).numpy(), axis=1)).double()
+        values = torch.from_numpy(np.sort(plain.reshape(ranges, -1).numpy(), axis=1)).double()
         return cls(values, torch.ones_like(values), values, values.square(), values[:, 0], values[:, -1])
 
     @property
-    def groups(self) -> int:
+    def ranges(self) -> int:
         """Number of rows."""
         return self.values.shape[0]
 
     @cached_property
     def total(self) -> Tensor:
-        """Number of elements, [groups]."""
+        """Number of elements, [ranges]."""
         return self.counts.sum(1)
 
     @cached_property
     def power(self) -> Tensor:
-        """Mean square of the elements, [groups]."""
+        """Mean square of the elements, [ranges]."""
         return self.squares.sum(1) / self.total
 
     @cached_property
     def _center(self) -> Tensor:
-        """The origin of the prefix sums, in the middle of the values so that little cancels, [groups, 1]."""
+        """The origin of the prefix sums, in the middle of the values so that little cancels, [ranges, 1]."""
         return ((self.minimum + self.maximum) / 2)[:, None]
 
     @cached_property
     def _prefix(self) -> tuple[Tensor, Tensor, Tensor]:
         """Count, sum and sum of squares about the centre of the elements before each support value.
 
-        Each of the three tensors is [groups, support + 1].
+        Each of the three tensors is [ranges, support + 1].
         """
         c = self._center
         sums = self.sums - c * self.counts
@@ -101,7 +101,7 @@ class Distribution:
         return count, total, square
 
     def quantile(self, fraction: float) -> Tensor:
-        """Finds the smallest support value with at least `fraction` (0..1) of the elements at or below it, [groups]."""
+        """Finds the smallest support value with at least `fraction` (0..1) of the elements at or below it, [ranges]."""
         rank = (fraction * self.total)[:, None].contiguous()
         index = torch.searchsorted(self._prefix[0][:, 1:].contiguous(), rank).clamp_(max=self.values.shape[1] - 1)
         return self.values.gather(1, index)[:, 0]
@@ -110,11 +110,11 @@ class Distribution:
         """Computes the squared error of clipping to one bound, a lower limit of the error of any grid with that bound.
 
         Args:
-            bound: candidates, [groups, candidates].
+            bound: candidates, [ranges, candidates].
             side: the side of the clipped elements, `below` or `above` the bound.
 
         Returns:
-            Sums of squares, [groups, candidates].
+            Sums of squares, [ranges, candidates].
         """
         index = torch.searchsorted(self.values, bound.contiguous())
         count, total, square = (prefix.gather(1, index) for prefix in self._prefix)
@@ -132,15 +132,15 @@ class Distribution:
         sum of the elements below t. So each threshold costs one binary search.
 
         Args:
-            lower: lower bounds, [groups, candidates].
-            upper: upper bounds, [groups, candidates], not below `lower`.
+            lower: lower bounds, [ranges, candidates].
+            upper: upper bounds, [ranges, candidates], not below `lower`.
             bits: 2 to 8.
 
         Returns:
-            Sums of squares, [groups, candidates]; exact, to float64 rounding, for a distribution made from a tensor.
+            Sums of squares, [ranges, candidates]; exact, to float64 rounding, for a distribution made from a tensor.
         """
         n = levels(bits)
-        per_block = max(1, _QUERIES // (n * self.groups))
+        per_block = max(1, _QUERIES // (n * self.ranges))
         blocks = zip(*(torch.split(bound.double(), per_block, 1) for bound in (lower, upper)), strict=True)
         return torch.cat([self._squared_error(low, high, n) for low, high in blocks], 1)
 

@@ -52,13 +52,13 @@ class Trainable:
 
 
 class Quantizer(nn.Module, ABC):
-    """Quantizer of one operand, per tensor or per group of one axis.
+    """Quantizer of one operand, per tensor or per range of one axis.
 
     Args:
         bits: 2 to 8.
-        groups: number of equal contiguous blocks along `axis`, each with its own bounds: 1 is per tensor, 3 a fused
+        ranges: number of equal contiguous blocks along `axis`, each with its own bounds: 1 is per tensor, 3 a fused
             qkv weight, the size of the axis is per channel.
-        axis: the axis the groups range over; it matters only with more than one group.
+        axis: the axis the ranges range over; it matters only with more than one range.
         role: what is known of the values: `symmetric`, `one_sided` (after softmax, ReLU, ...) or `constant`.
 
     Attributes:
@@ -68,21 +68,21 @@ class Quantizer(nn.Module, ABC):
         observer: takes in what passes while the mode is `observe`.
 
     Raises:
-        InputError: for bits outside 2..8, fewer than one group, or a role unknown.
+        InputError: for bits outside 2..8, fewer than one range, or a role unknown.
     """
 
     scheme: ClassVar[str] = ""
     stores_codes: ClassVar[bool] = True
 
-    def __init__(self, bits: int, groups: int = 1, axis: int = 0, role: Role = "symmetric") -> None:
+    def __init__(self, bits: int, ranges: int = 1, axis: int = 0, role: Role = "symmetric") -> None:
         super().__init__()
         if bits not in BITS:
             raise InputError(f"a quantizer has {BITS.start} to {BITS.stop - 1} bits, not {bits}")
-        if groups < 1:
-            raise InputError(f"a quantizer has one group or more, not {groups}")
+        if ranges < 1:
+            raise InputError(f"a quantizer has one range or more, not {ranges}")
         if role not in ROLES:
             raise InputError(f"a quantizer's role is symmetric, one_sided or constant, not {role!r}")
-        self.bits, self.groups, self.axis, self.role = bits, groups, axis, role
+        self.bits, self.ranges, self.axis, self.role = bits, ranges, axis, role
         self.mode: Mode = "off"
         self.observer: Observer | None = None
 
@@ -115,8 +115,8 @@ class Quantizer(nn.Module, ABC):
         """Set the clipping range and forget what was trained.
 
         Args:
-            lower: a scalar, or [groups].
-            upper: a scalar, or [groups], nowhere below `lower`.
+            lower: a scalar, or [ranges].
+            upper: a scalar, or [ranges], nowhere below `lower`.
 
         Raises:
             CalibrationError: if a bound is not finite or the upper one is below the lower.
@@ -125,18 +125,18 @@ class Quantizer(nn.Module, ABC):
     @property
     @abstractmethod
     def lower(self) -> Tensor:
-        """Lower ends of the clipping range, [groups]."""
+        """Lower ends of the clipping range, [ranges]."""
 
     @property
     @abstractmethod
     def upper(self) -> Tensor:
-        """Upper ends of the clipping range, [groups]."""
+        """Upper ends of the clipping range, [ranges]."""
 
     def admissible(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """The clipping ranges that the scheme can have, nearest to those that a search proposes.
 
         Args:
-            lower: proposals, [groups, candidates], float64.
+            lower: proposals, [ranges, candidates], float64.
             upper: of that shape, nowhere below `lower`.
         """
         return lower, upper
@@ -147,11 +147,11 @@ class Quantizer(nn.Module, ABC):
 
         Args:
             values: what the quantizer sees.
-            lower: [groups, candidates], float64.
+            lower: [ranges, candidates], float64.
             upper: of that shape.
 
         Returns:
-            Sums of squares, [groups, candidates].
+            Sums of squares, [ranges, candidates].
         """
 
     # -- state ---------------------------------------------------------------------------------------------------------
@@ -190,40 +190,40 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def grids(self) -> tuple[Grid, ...] | Refusal:
-        """The grid of each group, for integer kernels and exporters; a refusal where codes have no fixed values."""
+        """The grid of each range, for integer kernels and exporters; a refusal where codes have no fixed values."""
 
     # -- shared by schemes ---------------------------------------------------------------------------------------------
 
     def extra_repr(self) -> str:
-        """Bits, groups, role and mode."""
-        where = f", groups={self.groups} along {self.axis}" if self.groups > 1 else ""
+        """Bits, ranges, role and mode."""
+        where = f", ranges={self.ranges} along {self.axis}" if self.ranges > 1 else ""
         return f"bits={self.bits}{where}, role={self.role}, mode={self.mode}"
 
-    def per_group(self, value: Tensor | float, like: Tensor) -> Tensor:
-        """A number or [groups] as [groups], with the type and device of `like`.
+    def per_range(self, value: Tensor | float, like: Tensor) -> Tensor:
+        """A number or [ranges] as [ranges], with the type and device of `like`.
 
         Raises:
             InputError: it has another number of elements.
         """
         numbers = torch.as_tensor(value, dtype=like.dtype, device=like.device).detach()
-        if numbers.numel() not in (1, self.groups):
+        if numbers.numel() not in (1, self.ranges):
             raise InputError(
-                f"a quantizer of {self.groups} groups takes 1 or {self.groups} bounds, not {numbers.numel()}"
+                f"a quantizer of {self.ranges} ranges takes 1 or {self.ranges} bounds, not {numbers.numel()}"
             )
-        return numbers.reshape(-1).expand(self.groups)
+        return numbers.reshape(-1).expand(self.ranges)
 
-    def spread(self, per_group: Tensor, x: Tensor) -> Tensor:
-        """[groups] as it is broadcast to `x`: [1], or the length of the axis followed by ones.
+    def spread(self, per_range: Tensor, x: Tensor) -> Tensor:
+        """[ranges] as it is broadcast to `x`: [1], or the length of the axis followed by ones.
 
         Raises:
-            InputError: the groups do not divide the axis of `x`.
+            InputError: the ranges do not divide the axis of `x`.
         """
-        if self.groups == 1:
-            return per_group
+        if self.ranges == 1:
+            return per_range
         size = x.shape[self.axis]
-        if size % self.groups:
+        if size % self.ranges:
             raise InputError(
-                f"{self.groups} groups do not divide axis {self.axis} of a tensor of shape {tuple(x.shape)}"
+                f"{self.ranges} ranges do not divide axis {self.axis} of a tensor of shape {tuple(x.shape)}"
             )
         after = x.dim() - 1 - self.axis % x.dim()
-        return per_group.repeat_interleave(size // self.groups).view((size,) + (1,) * after)
+        return per_range.repeat_interleave(size // self.ranges).view((size,) + (1,) * after)

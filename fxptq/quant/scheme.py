@@ -14,7 +14,7 @@ from fxptq.quant.quantizer import Quantizer, Role
 from fxptq.registry import Registry
 
 Scheme = type[Quantizer]
-"""A class of quantizers: called with bits, groups, axis and role, it makes the module of one operand."""
+"""A class of quantizers: called with bits, ranges, axis and role, it makes the module of one operand."""
 
 UNIFORM = "uniform"
 """The scheme of every operand that names no other."""
@@ -53,10 +53,10 @@ def get_scheme(name: str) -> Scheme:
     return _SCHEMES.get(name)
 
 
-def make_quantizer(scheme: str, bits: int, groups: int = 1, axis: int = 0, role: Role = "symmetric") -> Quantizer:
+def make_quantizer(scheme: str, bits: int, ranges: int = 1, axis: int = 0, role: Role = "symmetric") -> Quantizer:
     """The quantizer of one operand; see `Quantizer` for the arguments.
 
     Raises:
         InputError: there is no such scheme, or an argument is out of range.
     """
-    return get_scheme(scheme)(bits, groups=groups, axis=axis, role=role)
+    return get_scheme(scheme)(bits, ranges=ranges, axis=axis, role=role)

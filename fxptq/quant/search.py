@@ -1,4 +1,4 @@
-"""Searches for bounds on a Distribution: pure functions, one for each method, vectorised over groups.
+"""Searches for bounds on a Distribution: pure functions, one for each method, vectorised over ranges.
 
 A search proposes clipping ranges; the scheme of the quantizer (`Space`) says which ranges it can have and how large the
 error of each is. Candidates run from the widest inwards. Every search returns the candidate of least squared error, and
@@ -22,7 +22,7 @@ _SLACK = 1.0 + 1e-9
 
 
 class Space(Protocol):
-    """The clipping ranges of a quantizer (fxptq.quant.quantizer.Quantizer), [groups, candidates] each."""
+    """The clipping ranges of a quantizer (fxptq.quant.quantizer.Quantizer), [ranges, candidates] each."""
 
     def admissible(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the ranges that the scheme can have, nearest to the proposed ranges."""
@@ -38,9 +38,9 @@ class Bounds:
     """The result of a search.
 
     Attributes:
-        lower: [groups].
-        upper: [groups], not below `lower`.
-        error: mean squared error of quantization between the bounds, [groups].
+        lower: [ranges].
+        upper: [ranges], not below `lower`.
+        error: mean squared error of quantization between the bounds, [ranges].
     """
 
     lower: Tensor
@@ -114,13 +114,13 @@ def dobi2d(values: Distribution, space: Space, candidates: int = 100, lowest: fl
         clipping = values.clipping_error(pair_lowers, "below") + values.clipping_error(pair_uppers, "above")
     worth = (clipping <= reachable * _SLACK) | (i + j == 0)
 
-    # One row a group: first the candidates that can win, in their order, then (in shorter rows) others, which cannot.
+    # One row a range: first the candidates that can win, in their order, then (in shorter rows) others, which cannot.
     order = worth.logical_not().byte().argsort(stable=True, dim=1)[:, : int(worth.sum(1).max())]
     return _best(values, space, lowers.gather(1, i[order]), uppers.gather(1, j[order]))
 
 
 def _start(values: Distribution, lowest: float | None) -> Tensor:
-    """The lower end of the widest candidate, [groups, 1], not above the largest value, so that no range is negative."""
+    """The lower end of the widest candidate, [ranges, 1], not above the largest value, so that no range is negative."""
     if lowest is None:
         return values.minimum[:, None]
     # A value below the floor is no error: another graph of the network may have made it.
@@ -128,7 +128,7 @@ def _start(values: Distribution, lowest: float | None) -> Tensor:
 
 
 def _best(values: Distribution, space: Space, lower: Tensor, upper: Tensor) -> Bounds:
-    """Picks the first candidate ([groups, candidates]) of least squared error for each group."""
+    """Picks the first candidate ([ranges, candidates]) of least squared error for each range."""
     lower, upper, error = _error(values, space, lower, upper)
     best = error.argmin(1, keepdim=True)
     low, high, least = (t.gather(1, best)[:, 0] for t in (lower, upper, error))

@@ -49,7 +49,8 @@ def _page(outcome: Outcome) -> str:
     ]
     return "".join(
         [
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>',
+            '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="generator" content="fxptq">',
+            f"<title>{escape(title)}</title>",
             f"<style>{_STYLE}</style><h1>{escape(title)}</h1>",
             f"<p>Calibrated on {escape(meta.calibration)}. Seed {meta.seed}. {escape(meta.created_by)}.</p>",
             f"<h2>Quality, {' / '.join(TITLES[name] for name in reported)}</h2>",

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 import fxptq
-from fxptq.io.images import read_image, to_image, to_tensor
+from fxptq.data.resize import imresize
+from fxptq.io.images import Picture, read_picture, to_image, to_tensor, write_picture
 from tests.tiny import Ran, inputs, picture, run, settings, swinir, write_checkpoint
 
 
@@ -43,9 +44,13 @@ def test_every_kind_and_size_of_picture(folder: Path) -> None:
     assert len(ran.out.splitlines()) == len(kinds) + len(sizes)
     q = fxptq.load("tiny.safetensors", swinir(1))
     for name, source in kinds.items():
+        with Image.open(source) as image:
+            levels = np.asarray(image).astype(np.float32)
+        levels = levels / np.float32(257) if name == "I;16.png" else levels
+        colour = np.repeat(levels[:, :, None], 3, axis=2) if levels.ndim == 2 else levels[:, :, :3]
         with torch.no_grad():
-            expected = to_image(q(to_tensor(read_image(source))))
-        assert np.array_equal(read(f"new/out/{name}"), expected)
+            expected = to_image(q(to_tensor(colour)))
+        assert np.array_equal(read_picture(Path(f"new/out/{name}")).levels.round(), expected), name
     for height, width in sizes:
         assert read(f"new/out/{height}x{width}.png").shape == (2 * height, 2 * width, 3)
 
@@ -129,3 +134,43 @@ def test_network_that_fails_on_a_size_is_one_line(folder: Path, monkeypatch: pyt
     ran = run("upscale", "even.safetensors", "odd.png", "out.png", "--model", "even:net")
     assert (ran.status, ran.out) == (1, "")
     assert "(1, 3, 9, 9)" in ran.line
+
+
+def test_what_a_picture_has_beside_its_colours_is_kept(folder: Path) -> None:
+    """Depth, transparency and colour profile; the colours are those of the picture without transparency."""
+    rng = np.random.default_rng(0)
+    deep = rng.integers(0, 65536, (9, 12, 4)).astype(np.uint16)
+    profile = b"a profile" * 20
+    write_picture(folder / "in" / "deep.png", Picture(deep[:, :, :3], deep[:, :, 3], profile))
+    write_picture(folder / "in" / "opaque.png", Picture(deep[:, :, :3]))
+    flat = (deep >> 8).astype(np.uint8)
+    write_picture(folder / "in" / "flat.png", Picture(flat[:, :, :3], np.full((9, 12), 70, np.uint8), profile))
+    assert upscale("in", "out").status == 0
+    made, opaque, flat_made = (read_picture(Path(f"out/{name}.png")) for name in ("deep", "opaque", "flat"))
+    assert (made.white, opaque.white, flat_made.white) == (65535, 65535, 255)
+    assert (made.profile, opaque.profile, flat_made.profile) == (profile, b"", profile)
+    assert np.array_equal(made.colour, opaque.colour)
+    assert len(np.unique(made.colour % 257)) > 200  # not 8 bits, widened
+    assert opaque.alpha is None
+    assert (flat_made.alpha == 70).all()
+    expected = np.clip(imresize(deep[:, :, 3].astype(np.float64), 2), 0, 65535).round()
+    assert np.array_equal(made.alpha, expected)
+
+
+@pytest.mark.parametrize("target", ["in/b.png", "link.png", "tiny.png"])
+def test_nothing_that_is_read_is_written_over(target: str, folder: Path) -> None:
+    for name in "ab":
+        picture(folder / "in" / f"{name}.png", 9)
+    (folder / "link.png").symlink_to("in/a.png")
+    (folder / "tiny.safetensors").rename("tiny.png")
+    (folder / "tiny.safetensors").symlink_to("tiny.png")
+    before = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    (folder / "all").mkdir()
+    (folder / "all" / "x.png").symlink_to("../in/b.png" if target == "in/b.png" else "../in/a.png")
+    source, place = ("all", "in") if target == "in/b.png" else ("in/a.png", target)
+    if target == "in/b.png":  # what is read as x.png is in/b.png, and so is what would be written of b.png
+        (folder / "all" / "b.png").symlink_to("../in/a.png")
+    ran = upscale(source, place)
+    assert ran.status == 2
+    assert "would overwrite" in ran.line
+    assert {path: path.read_bytes() for path in before} == before

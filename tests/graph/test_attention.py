@@ -50,7 +50,7 @@ def test_scaled_dot_product_attention(options: dict[str, Any], agrees: Agrees) -
     program = agrees(Attention(**options), *TOKENS, tolerance=2e-6)
     assert [site.name for site in program.sites] == ["qkv", "matmul_0", "matmul_1"]
     assert program.sites[2].operand("lhs").role == "one_sided"
-    assert program.sites[0].operand("weight").ranges == 3
+    assert program.sites[0].operand("weight").parts == 3
     assert all(variant.capture.tolerance == 0 for variant in program.variants)
 
 

@@ -140,15 +140,15 @@ def test_gradients_reach_the_bounds() -> None:
     assert all(parameter.grad is None for parameter in program.holder.model.parameters())
 
 
-def test_tapped_is_the_output_and_the_values_at_the_taps() -> None:
+def test_with_features_gives_the_output_and_the_values_at_stage_ends() -> None:
     model, x = edsr(), torch.rand(1, 3, 8, 8)
     program = Program(model, x, FOUR)
     seen: list[Tensor] = []
     for block in model.body[:2]:
         block.register_forward_hook(lambda _module, _args, output: seen.append(output))
-    y, features = program.tapped(x)
+    y, features = program.with_features(x)
     assert torch.equal(y, model(x))
-    assert len(features) == len(program.taps) == 2
+    assert len(features) == len(program.stage_ends) == 2
     assert all(torch.equal(a, b) for a, b in zip(features, seen, strict=True))
 
 
@@ -164,7 +164,7 @@ def test_plan_by_pattern() -> None:
     assert bits["head.0"] == (5, 6)
     assert bits["tail.1"] == (8, 8)
     assert program.quantizers["body.1.body.0.weight"].bits == 2
-    assert program.quantizers["body.1.body.0.weight"].groups == 4
+    assert program.quantizers["body.1.body.0.weight"].ranges == 4
     left = {site.name: site.reason for site in program.sites if site.reason}
     assert left["body.0.body.0"] == "left out by the pattern 'body.0.*'"
 
@@ -174,7 +174,7 @@ def test_plan_by_kind_and_edges() -> None:
     program = Program(swinir(), torch.rand(1, 3, 16, 24), plan)
     assert {site.kind for site in program.sites if not site.reason} == {"linear", "matmul"}
     assert "left in float by the plan" in program.sites[0].reason
-    assert {quantizer.groups for quantizer in program.quantizers.values()} == {1, 3}
+    assert {quantizer.ranges for quantizer in program.quantizers.values()} == {1, 3}
 
 
 @pytest.mark.parametrize(
@@ -272,8 +272,8 @@ def test_operands_by_quantizer() -> None:
     program = Program(edsr(), torch.rand(1, 3, 8, 8), FOUR)
     operands = program.operands()
     assert operands.keys() == program.quantizers.keys()
-    assert {(o.bits, o.role, o.groups, o.axis) for o in operands.values()} == {
-        (q.bits, q.role, q.groups, q.axis) for q in program.quantizers.values()
+    assert {(o.bits, o.role, o.ranges, o.axis) for o in operands.values()} == {
+        (q.bits, q.role, q.ranges, q.axis) for q in program.quantizers.values()
     }
 
 
@@ -286,7 +286,7 @@ def test_to_another_precision(dtype: torch.dtype) -> None:
     program = Program(model, torch.rand(1, 3, 8, 8)).to(dtype)
     x = torch.rand(1, 3, 8, 8, dtype=dtype)
     assert torch.equal(program(x), copy.deepcopy(model).to(dtype)(x))
-    assert program.tapped(x)[1][0].dtype == dtype
+    assert program.with_features(x)[1][0].dtype == dtype
 
 
 def test_quantized_in_half_precision() -> None:

@@ -181,13 +181,13 @@ def test_ranges_of_a_fused_weight(layout: str, ranges: int, conv: bool) -> None:
     shape = (1, 12, 4, 5) if conv else (1, 20, 12)
     sites = table(Qkv(layout, conv=conv), shape, Plan(Bits(4, 4), granularity="tensor", edges=None))
     operand = sites["qkv"].operand("weight")
-    assert (operand.ranges, operand.groups) == (ranges, ranges)
+    assert (operand.parts, operand.ranges) == (ranges, ranges)
 
 
 def test_ranges_of_swinir() -> None:
     sites = table(swinir(), plan=Plan(Bits(4, 4), granularity="tensor"))
-    assert {s.operand("weight").groups for n, s in sites.items() if n.endswith("qkv")} == {3}
-    assert {s.operand("weight").groups for n, s in sites.items() if n.endswith(("proj", "fc1", "fc2"))} == {1}
+    assert {s.operand("weight").ranges for n, s in sites.items() if n.endswith("qkv")} == {3}
+    assert {s.operand("weight").ranges for n, s in sites.items() if n.endswith(("proj", "fc1", "fc2"))} == {1}
 
 
 class SharedOperand(nn.Module):

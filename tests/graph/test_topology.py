@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxptq.graph import Bits, Plan, Program, write_graphml
+from fxptq.graph import Bits, Plan, Program, as_graphml
 from fxptq.models.edsr import EDSR
 from fxptq.models.swinir import SwinIR
 
@@ -22,7 +22,7 @@ def test_swinir_ends_four_stages() -> None:
     for layer in model.layers:
         layer.register_forward_hook(lambda _module, _args, output: seen.append(output))
     x = torch.rand(1, 3, 16, 24)
-    _, features = Program(model, x).tapped(x)
+    _, features = Program(model, x).with_features(x)
     seen.clear()
     model(x)
     assert len(features) == 4
@@ -31,7 +31,7 @@ def test_swinir_ends_four_stages() -> None:
 
 def test_edsr_ends_a_stage_with_each_block() -> None:
     program = Program(EDSR(n_resblocks=16, n_feats=4, scale=2).eval(), torch.rand(1, 3, 8, 8))
-    assert len(program.taps) == 16
+    assert len(program.stage_ends) == 16
 
 
 class Plain(nn.Module):
@@ -44,9 +44,9 @@ class Plain(nn.Module):
 
 
 @pytest.mark.parametrize(("layers", "most"), [(5, 5), (40, 32)])
-def test_without_stages_the_layers_are_tapped(layers: int, most: int) -> None:
-    taps = Program(Plain(layers).eval(), torch.rand(1, 3, 8, 8)).taps
-    assert 1 < len(taps) <= most
+def test_without_stages_the_layers_are_stage_ends(layers: int, most: int) -> None:
+    stage_ends = Program(Plain(layers).eval(), torch.rand(1, 3, 8, 8)).stage_ends
+    assert 1 < len(stage_ends) <= most
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_without_stages_the_layers_are_tapped(layers: int, most: int) -> None:
 def test_graphml_is_read_back(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     program = Program(make().eval(), torch.rand(1, 3, 8, 8), Plan(Bits(3, 4)))
     path = tmp_path / "network.graphml"
-    write_graphml(program.variants[0].capture.graph, program.sites, path)
+    path.write_bytes(as_graphml(program.variants[0].capture.graph, program.sites))
     read = nx.read_graphml(path)
     assert nx.is_directed_acyclic_graph(read)
     sites = {data["site"]: data for _, data in read.nodes(data=True) if "site" in data}

@@ -14,7 +14,18 @@ import torch
 from PIL import Image
 
 from fxptq.errors import FxptqError, InputError
-from fxptq.io.images import list_images, read_image, to_image, to_tensor, write_png
+from fxptq.io.images import (
+    Picture,
+    list_images,
+    read_image,
+    read_picture,
+    to_image,
+    to_samples,
+    to_tensor,
+    write_picture,
+    write_png,
+)
+from tests.fuzz.pictures import png_of
 
 
 def _png(path: Path, samples: np.ndarray, colour_type: int) -> Path:
@@ -232,11 +243,10 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     old = _noise((4, 4, 3))
     write_png(tmp_path / "a.png", old)
 
-    def full(self: Image.Image, fp: Path, **kwargs: object) -> None:
-        fp.write_bytes(b"half a pict")
+    def full(handle: int) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"a\.png: cannot be written: No space left"):
         write_png(tmp_path / "a.png", _noise((4, 4, 3), seed=1))
     monkeypatch.undo()
@@ -249,3 +259,112 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, name: str, word
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=words):
         write_png(tmp_path / name, _noise((2, 2, 3)))
+
+
+# -- all of a picture ------------------------------------------------------------------------------------------------
+
+
+def _wide(channels: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 65536, (6, 5, channels)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4], ids=["grey", "grey and alpha", "RGB", "RGBA"])
+def test_16_bits_are_read_in_full(tmp_path: Path, channels: int) -> None:
+    samples = _wide(channels)
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    picture = read_picture(_png(tmp_path / "a.png", samples, colour_type), 3 if channels > 2 else 1)
+    colours = 3 if channels > 2 else 1
+    np.testing.assert_array_equal(picture.colour, samples[:, :, :colours])
+    assert picture.white == 65535
+    if channels in {2, 4}:
+        np.testing.assert_array_equal(picture.alpha, samples[:, :, -1])
+    else:
+        assert picture.alpha is None
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_16_bit_colour_tiff_and_ppm_are_read_in_full(tmp_path: Path, order: str) -> None:
+    samples = _wide(3)
+    (tmp_path / "a.ppm").write_bytes(b"P6\n5 6\n65535\n" + samples.astype(">u2").tobytes())
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.ppm").colour, samples)
+    data = samples.astype(f"{order}u2").tobytes()
+    entries = [(256, 5), (257, 6), (259, 1), (262, 2), (277, 3), (278, 6)]
+    first = 8 + 2 + 12 * (len(entries) + 3) + 4
+    fields = [(tag, 3, 1, struct.pack(f"{order}HH", value, 0)) for tag, value in entries]
+    fields += [(258, 3, 3, struct.pack(f"{order}I", first)), (273, 4, 1, struct.pack(f"{order}I", first + 6))]
+    fields += [(279, 4, 1, struct.pack(f"{order}I", len(data)))]
+    body = b"".join(struct.pack(f"{order}HHI", tag, kind, count) + value for tag, kind, count, value in sorted(fields))
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(fields))
+    (tmp_path / "a.tif").write_bytes(start + body + bytes(4) + struct.pack(f"{order}HHH", 16, 16, 16) + data)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").colour, samples)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("colour_type", [0, 2], ids=["grey", "RGB"])
+def test_a_transparent_level_is_transparent_in_every_depth(tmp_path: Path, depth: int, colour_type: int) -> None:
+    """What a PNG's tRNS chunk names; a level that differs in its low byte alone is another."""
+    channels, step = (1, 3)[colour_type == 2], 1 if depth == 8 else 257
+    samples = np.full((2, 3, channels), 40 * step)
+    samples[0, 0], samples[1, 2] = 90 * step, 90 * step + (depth == 16)
+    pixels = samples.astype(f">u{depth // 8}")
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", 3, 2, depth, colour_type, 0, 0, 0)
+    key = samples[0, 0].astype(">u2").tobytes()
+    file = tmp_path / "a.png"
+    file.write_bytes(png_of([(b"IHDR", header), (b"tRNS", key), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]))
+    seen = read_image(file, channels)
+    assert (seen[0, 0] == 255).all()
+    assert (seen[1, 2] == (90 if depth == 16 else 255)).all()
+    assert (seen[0, 1] == 40).all()
+    picture = read_picture(file, channels)
+    assert picture.alpha is not None
+    assert (picture.alpha == 0).sum() == (1 if depth == 16 else 2)
+    np.testing.assert_array_equal(picture.colour, samples)
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+@pytest.mark.parametrize("with_alpha", [False, True], ids=["opaque", "alpha"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_all_of_a_picture_survives_writing(tmp_path: Path, depth: type, with_alpha: bool, channels: int) -> None:
+    samples = _wide(4) if depth is np.uint16 else _noise((6, 5, 4))
+    written = Picture(samples[:, :, :channels], samples[:, :, 3] if with_alpha else None, b"a profile" * 9)
+    write_picture(tmp_path / "a.png", written)
+    read = read_picture(tmp_path / "a.png", channels)
+    np.testing.assert_array_equal(read.colour, written.colour)
+    assert read.colour.dtype == depth
+    assert read.profile == written.profile
+    assert (read.alpha is None) == (not with_alpha)
+    if with_alpha:
+        np.testing.assert_array_equal(read.alpha, written.alpha)
+    with Image.open(tmp_path / "a.png") as opened:  # any other reader takes it
+        opened.verify()
+
+
+@pytest.mark.parametrize(("space", "kept"), [(b"RGB ", True), (b"GRAY", False), (b"CMYK", False)])
+def test_a_profile_of_another_kind_of_colour_is_left_out(tmp_path: Path, space: bytes, kept: bool) -> None:
+    profile = bytes(16) + space + bytes(16) + b"acsp" + bytes(88)
+    write_picture(tmp_path / "a.png", Picture(_noise((2, 2, 3)), None, profile))
+    assert read_picture(tmp_path / "a.png").profile == (profile if kept else b"")
+
+
+def test_levels_are_on_one_scale_whatever_the_depth() -> None:
+    assert Picture(np.array([[[65535, 257, 0]]], np.uint16)).levels.tolist() == [[[255.0, 1.0, 0.0]]]
+    assert Picture(np.array([[[255, 1, 0]]], np.uint8)).levels.tolist() == [[[255.0, 1.0, 0.0]]]
+    assert to_samples(torch.tensor([0.0, 1 / 65535, 1.0, 2.0]).reshape(1, 1, 1, 4), 1.0, 65535).ravel().tolist() == [
+        0, 1, 65535, 65535,
+    ]  # fmt: skip
+
+
+def test_a_picture_that_is_a_program_is_none(tmp_path: Path) -> None:
+    """PostScript is drawn by another program, which Pillow would call."""
+    words = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(never) print\n%%EOF\n"
+    (tmp_path / "a.png").write_text(words)
+    with pytest.raises(InputError, match="not a picture in a format that can be read"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_size_that_the_file_cannot_hold_is_refused_before_it_is_allocated(tmp_path: Path) -> None:
+    header = struct.pack(">IIBBBBB", 13000, 13000, 8, 2, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(png_of([(b"IHDR", header), (b"IDAT", zlib.compress(bytes(99))), (b"IEND", b"")]))
+    with pytest.raises(InputError, match=r"claims to be of 13000x13000 pixels, and the file has \d+ bytes"):
+        read_image(tmp_path / "a.png")

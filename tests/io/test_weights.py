@@ -317,10 +317,15 @@ def test_the_cache_follows_the_standard(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert cache_folder() == Path.home() / ".cache/fxptq"
 
 
-def test_bundled_comes_before_cached(cache: Path) -> None:
-    (cache / "w.pth").write_bytes(CONTENT)
-    source = WeightsSource("mine", bundled="__init__.py", url="https://example.org/w.pth", file="w.pth")
+def test_what_was_downloaded_comes_before_what_is_bundled(cache: Path) -> None:
+    source = WeightsSource("mine", bundled="__init__.py", url="https://example.org/w.pth", sha256=SHA256, file="w.pth")
     assert locate(source).parts[-2:] == ("weights", "__init__.py")
+    (cache / "w.pth").write_bytes(CONTENT)
+    assert locate(source) == cache / "w.pth"
+    assert [row.state for row in known_weights([source])] == ["cached"]
+    (cache / "w.pth").write_bytes(b"another")
+    with pytest.raises(InputError, match="is not the published file"):
+        locate(source)
     absent = WeightsSource("mine", bundled="no.safetensors", url="https://example.org/w.pth", file="w.pth")
     assert locate(absent) == cache / "w.pth"
 

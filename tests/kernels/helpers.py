@@ -44,16 +44,16 @@ def grid(bits: int, symmetry: str = "asymmetric", seed: int = 0) -> Grid:
     return found
 
 
-def quantizer(bits: int, symmetry: str = "asymmetric", groups: int = 1, seed: int = 0) -> Uniform:
+def quantizer(bits: int, symmetry: str = "asymmetric", ranges: int = 1, seed: int = 0) -> Uniform:
     """A quantizer with random bounds: symmetric (-u, u), asymmetric around zero, or one-sided from zero."""
     g = torch.Generator().manual_seed(seed)
-    upper = 0.3 + torch.rand(groups, generator=g)
+    upper = 0.3 + torch.rand(ranges, generator=g)
     lower = {
         "symmetric": -upper,
-        "asymmetric": -0.1 - torch.rand(groups, generator=g),
-        "one_sided": torch.zeros(groups),
+        "asymmetric": -0.1 - torch.rand(ranges, generator=g),
+        "one_sided": torch.zeros(ranges),
     }[symmetry]
-    made = Uniform(bits, groups=groups)
+    made = Uniform(bits, ranges=ranges)
     made.set_bounds(lower, upper)
     made.mode = "on"
     return made
@@ -87,8 +87,8 @@ def epilogue(**changes: Any) -> dict[str, Any]:
 
 def decoded(q: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
     """The weight on its grid in float64."""
-    step = q.scale.detach().double().repeat_interleave(len(weight) // q.groups).view(-1, *[1] * (weight.dim() - 1))
-    lower = q.lower.detach().double().repeat_interleave(len(weight) // q.groups).view(step.shape)
+    step = q.scale.detach().double().repeat_interleave(len(weight) // q.ranges).view(-1, *[1] * (weight.dim() - 1))
+    lower = q.lower.detach().double().repeat_interleave(len(weight) // q.ranges).view(step.shape)
     return q.encode(weight).double() * step + lower
 
 

@@ -162,8 +162,8 @@ def set_bounds(program: Program, x: Tensor) -> None:
         program(x)
     for key, quantizer in program.quantizers.items():
         seen, weight = quantizer.observer, program.weight_of(key)
-        if quantizer.groups > 1:
-            largest = weight.transpose(0, quantizer.axis).reshape(quantizer.groups, -1).abs().amax(1)
+        if quantizer.ranges > 1:
+            largest = weight.transpose(0, quantizer.axis).reshape(quantizer.ranges, -1).abs().amax(1)
             quantizer.set_bounds(-largest, largest)
         else:
             quantizer.set_bounds(seen.low * 0.95, seen.high * 0.9)

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,94 @@ def test_a_library_that_cannot_be_loaded(nowhere: Path) -> None:
     found = fresh()
     assert not found.native
     assert "fxptq_kernels.so" in found.reason
+
+
+# A compiler whose library is a text with the sources' arguments in it; it notes each time it builds.
+COUNT = 'case "$*" in *-dM*) exit 0;; esac; echo build >> "$0.log"'
+
+
+@pytest.fixture
+def counted(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine whose compiler counts what it builds, and where every library passes its trial."""
+    compiler(nowhere, f"{COUNT}; {WRITE}; exit 0")
+    monkeypatch.setattr(build, "_try_out", lambda *_: None)
+    return nowhere / "c++.log"
+
+
+@pytest.mark.parametrize("damage", ["cut off", "foreign", "empty", "without a record", "none"])
+def test_a_library_that_is_not_what_was_built_is_built_again(damage: str, counted: Path) -> None:
+    path = build.library()
+    whole = path.read_bytes()
+    if damage == "without a record":
+        path.with_suffix(".sha256").unlink()
+    elif damage != "none":
+        path.write_bytes({"cut off": whole[:3], "foreign": b"\x7fELF" + bytes(99), "empty": b""}[damage])
+    assert build.library() == path
+    assert path.read_bytes() == whole
+    assert len(counted.read_text().splitlines()) == (1 if damage == "none" else 2)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["fxptq_kernels.sha256", "fxptq_kernels.so"]
+
+
+def test_of_many_that_need_the_library_one_builds_it(counted: Path) -> None:
+    compiler(counted.parent, f"PATH=/usr/bin:/bin; {COUNT}; sleep 0.3; {WRITE}; exit 0")
+    with ThreadPoolExecutor(6) as pool:
+        paths = list(pool.map(lambda _: build.library(), range(6)))
+    assert len(set(paths)) == 1
+    assert len(counted.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("death", ["SIGBUS", "SIGSEGV", "SIGILL"])
+def test_a_library_that_kills_whoever_loads_it_is_not_loaded_here(
+    death: str, nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler(nowhere, f"{WRITE}; exit 0")
+    monkeypatch.setattr(build, "_TRIAL", f"import os, signal; os.kill(os.getpid(), signal.{death})")
+    found = fresh()
+    assert not found.native
+    assert "fxptq_kernels.so: what was built cannot be loaded" in found.reason
+    assert not [path for path in (nowhere / "cache").rglob("*") if path.is_file()]
+
+
+def test_what_a_killed_build_left_stops_nobody(counted: Path) -> None:
+    path = build.library()
+    path.unlink()
+    for name in ("fxptq_kernels.part", "fxptq_kernels.so.lock"):
+        (path.parent / name).write_bytes(b"half")
+    build.library()
+    assert sorted(file.name for file in path.parent.iterdir()) == ["fxptq_kernels.sha256", "fxptq_kernels.so"]
+
+
+def test_a_relative_cache_is_ignored(counted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(counted.parent)
+    monkeypatch.setenv("HOME", str(counted.parent / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert build.library().is_relative_to(counted.parent / "home" / ".cache" / "fxptq" / "kernels")
+    assert not Path("cache").exists()
+
+
+def test_nobody_at_home(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler(nowhere, "exit 0")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    assert fresh().reason == "this user has no home folder to keep a cache in; set XDG_CACHE_HOME to a folder"
+
+
+@pytest.mark.slow
+def test_the_true_library_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not build.backend().native:
+        pytest.skip("needs a C++ compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = build.library()
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[: len(data) // 2])
+    program = "from fxptq.kernels import build; print(build.backend().name)"
+    ran = run([sys.executable, "-c", program], REPOSITORY, {**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
+    assert (ran.returncode, ran.stdout.split()) == (0, [build.backend().name]), ran.stderr
 
 
 def test_a_cache_that_cannot_be_written(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:

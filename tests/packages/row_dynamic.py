@@ -20,10 +20,10 @@ class RowDynamic(Quantizer):
 
     stores_codes = False
 
-    def __init__(self, bits: int, groups: int = 1, axis: int = 0, role: Role = "symmetric") -> None:
-        super().__init__(bits, groups, axis, role)
-        self.register_buffer("limits", torch.zeros(2, groups))
-        self.stretch = nn.Parameter(torch.zeros(groups))
+    def __init__(self, bits: int, ranges: int = 1, axis: int = 0, role: Role = "symmetric") -> None:
+        super().__init__(bits, ranges, axis, role)
+        self.register_buffer("limits", torch.zeros(2, ranges))
+        self.stretch = nn.Parameter(torch.zeros(ranges))
 
     @property
     def lower(self) -> Tensor:
@@ -50,7 +50,7 @@ class RowDynamic(Quantizer):
 
     def set_bounds(self, lower: Tensor | float, upper: Tensor | float) -> None:
         with torch.no_grad():
-            self.limits.copy_(torch.stack([self.per_group(bound, self.stretch) for bound in (lower, upper)]))
+            self.limits.copy_(torch.stack([self.per_range(bound, self.stretch) for bound in (lower, upper)]))
             self.stretch.zero_()
 
     def squared_error(self, values: Distribution, lower: Tensor, upper: Tensor) -> Tensor:

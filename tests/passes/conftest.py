@@ -31,7 +31,7 @@ class Site:
 
 
 class TinyNetwork(nn.Module):
-    """conv -> ReLU -> per-pixel linear, plus the input; the feature tapped is what the ReLU gives."""
+    """conv -> ReLU -> per-pixel linear, plus the input; the feature is the output of the ReLU."""
 
     def __init__(self, bits: int = 3, seed: int = 0) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class TinyNetwork(nn.Module):
         self.mix = torch.randn(3, 8, generator=generator) / 3
         self.quantizers: dict[str, Uniform] = {  # type: ignore[assignment]
             "conv.input": Uniform(bits),
-            "conv.weight": Uniform(bits, groups=8),
+            "conv.weight": Uniform(bits, ranges=8),
             "mix.input": Uniform(bits, role="one_sided"),
             "mix.weight": Uniform(bits),
         }
@@ -74,14 +74,14 @@ class TinyNetwork(nn.Module):
         assert weight is not None
         weight.copy_(value)
 
-    def tapped(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def with_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         q = self.quantizers
         feature = torch.relu(nn.functional.conv2d(q["conv.input"](x), q["conv.weight"](self.conv), padding=1))
         mixed = nn.functional.linear(q["mix.input"](feature.movedim(1, 3)), q["mix.weight"](self.mix))
         return x + mixed.movedim(3, 1), [feature]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.tapped(x)[0]
+        return self.with_features(x)[0]
 
 
 def make_context(bits: int = 3, count: int = 6, size: int = 24, seed: int = 0) -> Context:

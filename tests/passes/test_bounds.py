@@ -28,7 +28,7 @@ def test_observe_sees_the_float_network_and_leaves_it_as_it_was(context: Context
     assert set(context.statistics) == {"conv.input", "mix.input"}
     expected = Histogram()
     for image in context.images:
-        expected.update(context.teacher.tapped(image)[1][0])
+        expected.update(context.teacher.with_features(image)[1][0])
     seen = context.statistics["mix.input"]
     assert torch.equal(seen.counts, expected.distribution().counts)
     assert torch.equal(seen.maximum, expected.distribution().maximum)

@@ -121,15 +121,15 @@ def test_a_loss_that_is_not_finite_restores_the_best_state_and_names_the_step(
     ctx = new_context()
     run_passes([("dobi", {})], ctx)
     before = bounds(ctx)
-    tapped, calls = ctx.student.tapped, 0
+    run, calls = ctx.student.with_features, 0
 
     def failing(x: Tensor) -> tuple[Tensor, list[Tensor]]:
         nonlocal calls
         calls += 1
-        y, features = tapped(x)
+        y, features = run(x)
         return (y * float("nan") if calls == 6 else y), features
 
-    monkeypatch.setattr(ctx.student, "tapped", failing)
+    monkeypatch.setattr(ctx.student, "with_features", failing)
     with pytest.raises(CalibrationError, match="loss is nan at step 5; try a lower `lr`"):
         run_passes([("dqc", QUICK)], ctx)
     assert equal(bounds(ctx), before)
@@ -178,8 +178,8 @@ def test_the_picture_among_several_outputs_is_learned_from(
 ) -> None:
     plain, ctx = new_context(), new_context()
     for network in (ctx.student, ctx.teacher):
-        whole = network.tapped
-        monkeypatch.setattr(network, "tapped", lambda x, whole=whole: (wrap((found := whole(x))[0]), found[1]))
+        whole = network.with_features
+        monkeypatch.setattr(network, "with_features", lambda x, whole=whole: (wrap((found := whole(x))[0]), found[1]))
     ctx.picture = PictureOutput((1,))
     assert calibrate(ctx).series == calibrate(plain).series
 
@@ -190,8 +190,8 @@ def test_a_network_of_single_pictures_gets_one_crop_at_a_time(
     ctx, seen = new_context(), set()
     run_passes([("dobi", {})], ctx)
     ctx.batches, ctx.sizes = False, Sizes(multiple=5)
-    whole = ctx.student.tapped
-    monkeypatch.setattr(ctx.student, "tapped", lambda x: (seen.add(tuple(x.shape)), whole(x))[1])
+    whole = ctx.student.with_features
+    monkeypatch.setattr(ctx.student, "with_features", lambda x: (seen.add(tuple(x.shape)), whole(x))[1])
     assert run_passes([("dqc", QUICK)], ctx)[-1].series["loss"]
     assert seen == {(1, 3, 15, 15)}
 
@@ -201,8 +201,8 @@ def test_a_picture_that_no_gradient_reaches_leaves_bounds_alone(
 ) -> None:
     ctx = new_context()
     run_passes([("dobi", {})], ctx)
-    before, whole = bounds(ctx), ctx.student.tapped
-    monkeypatch.setattr(ctx.student, "tapped", lambda x: (whole(x)[0].detach().round(), []))
+    before, whole = bounds(ctx), ctx.student.with_features
+    monkeypatch.setattr(ctx.student, "with_features", lambda x: (whole(x)[0].detach().round(), []))
     report = run_passes([("dqc", {**QUICK, "feature_weight": 0.0})], ctx)[-1]
     assert report.notes == ("no gradient reaches the bounds from the picture: nothing was trained",)
     assert equal(bounds(ctx), before)

@@ -39,7 +39,7 @@ def test_moments_are_of_the_quantized_inputs(context: Context) -> None:
     expected = torch.zeros(8, 8, dtype=torch.float64)
     for image in context.images:
         with torch.no_grad():
-            feature = context.student.tapped(image)[1][0]
+            feature = context.student.with_features(image)[1][0]
             x = context.student.quantizers["mix.input"](feature).movedim(1, 3).reshape(-1, 8).double()
         expected += x.T @ x
     torch.testing.assert_close(context.moments["mix.weight"], expected[None])

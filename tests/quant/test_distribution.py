@@ -70,18 +70,18 @@ def test_squared_error_with_values_on_thresholds_and_repeated(
 
 
 def test_many_candidates_are_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    d = Distribution.of(torch.randn(4, 500), groups=4)
+    d = Distribution.of(torch.randn(4, 500), ranges=4)
     low, high = -torch.rand(4, 30).double(), torch.rand(4, 30).double()
     whole = d.squared_error(low, high, 4)
     monkeypatch.setattr("fxptq.quant.distribution._QUERIES", 100)
     assert torch.equal(d.squared_error(low, high, 4), whole)
 
 
-@pytest.mark.parametrize(("groups", "axis"), [(1, 0), (2, 0), (6, 0), (4, 1), (3, -1)])
-def test_groups_are_those_of_the_quantizer(groups: int, axis: int) -> None:
+@pytest.mark.parametrize(("ranges", "axis"), [(1, 0), (2, 0), (6, 0), (4, 1), (3, -1)])
+def test_groups_are_those_of_the_quantizer(ranges: int, axis: int) -> None:
     x = torch.randn(6, 4, 3)
-    d = Distribution.of(x, groups, axis)
-    for row, block in enumerate(x.chunk(groups, dim=axis)):
+    d = Distribution.of(x, ranges, axis)
+    for row, block in enumerate(x.chunk(ranges, dim=axis)):
         assert torch.equal(d.values[row], block.double().flatten().sort()[0])
         assert float(d.power[row]) == pytest.approx(float(block.double().square().mean()))
     assert torch.equal(d.minimum, d.values[:, 0])

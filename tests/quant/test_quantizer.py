@@ -1,4 +1,4 @@
-"""The quantizer: modes, groups, parameters, and the promise that saving changes no bit."""
+"""The quantizer: modes, ranges, parameters, and the promise that saving changes no bit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fxptq.quant.grid import fake_quantize
 from fxptq.quant.schemes.uniform import Uniform
 
 
-def ready(bits: int = 4, lower: float = -1.0, upper: float = 1.3, groups: int = 1) -> Uniform:
-    q = Uniform(bits, groups=groups)
+def ready(bits: int = 4, lower: float = -1.0, upper: float = 1.3, ranges: int = 1) -> Uniform:
+    q = Uniform(bits, ranges=ranges)
     q.set_bounds(lower, upper)
     q.mode = "on"
     return q
@@ -34,12 +34,12 @@ def test_bad_bounds_are_refused_and_change_nothing(lower: float, upper: float) -
 
 def test_wrong_number_of_bounds_is_refused() -> None:
     with pytest.raises(InputError, match="takes 1 or 3 bounds, not 2"):
-        Uniform(4, groups=3).set_bounds(torch.zeros(2), torch.ones(2))
+        Uniform(4, ranges=3).set_bounds(torch.zeros(2), torch.ones(2))
 
 
 def test_groups_that_do_not_divide_the_axis_are_refused() -> None:
-    q = ready(groups=3)
-    with pytest.raises(InputError, match="3 groups do not divide axis 0"):
+    q = ready(ranges=3)
+    with pytest.raises(InputError, match="3 ranges do not divide axis 0"):
         q(torch.randn(4, 2))
 
 
@@ -60,18 +60,18 @@ def test_off_and_observe_are_the_identity_and_observe_feeds_the_observer() -> No
     assert not keep.seen[0].requires_grad
 
 
-@pytest.mark.parametrize(("groups", "axis"), [(1, 0), (3, 0), (6, 0), (4, 1), (2, -1)])
-def test_groups_are_contiguous_blocks_along_the_axis(groups: int, axis: int) -> None:
+@pytest.mark.parametrize(("ranges", "axis"), [(1, 0), (3, 0), (6, 0), (4, 1), (2, -1)])
+def test_groups_are_contiguous_blocks_along_the_axis(ranges: int, axis: int) -> None:
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    lower = torch.linspace(-1.5, -0.5, groups)
-    upper = torch.linspace(0.4, 1.2, groups)
-    q = Uniform(3, groups=groups, axis=axis)
+    lower = torch.linspace(-1.5, -0.5, ranges)
+    upper = torch.linspace(0.4, 1.2, ranges)
+    q = Uniform(3, ranges=ranges, axis=axis)
     q.set_bounds(lower, upper)
     q.mode = "on"
     expected = torch.cat(
         [
             fake_quantize(block, (upper[i : i + 1] - lower[i : i + 1]) / 7, lower[i : i + 1], 3)
-            for i, block in enumerate(x.chunk(groups, dim=axis))
+            for i, block in enumerate(x.chunk(ranges, dim=axis))
         ],
         dim=axis,
     )
@@ -81,7 +81,7 @@ def test_groups_are_contiguous_blocks_along_the_axis(groups: int, axis: int) -> 
 
 
 def test_groups_of_zero_width_pass_values_and_gradients_through() -> None:
-    q = Uniform(4, groups=2)
+    q = Uniform(4, ranges=2)
     q.set_bounds(torch.tensor([0.7, -1.0]), torch.tensor([0.7, 1.0]))
     q.mode = "on"
     x = torch.randn(2, 50, requires_grad=True)
@@ -114,7 +114,7 @@ def test_a_quantizer_loaded_into_flat_bounds_quantizes() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_absorbing_and_saved_bounds_repeat_the_trained_forward_bit_for_bit(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    q = Uniform(5, groups=4)
+    q = Uniform(5, ranges=4)
     q.set_bounds(-torch.rand(4, generator=generator), torch.rand(4, generator=generator))
     q.mode = "on"
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_absorbing_and_saved_bounds_repeat_the_trained_forward_bit_for_bit(seed:
     x = torch.randn(8, 100, generator=generator)
     trained = q(x)
 
-    loaded = Uniform(5, groups=4)
+    loaded = Uniform(5, ranges=4)
     loaded.restore({"lower": q.lower, "width": q.width})
     loaded.mode = "on"
     assert torch.equal(loaded(x), trained)

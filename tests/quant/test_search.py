@@ -118,11 +118,11 @@ def test_constant_values_give_bounds_of_zero_width(search: Callable[[Distributio
     assert found.error == 0  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("groups", [3, 12])
-def test_groups_are_searched_each_on_its_own(groups: int) -> None:
+@pytest.mark.parametrize("ranges", [3, 12])
+def test_groups_are_searched_each_on_its_own(ranges: int) -> None:
     weight = torch.randn(12, 40, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 12)[:, None]
-    together = Distribution.of(weight, groups)
-    alone = [Distribution.of(block) for block in weight.chunk(groups)]
+    together = Distribution.of(weight, ranges)
+    alone = [Distribution.of(block) for block in weight.chunk(ranges)]
     for search in (minmax, dobi_two_sided, dobi_one_sided, dobi2d):
         found = search(together, 3)
         each = [search(d, 3) for d in alone]

@@ -1,4 +1,4 @@
-"""Uniform: a clipping range per group, cut into 2**bits - 1 equal steps (2DQuant, arXiv 2406.06649).
+"""Uniform: a clipping range per range, cut into 2**bits - 1 equal steps (2DQuant, arXiv 2406.06649).
 
 The range lives in buffers (`lower0`, `width0`) and trained offsets (`shift`, `log_scale`), with
 lower = lower0 + width0 * shift and width = width0 * exp(log_scale): the width stays positive whatever the optimizer
@@ -24,50 +24,50 @@ from fxptq.quant.scheme import UNIFORM, register
 
 @register(UNIFORM)
 class Uniform(Quantizer):
-    """Uniform quantizer, per tensor or per group of one axis; see `Quantizer` for the arguments.
+    """Uniform quantizer, per tensor or per range of one axis; see `Quantizer` for the arguments.
 
-    A group with `upper == lower` lets its values through unchanged.
+    A range with `upper == lower` lets its values through unchanged.
 
     Attributes:
-        shift: trained move of the lower bound in units of the initial width, [groups].
-        log_scale: trained logarithm of the width over the initial width, [groups].
+        shift: trained move of the lower bound in units of the initial width, [ranges].
+        log_scale: trained logarithm of the width over the initial width, [ranges].
     """
 
     lower0: Tensor
     width0: Tensor
 
-    def __init__(self, bits: int, groups: int = 1, axis: int = 0, role: Role = "symmetric") -> None:
-        super().__init__(bits, groups, axis, role)
-        self.register_buffer("lower0", torch.zeros(groups))
-        self.register_buffer("width0", torch.zeros(groups))
-        self.shift = nn.Parameter(torch.zeros(groups))
-        self.log_scale = nn.Parameter(torch.zeros(groups))
+    def __init__(self, bits: int, ranges: int = 1, axis: int = 0, role: Role = "symmetric") -> None:
+        super().__init__(bits, ranges, axis, role)
+        self.register_buffer("lower0", torch.zeros(ranges))
+        self.register_buffer("width0", torch.zeros(ranges))
+        self.shift = nn.Parameter(torch.zeros(ranges))
+        self.log_scale = nn.Parameter(torch.zeros(ranges))
         self._some_flat = True
 
     @property
     def lower(self) -> Tensor:
-        """Lower ends of the clipping range, [groups]."""
+        """Lower ends of the clipping range, [ranges]."""
         return self.lower0 + self.width0 * self.shift
 
     @property
     def width(self) -> Tensor:
-        """Upper - lower, >= 0, [groups]; zero only where it was set to zero."""
+        """Upper - lower, >= 0, [ranges]; zero only where it was set to zero."""
         return self.width0 * self.log_scale.exp()
 
     @property
     def upper(self) -> Tensor:
-        """Upper ends of the clipping range, [groups]."""
+        """Upper ends of the clipping range, [ranges]."""
         return self.lower + self.width
 
     @property
     def scale(self) -> Tensor:
-        """Distance of two neighbouring grid values, [groups]."""
+        """Distance of two neighbouring grid values, [ranges]."""
         return self.width / grid.levels(self.bits)
 
     # -- values and codes ----------------------------------------------------------------------------------------------
 
     def quantize(self, x: Tensor) -> Tensor:
-        """The nearest values on the grid; `x` itself in groups of zero width."""
+        """The nearest values on the grid; `x` itself in ranges of zero width."""
         lower, width = self.spread(self.lower, x), self.spread(self.width, x)
         n = grid.levels(self.bits)
         if not self._some_flat:
@@ -76,7 +76,7 @@ class Uniform(Quantizer):
         return torch.where(flat, x, grid.fake_quantize(x, width.masked_fill(flat, 1.0) / n, lower, self.bits))
 
     def encode(self, x: Tensor) -> Tensor:
-        """uint8 codes of `x`, of its shape; 0 throughout a group of zero width (which no code can stand for)."""
+        """uint8 codes of `x`, of its shape; 0 throughout a range of zero width (which no code can stand for)."""
         scale = self.spread(self.scale, x)
         codes = grid.encode(x, scale, self.spread(self.lower, x), self.bits)
         return codes.masked_fill_(scale == 0, 0) if self._some_flat else codes
@@ -89,22 +89,22 @@ class Uniform(Quantizer):
 
     def set_bounds(self, lower: Tensor | float, upper: Tensor | float) -> None:
         """Set the clipping range; see `Quantizer`."""
-        low = self.per_group(lower, self.lower0)
-        self._set(low, self.per_group(upper, self.lower0) - low)
+        low = self.per_range(lower, self.lower0)
+        self._set(low, self.per_range(upper, self.lower0) - low)
 
     def squared_error(self, values: Distribution, lower: Tensor, upper: Tensor) -> Tensor:
         """Squared error of rounding to the nearest value of each grid; see `Quantizer`."""
         return values.squared_error(lower, upper, self.bits)
 
     def stored(self) -> dict[str, Tensor]:
-        """`lower` and `width`, [groups] each."""
+        """`lower` and `width`, [ranges] each."""
         return {"lower": self.lower0, "width": self.width0}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Read back `lower` and `width`; see `Quantizer`."""
         if set(tensors) != {"lower", "width"}:
             raise CalibrationError(f"a uniform quantizer stores lower and width, not {', '.join(sorted(tensors))}")
-        self._set(self.per_group(tensors["lower"], self.lower0), self.per_group(tensors["width"], self.lower0))
+        self._set(self.per_range(tensors["lower"], self.lower0), self.per_range(tensors["width"], self.lower0))
 
     def _set(self, lower: Tensor, width: Tensor) -> None:
         if not (lower.isfinite().all() and width.isfinite().all() and (width >= 0).all()):
@@ -116,14 +116,14 @@ class Uniform(Quantizer):
             self.width0.copy_(width)
             self.shift.zero_()
             self.log_scale.zero_()
-        self._note_flat_groups()
+        self._note_flat_ranges()
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._note_flat_groups()
+        self._note_flat_ranges()
 
-    def _note_flat_groups(self) -> None:
-        """Remember on the Python side whether a group has zero width, so that `quantize` need not look at data."""
+    def _note_flat_ranges(self) -> None:
+        """Remember on the Python side whether a range has zero width, so that `quantize` need not look at data."""
         self._some_flat = bool((self.width0 == 0).any())
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Uniform(Quantizer):
     # -- integers ------------------------------------------------------------------------------------------------------
 
     def grids(self) -> tuple[Grid, ...]:
-        """The grid of each group; the scale is 0 in a group of zero width."""
+        """The grid of each range; the scale is 0 in a range of zero width."""
         with torch.no_grad():
             pairs = zip(self.scale.tolist(), self.lower.tolist(), strict=True)
             return tuple(Grid(scale, offset, self.bits) for scale, offset in pairs)

@@ -1,0 +1,137 @@
+"""Standard streams and arguments as shells leave them: closed, full, ASCII, a reader that has gone, a `~` not expanded.
+
+Promises: a command's work does not end because its words cannot be shown; what could not be shown is reported once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
+
+
+class Output(io.TextIOBase):
+    """Standard output, whatever `sys.stdout` is at the time; what cannot be written to it is noted and dropped.
+
+    Attributes:
+        error: the first failure; None as long as there was none.
+    """
+
+    error: OSError | None = None
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The encoding of the stream."""
+        return getattr(sys.stdout, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return sys.stdout is not None and sys.stdout.isatty()
+
+    def fileno(self) -> int:
+        """The descriptor of the stream."""
+        return sys.stdout.fileno()
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Writes, or drops `text` once writing has failed."""
+        if self.error is None and sys.stdout is not None:
+            try:
+                sys.stdout.write(text)
+            except OSError as error:
+                self.error = error
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes, and notes a failure."""
+        if self.error is None and sys.stdout is not None:
+            try:
+                sys.stdout.flush()
+            except OSError as error:
+                self.error = error
+
+    def close_quietly(self) -> str:
+        """Flushes for the last time; why the output was lost, "" if it was not, or if its reader wanted no more."""
+        self.flush()
+        if self.error is None:
+            return ""
+        with contextlib.suppress(OSError, ValueError):  # so that Python does not try again as it ends
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        return "" if isinstance(self.error, BrokenPipeError) else self.error.strerror or str(self.error)
+
+
+class Interrupts:
+    """Notes Ctrl-C, which an import of compiled code may turn into another error.
+
+    Attributes:
+        struck: whether it was pressed.
+    """
+
+    struck = False
+
+    def __enter__(self) -> Interrupts:
+        """Begins to note, where nobody else handles interrupts."""
+        self._before = signal.getsignal(signal.SIGINT)
+        if self._before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._strike)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Puts back what was there."""
+        if signal.getsignal(signal.SIGINT) == self._strike:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _strike(self, number: int, frame: FrameType | None) -> None:
+        self.struck = True
+        signal.default_int_handler(number, frame)
+
+
+def prepare_streams() -> None:
+    """Opens the standard streams that are closed, onto nothing, and lets every character pass.
+
+    A closed one would become the next file that is opened, and receive what libraries print.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != descriptor:
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  # to the end
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def expanded(arguments: Iterable[str]) -> list[str]:
+    """Arguments with a leading `~`, also after `NAME=` and `--option=`, expanded as most shells do it."""
+    return [re.sub(r"^([^=/~]*=)?(~[^/]*)", _with_home, argument) for argument in arguments]
+
+
+def _with_home(found: re.Match[str]) -> str:
+    try:
+        return (found[1] or "") + str(Path(found[2]).expanduser())
+    except RuntimeError:  # no such user, or one without a home
+        return found[0]
+
+
+def one_line(message: str) -> str:
+    """A message on one line, without the characters that would move a terminal's cursor or change its colours."""
+    joined = " ".join(line.strip() for line in message.splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in joined)
