@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types unit api test-slow test-fuzz test-faults test-cuda zoo clean
+.PHONY: demo test lint types unit api test-networks test-slow test-fuzz test-faults test-cuda zoo clean
 
 $(STAMP): pyproject.toml fxptq/_version.py
 	$(PYTHON) -m venv $(VENV)
@@ -26,7 +26,11 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not cuda and not zoo and not fuzz and not faults"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not cuda and not zoo and not fuzz and not faults and not networks"
+
+# 60 and more small networks, one for each construct, through everything: about ten minutes on two cores.
+test-networks: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/networks
 
 # docs/api.md, from the docstrings.
 api: $(STAMP)

@@ -43,6 +43,7 @@ from fxptq.facts import BEYOND_WHITE, Facts, Overrides, gather_facts
 from fxptq.formats import PictureFormat
 from fxptq.graph import Bits, Plan, Program, Site
 from fxptq.graph.copies import independent_copy
+from fxptq.graph.finite import damaged_tensor
 from fxptq.graph.outputs import trained_output
 from fxptq.graph.parametrized import make_weights_plain
 from fxptq.graph.plan import FLOAT
@@ -317,7 +318,7 @@ def quantize(
         degradation: what separates the input from the clean picture: bicubic, noise:SIGMA, jpeg:QUALITY or none.
 
     Raises:
-        InputError: bits, recipe, pattern or calibration source unfit.
+        InputError: bits, recipe, pattern or calibration source unfit, or a weight of the network holds NaN.
         CaptureError: the network cannot be captured; the message says where and why.
         CalibrationError: a pass met a value that is not finite.
     """
@@ -425,6 +426,9 @@ def quantize_for(
                 f"a network in {_name(dtype_of_network)} is quantized in float32, which this one refuses: {error}. "
                 "Let it take float32, and pass model.float() and example.float()"
             ) from error
+        damage = damaged_tensor(student)
+        if damage:
+            raise InputError(f"{damage}: its weights are damaged or were never set; load them again")
         advance()
         teacher = Program(plain, inputs, twin=student)
         advance()

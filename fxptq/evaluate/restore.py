@@ -49,7 +49,9 @@ class NetworkRun:
         """
         try:
             output = self._model(x.to(self._device))
-        except (RuntimeError, MemoryError) as error:
+        except FxptqError:
+            raise
+        except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise FxptqError(f"the network failed on an input of shape {tuple(x.shape)}: {reason}") from error
         if isinstance(output, Tensor):
@@ -94,7 +96,7 @@ def restore(model: nn.Module, picture: Picture, pictures: PictureFormat, tile: i
     """
     if tile < 0:
         raise InputError(f"the tile is {tile}; expected 0 for the whole picture, or a size in pixels")
-    run = fitted(_in_its_own_type(model, pictures.scale), pictures, tile)
+    run = _finite(fitted(_in_its_own_type(model, pictures.scale), pictures, tile))
     if isinstance(picture, Image.Image):
         return _image(run, picture, pictures)
     if isinstance(picture, np.ndarray):
@@ -112,6 +114,18 @@ def _in_its_own_type(model: nn.Module, scale: int) -> Run:
     tensor = next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), torch.empty(0))
     run = NetworkRun(model, tensor.device, scale)
     return lambda x: run(x.to(tensor.dtype)).float()
+
+
+def _finite(run: Run) -> Run:
+    """`run`, refused where it makes NaN or infinite values of a picture that has none."""
+
+    def checked(x: Tensor) -> Tensor:
+        y = run(x)
+        if bool(x.isfinite().all()) and not bool(y.isfinite().all()):
+            raise FxptqError("the network returned values that are not finite; no picture can be made of them")
+        return y
+
+    return checked
 
 
 def _tensor(run: Run, x: Tensor, pictures: PictureFormat) -> Tensor:
@@ -144,8 +158,6 @@ def _array(run: Run, array: npt.NDArray[Any], pictures: PictureFormat) -> npt.ND
         output = output.mean(0, keepdim=True)
     levels = output * (white / pictures.value_range)
     if kind in WHITE:
-        if not bool(levels.isfinite().all()):
-            raise FxptqError("the network returned values that are not finite; no picture can be made of them")
         levels = levels.clamp(0, white).round()
     restored = levels.permute(1, 2, 0).numpy().astype(array.dtype)
     return restored[:, :, 0] if array.ndim == 2 else restored

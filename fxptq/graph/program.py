@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxptq.errors import CaptureError, InputError
+from fxptq.errors import CaptureError, FxptqError, InputError
 from fxptq.graph.cache import Cache
 from fxptq.graph.capture import Capture, capture
 from fxptq.graph.constants import attribute
@@ -156,9 +156,12 @@ class Program(nn.Module):
 
     def _build(self, taken: Capture, shapes: Shapes) -> Variant:
         sites = find_sites(taken.graph)
-        if self._plan is not None:
-            sites = self._plan.apply(sites)
-        sites = tuple(self._with_quantizers(site) for site in sites)
+        if self.sites:
+            known = {site.name: site for site in self.sites}
+            sites = tuple(_as_calibrated(site, known.get(site.name)) for site in sites)
+        elif self._plan is not None:
+            sites = tuple(self._plan.apply(sites))
+            self._make_quantizers(sites)
         inserted = insert_quantizers(taken.graph, sites)
         stage_ends = residual_stages(taken.graph)
         return Variant(taken, sites, inserted, stage_ends, *self._runnable(inserted, stage_ends), shapes)
@@ -170,45 +173,51 @@ class Program(nn.Module):
         output.args = ((output.args[0], [by_name[name] for name in stage_ends]),)
         return runnable(self.holder, inserted, "Quantized"), runnable(self.holder, with_features, "Tapped")
 
-    def _with_quantizers(self, site: Site) -> Site:
-        """Makes the quantizers a site needs; one that only a later graph has stays in float: it is not calibrated."""
-        for operand in site.operands:
+    def _make_quantizers(self, sites: tuple[Site, ...]) -> None:
+        for operand in (operand for site in sites for operand in site.operands):
             if operand.bits is None or operand.quantizer in self.quantizers:
                 continue
-            if self.sites:
-                unmet = tuple(replace(other, bits=None, quantizer="") for other in site.operands)
-                return replace(site, operands=unmet, reason="not met at the size the network was calibrated at")
             quantizer = make_quantizer(
                 operand.scheme, operand.bits, ranges=operand.ranges, axis=operand.axis, role=operand.role
             )
             quantizer.float()  # whatever torch.set_default_dtype says: grids are in float32
             self.holder.quantizers.add_module(module_name(operand.quantizer), quantizer)
             self.quantizers[operand.quantizer] = quantizer
-        return site
 
     # -- running -------------------------------------------------------------------------------------------------------
 
     def forward(self, *inputs: Tensor) -> Any:
         """Runs the network, quantized where quantizers are on. Inputs and output are the network's own."""
-        return self._run(inputs, lambda variant: variant.module)
+        return self.run(inputs, lambda variant: variant.module.forward(*(x.clone() for x in inputs)))
 
     def with_features(self, *inputs: Tensor) -> tuple[Any, list[Tensor]]:
         """Runs the network and also returns the values at `stage_ends`."""
-        output, features = self._run(inputs, lambda variant: variant.with_features)
+        output, features = self.run(inputs, lambda variant: variant.with_features.forward(*(x.clone() for x in inputs)))
         return output, features
 
-    def _run(self, inputs: tuple[Tensor, ...], way: Callable[[Variant], fx.GraphModule]) -> Any:
+    def run(self, inputs: tuple[Tensor, ...], way: Callable[[Variant], Any]) -> Any:
+        """What `way` makes of the graph for inputs of these sizes.
+
+        Args:
+            inputs: the network's own.
+            way: runs a graph on them. Where it fails at sizes that the graph was not captured at, it gets a graph that
+                was: the network may catch an error there, or ask for something that no condition knows.
+
+        Raises:
+            CaptureError: the network fails on the inputs.
+        """
         variant = self.variant(self._checked(inputs))
         sizes = _shapes(inputs)
         try:
-            return way(variant).forward(*(x.clone() for x in inputs))
-        except RuntimeError:
+            return way(variant)
+        except FxptqError:
+            raise
+        except Exception:
             if variant.shapes == sizes:
                 raise
-        # At these sizes the network may go another way: it may catch an error, or has a size that no condition knows.
         with torch.inference_mode(mode=False):
             variant = self._captured_on(inputs, tuple(other for other in self.variants if other.shapes != sizes))
-        return way(variant).forward(*(x.clone() for x in inputs))
+        return way(variant)
 
     def _checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not inputs or not all(isinstance(x, Tensor) for x in inputs):
@@ -264,6 +273,28 @@ class Program(nn.Module):
         if weight is None:
             raise InputError(f"{key} quantizes an activation; only a weight can be set")
         weight.copy_(value)
+
+
+def _as_calibrated(site: Site, known: Site | None) -> Site:
+    """A site of a later graph: as the site of that name in the first graph, or in float, as it was not calibrated.
+
+    A checkpoint has the sites of the first graph only, so that what is loaded treats later graphs in the same way.
+    """
+    slots = [operand.slot for operand in site.operands]
+    if known is None or (known.kind, [operand.slot for operand in known.operands]) != (site.kind, slots):
+        return replace(site, reason=site.reason or "not met at the size the network was calibrated at")
+    operands = tuple(
+        replace(
+            operand,
+            bits=first.bits,
+            ranges=first.ranges,
+            axis=first.axis,
+            scheme=first.scheme,
+            quantizer=first.quantizer,
+        )
+        for operand, first in zip(site.operands, known.operands, strict=True)
+    )
+    return replace(site, operands=operands, reason=known.reason)
 
 
 def _shapes(inputs: tuple[Tensor, ...]) -> Shapes:

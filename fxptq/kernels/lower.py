@@ -96,18 +96,20 @@ class IntegerModel(nn.Module):
 
     def _run(self, *inputs: Tensor) -> Any:
         with torch.no_grad():
-            variant = self.program.variant(inputs)
-            if any(node.op == "placeholder" for node in written(variant.inserted)):
-                inputs = tuple(x.clone() for x in inputs)
-            if any(x.is_floating_point() and bool(x.isnan().any()) for x in inputs):
-                return self.program(*inputs)  # where NaN stays NaN, which no code can stand for
-            try:
-                return self._of(variant).run(inputs)
-            except RuntimeError as error:
-                if NO_CODE not in str(error):
-                    raise
-                _log.warning("the network makes NaN on its way: this input runs in the simulation, where NaN is seen")
-                return self.program(*inputs)
+            return self.program.run(inputs, lambda variant: self._run_graph(variant, inputs))
+
+    def _run_graph(self, variant: Variant, inputs: tuple[Tensor, ...]) -> Any:
+        if any(node.op == "placeholder" for node in written(variant.inserted)):
+            inputs = tuple(x.clone() for x in inputs)
+        if any(x.numel() == 0 or (x.is_floating_point() and bool(x.isnan().any())) for x in inputs):
+            return self.program(*inputs)  # where NaN stays NaN, for which no code stands, and nothing is as in torch
+        try:
+            return self._of(variant).run(inputs)
+        except RuntimeError as error:
+            if NO_CODE not in str(error):
+                raise
+            _log.warning("the network makes NaN on its way: this input runs in the simulation, where NaN is seen")
+            return self.program(*inputs)
 
     def of(self, variant: Variant) -> Rewritten:
         """The lowered graph of a variant of the program."""

@@ -240,7 +240,7 @@ def arrivals(end: fx.Node, axis: int, quantizer: fx.Node) -> set[int] | None:
         None where a move cannot be repeated at the size of the capture.
     """
     shape = end.meta["shape"]
-    numbers = torch.arange(shape[axis], dtype=torch.int32, device="cpu")
+    numbers = torch.arange(shape[axis], dtype=torch.float32, device="cpu")  # the type that every move takes
     numbers = numbers.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     path: list[fx.Node] = []
     node = quantizer.all_input_nodes[0]
@@ -256,7 +256,7 @@ def arrivals(end: fx.Node, axis: int, quantizer: fx.Node) -> set[int] | None:
             return None
         source = node.all_input_nodes[0]
         moved = _call(node, {source: moved})
-    return set(moved.flatten().tolist())
+    return {int(number) for number in moved.flatten().tolist()}
 
 
 def _call(node: fx.Node, known: dict[fx.Node, Any]) -> Any:

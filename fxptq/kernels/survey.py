@@ -136,7 +136,9 @@ class Survey:
             if isinstance(found, Refusal):
                 return found
             grids[operand.slot] = found
-        obstacle = self._weight_obstacle(node.args[1], grids["weight"]) if "weight" in grids else ""
+        obstacle = ""
+        if "weight" in grids:
+            obstacle = self._weight_obstacle(node.args[1], grids["weight"]) or self._bias_obstacle(node)
         return Refusal(obstacle) if obstacle else self._backend.serves(site, grids)
 
     def _grids(self, factor: object) -> tuple[Grid, ...] | Refusal:
@@ -158,6 +160,11 @@ class Survey:
         if any(grid.scale == 0 for grid in grids) and not _codes_hold(self.quantizer(factor), weight):
             return "a range of the weight has zero width"
         return ""
+
+    def _bias_obstacle(self, node: fx.Node) -> str:
+        """Why a bias cannot be added to sums of codes; empty if it can."""
+        bias = self.constant(argument(node, 2, "bias"))
+        return "" if bias is None or bool(bias.isfinite().all()) else "the bias holds NaN or infinite values"
 
     def _find_attentions(self) -> dict[fx.Node, AttentionPattern]:
         products = frozenset(node for node in self.sites if self.is_product(node))

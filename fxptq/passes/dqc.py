@@ -227,7 +227,12 @@ class _Run:
     @torch.no_grad()
     def _teach(self, batch: Inputs) -> Taught:
         inputs = self.ctx.placed(batch)
-        return inputs, self._seen(self.ctx.teacher, inputs)
+        picture, features = self._seen(self.ctx.teacher, inputs)
+        if not bool(picture.isfinite().all()):
+            raise CalibrationError(
+                "dqc: the float network makes NaN or infinite values of a calibration crop; calibrate on other images"
+            )
+        return inputs, (picture, features)
 
     def _seen(self, network: QuantizedNetwork, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         """The picture that a network restores, and its features."""

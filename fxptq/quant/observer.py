@@ -68,7 +68,8 @@ class Histogram:
         low, high = (float(v) for v in torch.aminmax(x))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise CalibrationError(
-                f"a tensor of shape {tuple(x.shape)} holds NaN or infinite values; calibrate on other images"
+                f"a tensor of shape {tuple(x.shape)} holds NaN or infinite values, which the network makes of a "
+                "calibration input; calibrate on other images, or look for the layer before it that makes them"
             )
         self._cover(low, high)
         for block in torch.split(x.detach().reshape(-1), _BLOCK << (7 if x.is_cuda else 0)):

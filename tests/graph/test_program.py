@@ -329,3 +329,40 @@ def test_nothing_keeps_the_trace_alive() -> None:
     del program
     gc.collect()
     assert reference() is None
+
+
+class Branches(nn.Module):
+    """Another layer reads the features where the picture is larger, and a shared one reads other tensors there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.a, self.b = (nn.Conv2d(3, 3, 3, 1, 1) for _ in range(3))
+        self.large = nn.Conv2d(3, 3, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x).relu()
+        if x.shape[2] > 8:
+            return self.a(y) + self.b(self.large(y))  # type: ignore[no-any-return]
+        return self.a(y) + self.b(y)  # type: ignore[no-any-return]
+
+
+def test_sites_of_later_graphs_are_planned_as_in_the_first() -> None:
+    plan = Plan(Bits(4, 4), edges=None, overrides=(("b", Bits(3, 4)), ("*", Bits(4, 4))))
+    program = Program(Branches().eval(), torch.rand(1, 3, 8, 8), plan)
+    first = {site.name: [(o.quantizer, o.bits) for o in site.operands] for site in program.sites}
+    later = {site.name: site for site in program.variant((torch.rand(1, 3, 12, 8),)).sites}
+    assert set(later) == {*first, "large"}
+    assert later.pop("large").reason == "not met at the size the network was calibrated at"
+    assert {name: [(o.quantizer, o.bits) for o in site.operands] for name, site in later.items()} == first
+    assert {name for name, site in later.items() if site.reason} == set()
+
+
+def test_exceptions_need_match_only_where_the_network_is_calibrated() -> None:
+    class Either(Branches):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.large(self.head(x)) if x.shape[2] > 8 else self.b(self.head(x))  # type: ignore[no-any-return]
+
+    program = Program(Either().eval(), torch.rand(1, 3, 8, 8), Plan(Bits(4, 4), overrides=(("b", "float"),)))
+    assert [site.reason for site in program.variant((torch.rand(1, 3, 12, 8),)).sites][1:] == [
+        "not met at the size the network was calibrated at"
+    ]

@@ -185,6 +185,80 @@ def test_batches_of_factors_are_repeated_as_torch_does(operators: Operators) -> 
         assert float((found - expected).abs().max()) <= 1e-6
 
 
+class Tries(nn.Module):
+    """Adds a map of its own where that fits, and goes another way where torch refuses the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
+        self.position = nn.Parameter(torch.rand(1, 16, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x)
+        try:
+            y = y + self.position
+        except RuntimeError:
+            y = y * 2
+        return self.tail(F.relu(y))
+
+
+def test_a_network_that_catches_an_error_goes_its_other_way_on_integers() -> None:
+    torch.manual_seed(0)
+    program, fast = integers(Tries(), torch.rand(1, 3, 8, 8))
+    for x in (torch.rand(1, 3, 12, 10), torch.rand(2, 3, 8, 8), torch.rand(3, 3, 6, 7)):
+        with torch.no_grad():
+            assert torch.allclose(fast(x), program(x), atol=2e-2)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8), (1, 3, 8, 8, 8), (1, 3, 1, 0)], ids=str)
+def test_inputs_that_the_network_refuses_are_refused_by_both(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 3, 3))
+    program, fast = integers(network, torch.rand(1, 3, 8, 8))
+    for model in (program, fast):
+        with pytest.raises(FxptqError, match="the network fails"):
+            model(torch.rand(shape))
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda x: F.interpolate(x, scale_factor=2),
+        lambda x: F.interpolate(x, size=(11, 7)),
+        lambda x: F.pad(x, (1, 2, 1, 2), "reflect"),
+        lambda x: F.pad(x, (1, 2, 1, 2), "replicate"),
+        lambda x: F.pixel_shuffle(x, 2),
+        lambda x: F.channel_shuffle(x, 4),
+        lambda x: x.roll(1, 2).flip(3),
+    ],
+    ids=["nearest", "nearest to a size", "reflect", "replicate", "pixel shuffle", "channel shuffle", "roll and flip"],
+)
+def test_layers_of_other_widths_read_what_was_moved(move: Callable[[Tensor], Tensor]) -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Conv2d(3, 16, 3, padding=1)
+            width = move(torch.zeros(1, 16, 8, 8)).shape[1]
+            self.a, self.b = nn.Conv2d(width, 8, 3, padding=1), nn.Conv2d(width, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.head(x)
+            return self.a(move(y)) + self.b(move(y))
+
+    torch.manual_seed(0)
+    plan = Plan(Bits(8, 8), edges=None, connective=None, overrides=(("b", Bits(4, 4)),))
+    x = torch.rand(1, 3, 8, 8)
+    program = Program(Reads().eval(), x, plan)
+    set_bounds(program, x)
+    fast = lower(program, compile=False)
+    assert not fast.lowering.simulated
+    with torch.no_grad():
+        expected = program(x)
+        off = (fast(x) - expected).abs() / float(expected.max() - expected.min())
+    assert float(off.median()) < 1e-4
+    assert float(off.mean()) < 1e-3
+
+
 def test_a_dead_channel_leaves_its_layer_on_integers() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 3, 3, padding=1))
