@@ -11,7 +11,7 @@ from PIL import Image
 
 from fxptq import Recipe
 from fxptq.data.synthetic import synthetic_image
-from fxptq.evaluate.score import FIGURES, evaluate
+from fxptq.evaluate.score import evaluate
 from fxptq.evaluate.sets import BenchmarkSet, open_set
 from tests.docs.pages import DOCS, blocks, run_block
 from tests.tiny import run
@@ -57,7 +57,7 @@ def unrestored(benchmark: BenchmarkSet) -> float:
 
 def test_samples_are_scored_by_the_figures_of_the_task(name: str, folder: Path) -> None:
     stages = json.loads(Path("q.json").read_text())["eval"]["samples"]
-    reported = FIGURES[Recipe.load(name).task.kind]
+    reported = Recipe.load(name).task.task.figures
     assert set(reported) <= set(stages["final"])
     assert stages["fp"][reported[0]] > stages["final"][reported[0]]
     assert run("evaluate", "m.safetensors", "--json", "e.json").status == 0
@@ -73,7 +73,7 @@ def test_pictures_of_a_folder_gain_and_integers_score_the_same(name: str, folder
         found.append(figures("e.json", "Mine"))
     assert found[0] == pytest.approx(found[1], abs=0.01)
     before = unrestored(open_set("Mine", Path("../clean"), recipe.task, channels=recipe.input.channels))
-    assert found[0][FIGURES[recipe.task.kind][0]] > before + GAIN[name]
+    assert found[0][recipe.task.task.figures[0]] > before + GAIN[name]
 
 
 def test_pictures_are_restored(name: str, folder: Path) -> None:
@@ -111,7 +111,7 @@ def test_table_is_what_the_commands_print(shared: Path, tmp_path: Path, monkeypa
     for block in blocks(PAGE):
         run_block(block, {}, PAGE)
     for file, (network, row) in {"dncnn_w4a4": ("dncnn_s25", "W4A4"), "nafnet_w3a3": ("nafnet_q10", "W3A3")}.items():
-        reported = FIGURES[Recipe.load(network).task.kind]
+        reported = Recipe.load(network).task.task.figures
         assert (
             run("evaluate", f"{file}.safetensors", "--data", "Set5=Set5", "--integer", "--json", "e.json").status == 0
         )
