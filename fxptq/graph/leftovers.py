@@ -1,4 +1,4 @@
-"""Makes the numbers of a trace plain that the network has left somewhere: in a global cache, a class, a closure."""
+"""Replaces traced numbers that outlive a trace (in a global cache, a class, a closure) by plain numbers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fxptq.graph.values import TracedNumber, plain
 
 
 def make_plain(numbers: Iterable[ReferenceType[TracedNumber]]) -> None:
-    """Puts plain numbers in the place of those that are still held by dicts, lists, sets, tuples and closures.
+    """Replaces traced numbers by plain ones in all dicts, lists, sets, tuples and closures that hold them.
 
     Args:
-        numbers: of a trace that is over.
+        numbers: the traced numbers of a trace that is over.
     """
     held = {id(number): number for number in (reference() for reference in numbers) if number is not None}
     new: dict[int, Any] = {key: plain(number) for key, number in held.items()}

@@ -1,6 +1,6 @@
-"""What the files of a network see while it is traced: an `int`, a `range`, a `math` that do not forget traced numbers.
+"""Gives the files of a network other globals while it is traced: an `int`, a `range`, a `math` that record calls.
 
-Names are put into the globals of the files and taken out again, whatever happens in between.
+The former globals are put back at the end, also after an error.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def substituted(model: nn.Module, twin: Callable[[Any], Any | None], builtins: M
     """For a while, gives the files that define `model` other globals.
 
     Args:
-        model: the files of its classes, and those of the same packages, are meant.
-        twin: what stands in for a global; None to leave it.
-        builtins: what stands in for builtin functions, by name.
+        model: the network; the files of its classes, and all files of their packages, get other globals.
+        twin: gives the replacement of a global; None to leave it.
+        builtins: replacements of builtin functions, by name.
     """
     with contextlib.ExitStack() as undo:
         for namespace in _namespaces(model):
