@@ -178,14 +178,14 @@ class Recording:
             counted: whether the number of results depends on the sizes of an input.
         """
         node = self.note(func, args, kwargs, result, follows, ragged=ragged)
-        known = self._known(result, node, follows)
-        return Pieces(known, node, self) if counted and follows != CONST and not self._baked else known
+        recorded = self._recorded(result, node, follows)
+        return Pieces(recorded, node, self) if counted and follows != CONST and not self._baked else recorded
 
     def call_module(self, target: str, args: Any, kwargs: Any, result: Any, follows: str) -> Any:
         """Writes down the call of a module as one."""
         node = self.graph.call_module(target, args, kwargs)
         self._describe(node, result, follows)
-        return self._known(result, node, follows)
+        return self._recorded(result, node, follows)
 
     def note(self, func: Any, args: Any, kwargs: Any, result: Any, follows: str, *, ragged: bool = False) -> fx.Node:
         """Writes down a call and returns its node."""
@@ -204,7 +204,8 @@ class Recording:
             node.meta["follows"] = max(node.meta["follows"], follows, key=_STRENGTH)
             node.meta["written"] = True
 
-    def _known(self, result: Any, node: fx.Node, follows: str) -> Any:
+    def _recorded(self, result: Any, node: fx.Node, follows: str) -> Any:
+        """The result of a recorded call, with traced numbers in place of numbers that depend on sizes."""
         if isinstance(result, Tensor):
             self.ledger.enter(result, node)
             return result
@@ -212,8 +213,8 @@ class Recording:
             return torch.Size([self._item(node, i, size, follows) for i, size in enumerate(result)])
         if is_number(result):
             node.meta["follows"] = min(follows, SIZE, key=_STRENGTH)
-            known = follows == CONST or (self._baked and not node.meta.get("ragged"))
-            return plain(result) if known else self._traced(result, node)
+            is_constant = follows == CONST or (self._baked and not node.meta.get("ragged"))
+            return plain(result) if is_constant else self._traced(result, node)
         if isinstance(result, (tuple, list)):
             items = [self._item(node, i, item, follows) for i, item in enumerate(result)]
             return result._make(items) if hasattr(result, "_make") else type(result)(items)
@@ -225,7 +226,7 @@ class Recording:
         item = self.graph.call_function(operator.getitem, (node, index))
         self._describe(item, value, follows if isinstance(value, Tensor) else SIZE)
         _mark_ragged(item, value, starts=False)
-        return self._known(value, item, follows)
+        return self._recorded(value, item, follows)
 
     # -- numbers ------------------------------------------------------------------------------------------------------
 

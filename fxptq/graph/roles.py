@@ -31,8 +31,8 @@ def role_of(source: fx.Node) -> tuple[Role, float | None]:
     if not makers or not all(map(_is_one_sided, makers)):
         return "symmetric", None
     floors = [LOWEST[name_of(maker)] for maker in makers] + numbers
-    known = [floor for floor in floors if floor is not None]
-    return "one_sided", min(known) if len(known) == len(floors) else None
+    exact = [floor for floor in floors if floor is not None]
+    return "one_sided", min(exact) if len(exact) == len(floors) else None
 
 
 def _makers(source: fx.Node) -> tuple[list[fx.Node], list[float]]:

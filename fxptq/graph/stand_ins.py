@@ -174,8 +174,8 @@ def global_in_trace(value: Any) -> Any:
     name = getattr(value, "__name__", "")
     if not (_is_function(value) and isinstance(name, str) and name):
         return None
-    known = value is getattr(math, name, None) or value is getattr(np, name, None)
-    return _recording(value) if known else None
+    is_numeric = value is getattr(math, name, None) or value is getattr(np, name, None)
+    return _recording(value) if is_numeric else None
 
 
 _Remembering = type(functools.lru_cache(maxsize=1)(abs))

@@ -152,8 +152,8 @@ class Tracer(TorchFunctionMode):
                 if isinstance(target, Tensor):
                     recording.overwritten(target, follows)
         counted = is_counted(func, args, kwargs)
-        known = recording.call(func, nodes, keywords, result, follows, ragged=ragged, counted=counted)
-        return pinned(known) if name == "__len__" else known  # C code calls `__len__` and accepts only an int
+        recorded = recording.call(func, nodes, keywords, result, follows, ragged=ragged, counted=counted)
+        return pinned(recorded) if name == "__len__" else recorded  # C code calls `__len__` and accepts only an int
 
     def _functional_twin(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The functional call to record for an in-place call that nobody else sees; None to record the call itself.
@@ -303,8 +303,8 @@ def _says_nothing(func: Any, name: str, result: Any) -> bool:
     rank = name in ("dim", "ndimension", "element_size") or (
         name == "__get__" and property_of(func) in ("ndim", "itemsize")
     )
-    known = result is None or isinstance(result, (Tensor, int, float, tuple, list, dict))
-    return rank or isinstance(result, bool) or not known
+    has_node = result is None or isinstance(result, (Tensor, int, float, tuple, list, dict))
+    return rank or isinstance(result, bool) or not has_node
 
 
 def trace(model: nn.Module, example: tuple[Tensor, ...], prefix: str = "model", *, baked: bool = False) -> Trace:

@@ -70,7 +70,7 @@ def rewrite(variant: Variant, holder: nn.Module, backend: Backend) -> Rewritten:
 class _Rewriter:
     def __init__(self, variant: Variant, holder: nn.Module, backend: Backend) -> None:
         self.old, self.new, self.holder, self.backend = variant.inserted, fx.Graph(), holder, backend
-        self.seen = Survey(variant, holder, backend)
+        self.survey = Survey(variant, holder, backend)
         self.values: dict[fx.Node, fx.Node] = {}
         self.codes: dict[fx.Node, fx.Node] = {}
         self.attributes: dict[str, Any] = {}
@@ -86,7 +86,7 @@ class _Rewriter:
         targets = {str(node.target): None for node in self.new.nodes if node.op == "get_attr"}
         targets |= {str(node.target): None for node in self.new.nodes if node.op == "call_module"}
         module = runnable({target: self._attribute(target) for target in targets}, self.new, "Integer")
-        return Rewritten(module, self.kernels, self.seen.simulated)
+        return Rewritten(module, self.kernels, self.survey.simulated)
 
     def _attribute(self, target: str) -> Any:
         """The tensor or module that the new graph reads under a name."""
@@ -95,18 +95,18 @@ class _Rewriter:
     # -- nodes of the new graph ----------------------------------------------------------------------------------------
 
     def _visit(self, node: fx.Node) -> None:
-        if node in self.seen.skipped:
+        if node in self.survey.skipped:
             return
         source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        if node in self.seen.coded:
+        if node in self.survey.coded:
             self.codes[node] = self._codes_of(node)
-        elif node in self.seen.attentions:
-            self._attention(node, self.seen.attentions[node])
-        elif node in self.seen.stems:
-            self._layer(self.seen.stems[node])
-        elif node in self.seen.sites:
+        elif node in self.survey.attentions:
+            self._attention(node, self.survey.attentions[node])
+        elif node in self.survey.stems:
+            self._layer(self.survey.stems[node])
+        elif node in self.survey.sites:
             self._product(node)
-        elif node in self.seen.targets:
+        elif node in self.survey.targets:
             self._layer_norm(node)
         elif source in self.codes and source not in self.values:
             self._follow(node, source)
@@ -158,21 +158,21 @@ class _Rewriter:
         if source in self.codes and source not in self.values:
             return self.codes[source]
         if source.op == "get_attr":
-            weight = self.seen.constant(source)
+            weight = self.survey.constant(source)
             assert weight is not None  # noqa: S101  # get_attr reads a tensor
-            if any(self.seen.is_product(user) for user in quantizer.users):
-                return self.new.get_attr(self._hold("codes", self.seen.quantizer(quantizer).encode(weight)))
+            if any(self.survey.is_product(user) for user in quantizer.users):
+                return self.new.get_attr(self._hold("codes", self.survey.quantizer(quantizer).encode(weight)))
             return self.values[source]  # the weight of a layer: `_layer` encodes it
-        grid = self.seen.grid(quantizer)
+        grid = self.survey.grid(quantizer)
         path: list[fx.Node] = []
         top = source
-        while patterns.is_move(top) and not {top, top.all_input_nodes[0]} & self.seen.written:
+        while patterns.is_move(top) and not {top, top.all_input_nodes[0]} & self.survey.written:
             path.append(top)
             top = top.all_input_nodes[0]
         if not path or _count(top) > _count(source):
             path, top = [], source
         codes = self._moved.get((top, grid))
-        if codes is None or top in self.seen.written:  # a call may have overwritten the value since
+        if codes is None or top in self.survey.written:  # a call may have overwritten the value since
             terms = {"lower": grid.offset, "step": grid.scale, "levels": grid.levels}
             codes = self._moved[top, grid] = self._call("quantize", self.values[top], **terms)
         for node in reversed(path):
@@ -188,18 +188,18 @@ class _Rewriter:
         return str(site.meta["site"])
 
     def _layer(self, stem: Stem) -> None:
-        node, served = stem.layer, self.seen.sites[stem.layer]
+        node, served = stem.layer, self.survey.sites[stem.layer]
         if isinstance(served, FloatLayer):
             self._float_layer(stem)
             return
         assert isinstance(served, FusedLayer)  # noqa: S101  # stems begin with layers
         operands = self._operands(node)
-        geometry = self.seen.site(node).geometry
+        geometry = self.survey.site(node).geometry
         layer = integer_layer(
             operands.weight,
             operands.grids,
             operands.bias,
-            self.seen.grid(node.args[0]),
+            self.survey.grid(node.args[0]),
             padded=geometry is not None and any(geometry.padding),
         )
         if stem.shuffle > 1:
@@ -219,11 +219,11 @@ class _Rewriter:
         first, second = node.args[:2]
         assert isinstance(first, fx.Node)  # noqa: S101  # as Survey made sure
         assert isinstance(second, fx.Node)  # noqa: S101
-        quantizer, weight = self.seen.quantizer(second), self.seen.constant(second.all_input_nodes[0])
+        quantizer, weight = self.survey.quantizer(second), self.survey.constant(second.all_input_nodes[0])
         assert weight is not None  # noqa: S101
         grids = quantizer.grids()
         assert not isinstance(grids, Refusal)  # noqa: S101
-        bias = self.seen.constant(argument(node, 2, "bias"))
+        bias = self.survey.constant(argument(node, 2, "bias"))
         return _Operands(self._input(first), quantizer.encode(weight), grids, bias)
 
     def _input(self, quantizer: fx.Node) -> fx.Node:
@@ -231,7 +231,7 @@ class _Rewriter:
         return self.codes[quantizer] if quantizer in self.codes else self._codes_of(quantizer)
 
     def _keep(self, end: fx.Node, result: fx.Node) -> None:
-        (self.codes if end in self.seen.targets else self.values)[end] = result
+        (self.codes if end in self.survey.targets else self.values)[end] = result
 
     def _epilogue(self, stem: Stem, layer: Layer) -> tuple[Layer, dict[str, Any]]:
         """The layer and the arguments of its epilogue; the layer includes the next grid where it is linear in it."""
@@ -243,12 +243,14 @@ class _Rewriter:
             "out_scale": 1.0,
             "out_offset": 0.0,
         }
-        targets = self.seen.targets.get(stem.end)
+        targets = self.survey.targets.get(stem.end)
         if targets is None:
             return layer, epilogue
         levels = torch.zeros_like(layer.scale)
         if stem.activation is Activation.NONE and stem.residual is None:
-            columns = self.seen.columns(stem.end, targets) or {next(iter(targets.values())): list(range(layer.columns))}
+            columns = self.survey.columns(stem.end, targets) or {
+                next(iter(targets.values())): list(range(layer.columns))
+            }
             scale, offset = torch.zeros_like(layer.scale), torch.zeros_like(layer.scale)
             for target, members in columns.items():
                 scale[members], offset[members] = target.scale, target.grid.zero_point
@@ -264,10 +266,10 @@ class _Rewriter:
     def _float_layer(self, stem: Stem) -> None:
         """Computes a convolution without a kernel on integers in floats; its stem holds nothing else."""
         node = stem.layer
-        operands, geometry = self._operands(node), self.seen.site(node).geometry
+        operands, geometry = self._operands(node), self.survey.site(node).geometry
         assert geometry is not None  # noqa: S101  # the back end looked at it
         module = GeneralConvolution(
-            operands.weight, operands.grids, operands.bias, grid=self.seen.grid(node.args[0]), geometry=geometry
+            operands.weight, operands.grids, operands.bias, grid=self.survey.grid(node.args[0]), geometry=geometry
         )
         self.values[node] = self.new.call_module(self._hold("convolution", module), (operands.input,))
         self.kernels[self._name(node)] = "integers in floats"
@@ -276,16 +278,19 @@ class _Rewriter:
         first, second = site.args[:2]
         assert isinstance(first, fx.Node)  # noqa: S101  # as Survey made sure
         assert isinstance(second, fx.Node)  # noqa: S101
-        lhs, rhs = self.seen.grid(first), self.seen.grid(second)
+        lhs, rhs = self.survey.grid(first), self.survey.grid(second)
         self.kernels[self._name(site)] = "matmul"
         terms = product_terms(lhs, rhs)
         self.values[site] = self._call("matmul", self._input(first), self._input(second), bits=rhs.bits, out=terms)
 
     def _layer_norm(self, node: fx.Node) -> None:
-        quantizer, target = next(iter(self.seen.targets[node].items()))
+        quantizer, target = next(iter(self.survey.targets[node].items()))
         width = node.meta["shape"][-1]
-        one = self.seen.quantizer(quantizer).lower.new_ones(width).double()
-        weight, bias = self.seen.constant(argument(node, 2, "weight")), self.seen.constant(argument(node, 3, "bias"))
+        one = self.survey.quantizer(quantizer).lower.new_ones(width).double()
+        weight, bias = (
+            self.survey.constant(argument(node, 2, "weight")),
+            self.survey.constant(argument(node, 3, "bias")),
+        )
         scale = one if weight is None else weight.double()
         offset = 0.0 * one if bias is None else bias.double()
         self.codes[node] = self._call(
@@ -303,9 +308,9 @@ class _Rewriter:
         assert isinstance(query, fx.Node)  # noqa: S101  # as Survey made sure
         assert isinstance(key, fx.Node)  # noqa: S101
         assert isinstance(value, fx.Node)  # noqa: S101
-        prob, value_grid = self.seen.grid(pattern.probabilities), self.seen.grid(value)
-        target = next(iter(self.seen.targets[mix].values())) if mix in self.seen.targets else None
-        terms = product_terms(self.seen.grid(query), self.seen.grid(key))
+        prob, value_grid = self.survey.grid(pattern.probabilities), self.survey.grid(value)
+        target = next(iter(self.survey.targets[mix].values())) if mix in self.survey.targets else None
+        terms = product_terms(self.survey.grid(query), self.survey.grid(key))
         out = product_terms(prob, value_grid)
         if target is not None:
             out = [term * target.scale for term in out]
@@ -319,7 +324,7 @@ class _Rewriter:
             self._input(value),
             bias=self._sum_of([term for term in pattern.terms if not term.per_window]),
             mask=self._sum_of([term for term in pattern.terms if term.per_window]),
-            key_bits=self.seen.grid(key).bits,
+            key_bits=self.survey.grid(key).bits,
             value_bits=value_grid.bits,
             logit=[pattern.factor * LOG2E * term for term in (terms[0], terms[2])],
             prob=[1.0 / prob.scale, prob.zero_point, float(prob.levels)],
@@ -337,7 +342,7 @@ class _Rewriter:
         return total
 
     def _key_major(self, term: Term) -> fx.Node:
-        constant = self.seen.constant(term.tensor) if term.tensor.op == "get_attr" else None
+        constant = self.survey.constant(term.tensor) if term.tensor.op == "get_attr" else None
         if constant is not None:
             return self.new.get_attr(self._hold("logits", key_major(constant.float(), term.factor)))
         key = (term.tensor, term.factor)

@@ -1,7 +1,7 @@
 // 3x3 convolution with stride 1 by Winograd's F(2x2, 3x3) in exact integers: 16 products for 4 pixels in place of 36.
 //
 // A 4x4 patch of codes d goes to V = B^T d B, sums and differences of at most four codes, and the weights beforehand to
-// U = 4 G g G^T, small integers too; then 4 y = A^T (sum over channels of U V) A, and the 4 is folded into the scale. Codes
+// U = 4 G g G^T, small integers too; then 4 y = A^T (sum over channels of U V) A, and the scale includes the 1 / 4. Codes
 // of up to 6 bits keep V within a byte once twice the largest code is added where V can be negative; the start values of
 // the sums subtract it again. The bytes of V are computed modulo 256, in which the offset makes them exact. The weights
 // stay packed and are transformed in each call, at a hundredth of its cost.
