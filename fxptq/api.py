@@ -1,4 +1,4 @@
-"""The public face: `quantize` a network, `load` a checkpoint, and the `QuantizedModel` both give."""
+"""The public functions: `quantize` a network, `load` a checkpoint, and the `QuantizedModel` that both return."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class QuantizedModel(nn.Module):
 
     Attributes:
         program: the captured network with its quantizers.
-        meta: how it was made, as the checkpoint holds it.
-        report: what each pass did.
+        meta: the metadata of its checkpoint.
+        report: the report of each pass.
     """
 
     def __init__(self, program: Program, meta: Metadata, report: tuple[PassReport, ...] = ()) -> None:
@@ -85,12 +85,12 @@ class QuantizedModel(nn.Module):
         self.report = report
 
     def forward(self, *inputs: Tensor) -> Any:
-        """The simulated low-bit output, of the type of the inputs, which are the network's own."""
+        """The simulated low-bit output for the inputs of the network, in the dtype of the inputs."""
         return in_precision(self.program.dtype, self.program, inputs)
 
     @property
     def task(self) -> Recipe:
-        """What goes in and what comes out: scale, input and degradation, as a recipe without presets."""
+        """Scale, input and degradation of the network, as a recipe without presets."""
         return Recipe.model_validate(self.meta.task)
 
     @property
@@ -100,7 +100,7 @@ class QuantizedModel(nn.Module):
 
     @property
     def float_sites(self) -> list[FloatLeft]:
-        """What was left in float, by name and reason."""
+        """The sites that were left in float, by name and reason."""
         return [FloatLeft(site.name, site.reason) for site in self.program.sites if site.reason]
 
     def save(self, path: str | Path) -> None:
@@ -121,9 +121,9 @@ class QuantizedModel(nn.Module):
         """The network on integer kernels.
 
         Args:
-            compile: whether torch.compile takes the operations between the kernels.
-            backend: the name of a back end (`cpu`, `triton`, `torch`, or another package's); None for the one of the
-                device the network is on.
+            compile: whether torch.compile compiles the operations between the kernels.
+            backend: the name of a back end (`cpu`, `triton`, `torch`, or another package's); None for the back end of
+                the network's device.
 
         Raises:
             InputError: there is no such back end.
@@ -204,27 +204,27 @@ def restore(
             tensor [N, C, H, W] in the network's own range.
         tile: height and width of overlapping tiles in pixels, to bound memory; 0 for the whole picture at once. A
             network of one size runs in tiles of that size.
-        scale: of the output's height and width over the input's; by default what the quantized network says of itself,
-            and 1 for any other network. The other arguments, alike.
-        value_range: the value of white in the network's input, 1 or 255; by default 1.
-        channels: of the network's input; by default 3.
-        multiple: height and width are padded to multiples of it; by default 1.
+        scale: ratio of the output's height and width to the input's; by default the scale of the quantized network,
+            and 1 for any other network. The next three arguments have such defaults, too.
+        value_range: the value of white in the network's input, 1 or 255; 1 for any other network.
+        channels: number of channels of the network's input; 3 for any other network.
+        multiple: height and width are padded to multiples of it; 1 for any other network.
 
     Returns:
         The restored picture, of the type and dtype of `picture`, `scale` times as high and wide.
 
     Raises:
-        InputError: the picture or the tile is unfit.
+        InputError: the picture or the tile does not fit the network.
         FxptqError: the network fails, or gives no finite picture of the right size.
     """
     check_network(model, "restore")
     task = getattr(model, "task", None)
-    known = task.pictures if isinstance(task, Recipe) else PictureFormat()
+    default = task.pictures if isinstance(task, Recipe) else PictureFormat()
     pictures = PictureFormat(
-        channels=known.channels if channels is None else channels,
-        value_range=known.value_range if value_range is None else value_range,
-        scale=known.scale if scale is None else scale,
-        sizes=known.sizes if multiple is None else Sizes(multiple),
+        channels=default.channels if channels is None else channels,
+        value_range=default.value_range if value_range is None else value_range,
+        scale=default.scale if scale is None else scale,
+        sizes=default.sizes if multiple is None else Sizes(multiple),
     )
     with _evaluating(model):
         return restore_picture(model, picture, pictures, tile)
@@ -233,9 +233,9 @@ def restore(
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Within, the network is in evaluation mode; afterwards each of its modules is in its own mode."""
-    # What `quantize` made computes the same in either mode, and may be running in other threads.
-    made = isinstance(model, QuantizedModel) or isinstance(getattr(model, "task", None), Recipe)
-    training = [] if made else [module for module in model.modules() if module.training]
+    # A quantized network computes the same in either mode, and it may be running in other threads.
+    quantized = isinstance(model, QuantizedModel) or isinstance(getattr(model, "task", None), Recipe)
+    training = [] if quantized else [module for module in model.modules() if module.training]
     try:
         for module in training:
             module.training = False
@@ -246,14 +246,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def check_network(model: object, call: str) -> None:
-    """Whether this is a network, and not what makes one.
+    """Checks that an argument is a network, and not a class or a function that makes one.
 
     Args:
-        model: what was given.
-        call: the function it was given to, for the message.
+        model: the argument.
+        call: the name of the public function that got it, for the message.
 
     Raises:
-        InputError: it is a class, a function or anything else that is no module.
+        InputError: `model` is a class, a function or anything else that is no module.
     """
     if isinstance(model, nn.Module):
         return
@@ -295,30 +295,30 @@ def quantize(
 ) -> QuantizedModel:
     """Quantizes a trained network.
 
-    Without a recipe the network's scale, value range and sizes are found by trying it on small pictures; `task` of the
-    result says what was found.
+    Without a recipe the network's scale, value range and sizes are found by trying it on small pictures; they are in
+    `task` of the result.
 
     Args:
-        model: any network for image restoration; it is copied and left as it was.
-        example: one input it accepts, [1, C, H, W], of floating point (64 x 64 is plenty); a tuple of tensors for a
-            network of several inputs, the picture first.
+        model: any network for image restoration; it is copied and stays unchanged.
+        example: one input that it accepts, [1, C, H, W], of floating point (64 x 64 is plenty); a tuple of tensors for
+            a network of several inputs, the picture first.
         bits: bit widths of weights and activations: Bits(w=4, a=4), 4 for both, (4, 4), or "W4A4".
         calib: a folder of pictures, "synthetic" for generated ones, or input tensors in the model's own range
             (tuples of them, if the example is one).
         recipe: a recipe's name, file or object; None for the settings that suit most networks.
-        preset: which of the recipe's presets: quick, standard, paper, or one of the recipe's own.
+        preset: the name of a preset: quick, standard, paper, or one of the recipe's own.
         sites: exceptions: bits, or "float", by glob pattern of site names; the first match wins.
-        seed: of everything random; the same seed gives the same network on the same machine.
-        progress: shows how far the work is.
+        seed: seed of everything random; the same seed gives the same network on the same machine.
+        progress: shows the progress of the work.
         after_pass: called with the name of each pass and the student when the pass is done.
-        scale: of the output's height and width over the input's, in place of what the recipe says or is found; the next
-            three, alike.
+        scale: ratio of the output's height and width to the input's. This and the next three arguments replace the
+            facts of the recipe, or the facts that trying the network would find.
         value_range: the value of white in the input, 1 or 255.
         multiple: height and width of the input are multiples of this.
-        degradation: what separates the input from the clean picture: bicubic, noise:SIGMA, jpeg:QUALITY or none.
+        degradation: the degradation of the input: bicubic, noise:SIGMA, jpeg:QUALITY or none.
 
     Raises:
-        InputError: bits, recipe, pattern or calibration source unfit, or a weight of the network holds NaN.
+        InputError: bits, recipe, pattern or calibration source are not valid for the network, or a weight holds NaN.
         CaptureError: the network cannot be captured; the message says where and why.
         CalibrationError: a pass met a value that is not finite.
     """
@@ -335,13 +335,13 @@ def quantize(
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done to a network, checked.
+    """The checked settings of a quantization.
 
     Attributes:
         bits: bit widths by default.
-        preset: which of the recipe's presets.
+        preset: the name of a preset of the recipe.
         sites: exceptions by glob pattern of site names.
-        seed: of everything random.
+        seed: seed of everything random.
     """
 
     bits: Bits
@@ -358,10 +358,10 @@ def check_work(
     sites: Mapping[str, BitsLike] | None = None,
     seed: int = 0,
 ) -> Work:
-    """Checks what can be checked before a network is looked at; for the arguments see `quantize`.
+    """Checks the settings that do not depend on the network; for the arguments see `quantize`.
 
     Raises:
-        InputError: bits, a preset, its passes or a seed are unfit.
+        InputError: bits, a preset, its passes or a seed are not valid.
     """
     if not 0 <= seed < 1 << 63:
         raise InputError(f"the seed is {seed}; expected a number from 0 to 2**63 - 1")
@@ -381,16 +381,16 @@ def quantize_for(
     progress: Progress | None = None,
     after_pass: Callable[[str, Program], None] | None = None,
 ) -> QuantizedModel:
-    """Quantizes a network of which the facts are known.
+    """Quantizes a network whose facts are known.
 
     Args:
-        facts: what the network restores, from `fxptq.facts.gather_facts`.
-        model: the network; it is copied and left as it was.
-        example: see `quantize`; so are `calib`, `progress` and `after_pass`.
-        work: what is to be done.
-        calib: where calibration inputs come from.
-        progress: shows how far the work is.
-        after_pass: called after each pass.
+        facts: the facts about the network, from `fxptq.facts.gather_facts`.
+        model: the network; it is copied and stays unchanged.
+        example: see `quantize`.
+        work: the settings, from `check_work`.
+        calib: see `quantize`.
+        progress: see `quantize`.
+        after_pass: see `quantize`.
 
     Raises:
         FxptqError: as `quantize`.
@@ -461,7 +461,7 @@ def plan_of(settings: QuantizeSettings, bits: Bits, sites: Mapping[str, Bits | L
 
     Args:
         settings: the recipe's [quantize] table.
-        bits: what sites get by default.
+        bits: the bits of sites by default.
         sites: exceptions by glob pattern, before the recipe's own.
     """
     high = Bits(settings.high_bits, settings.high_bits)
@@ -493,17 +493,17 @@ def metadata_of(
     seed: int,
     calibration: str,
 ) -> Metadata:
-    """How a quantized network was made, as its checkpoint says.
+    """The metadata of a quantized network.
 
     Args:
         student: the network with its quantizers set.
-        model: the network it was made from.
-        example: what it was captured with.
-        bits: the widths asked for.
-        recipe: what goes in and comes out, and which network a bundled one rebuilds.
-        passes: those that were run, in order.
-        dtype: what floats are stored as.
-        seed: of everything random.
+        model: the network that it was made from.
+        example: the inputs that it was captured with.
+        bits: the requested widths.
+        recipe: the recipe, with the task and perhaps the network.
+        passes: the passes that were run, in order.
+        dtype: the storage type of float tensors.
+        seed: seed of everything random.
         calibration: one line on the images.
     """
     first, *more = example if isinstance(example, tuple) else (example,)
@@ -569,9 +569,9 @@ def _images(
         seed=seed,
     )
     for index, image in enumerate(images):
-        given = len(image) if isinstance(image, tuple) else 1
-        if given != len(example):
-            raise InputError(f"calibration input {index} has {given} tensors, and the example has {len(example)}")
+        tensors = len(image) if isinstance(image, tuple) else 1
+        if tensors != len(example):
+            raise InputError(f"calibration input {index} has {tensors} tensors, and the example has {len(example)}")
     return images, described
 
 

@@ -1,7 +1,7 @@
-"""What a network restores, known before any work: what the caller says, what a recipe says, what the network shows.
+"""The facts about a network before any work: from the caller, from its recipe, and from trying the network.
 
-A recipe is taken at its word. A network that comes without one is tried (fxptq.probe): its scale, number of channels,
-value range and sizes are found. What the caller says comes before both.
+A recipe is not questioned. A network without a recipe is tried (fxptq.probe) to find its scale, number of channels,
+value range and sizes. The caller's own facts come before both.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from fxptq.recipe import DEFAULT, DegradationTable, Recipe
 from fxptq.sizes import ANY_SIZE, Sizes
 
 BEYOND_WHITE = 16
-"""A value this many times whiter than white is no noise: the network takes another range."""
+"""An example whose maximum exceeds this multiple of white cannot be noise; the network must expect another range."""
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the caller says of a network; None for what it does not say.
+    """The facts that the caller gives about a network; None for a fact that the caller leaves open.
 
     Attributes:
-        scale: of the output's height and width over the input's.
+        scale: ratio of the output's height and width to the input's.
         value_range: the value of white in the input, 1 or 255.
         multiple: height and width of the input are multiples of this.
-        degradation: what separates the input from the clean picture: `bicubic` (by the scale), `noise:SIGMA`,
+        degradation: the difference between the input and the clean picture: `bicubic` (by the scale), `noise:SIGMA`,
             `jpeg:QUALITY`, `none`, or a `Degradation`.
 
     Raises:
@@ -54,26 +54,26 @@ class Overrides:
         self._table()
 
     def _table(self) -> dict[str, Any]:
-        """The fields of a recipe's [degradation]; empty if nothing is said."""
-        said = self.degradation
-        if said is None:
+        """The fields of a recipe's [degradation]; empty if the caller gives none."""
+        given = self.degradation
+        if given is None:
             return {}
-        if isinstance(said, Degradation):
-            return {"kind": said.kind, "sigma": said.sigma, "quality": said.quality, "amount": said.amount}
-        kind, _, level = str(said).partition(":")
+        if isinstance(given, Degradation):
+            return {"kind": given.kind, "sigma": given.sigma, "quality": given.quality, "amount": given.amount}
+        kind, _, level = str(given).partition(":")
         task = next((task for task in TASKS if task.name == kind), None)
         name = task.level if task is not None and task.level != "scale" else ""
         if task is None or bool(level) != bool(name) or not re.fullmatch(r"[\d.]*", level):
-            raise InputError(f"degradation {said!r}: expected {_ways()}")
+            raise InputError(f"degradation {given!r}: expected {_ways()}")
         try:
             table: dict[str, Any] = {name: int(level) if name == "quality" else float(level)} if name else {}
         except ValueError as error:
-            raise InputError(f"degradation {said!r}: {level!r} is no {name}") from error
+            raise InputError(f"degradation {given!r}: {level!r} is no {name}") from error
         Degradation(kind, **table)
         return {"kind": kind, **table}
 
     def applied(self, recipe: Recipe) -> Recipe:
-        """The recipe with what is said in place of what it says.
+        """The recipe with the caller's facts in place of its own.
 
         Raises:
             InputError: the parts do not fit each other.
@@ -106,14 +106,14 @@ NO_OVERRIDES = Overrides()
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a network before the work.
+    """The facts about a network before the work.
 
     Attributes:
-        recipe: with the scale, input and degradation to work by.
-        sizes: the sizes for inputs that are made and for crops.
+        recipe: the recipe, with the scale, input and degradation to work by.
+        sizes: the sizes for generated inputs and for crops.
         batches: whether the network takes several pictures at once.
         found_scale: the scale that the network showed; 0 if it showed none.
-        inferred: one line on what was found of a network without a recipe; empty for one with a recipe.
+        inferred: one line on the facts that were found by trying; empty for a network with a recipe.
     """
 
     recipe: Recipe
@@ -124,7 +124,7 @@ class Facts:
 
     @property
     def fault(self) -> str:
-        """One line on what does not fit, so that neither pictures nor scores can be made by the recipe; or nothing."""
+        """One line on the fact that does not fit, so that neither pictures nor scores can be made; empty if all fit."""
         scale, kind = self.recipe.scale, self.recipe.degradation.kind
         if self.found_scale not in (0, scale):
             return (
@@ -139,7 +139,7 @@ class Facts:
         """These facts.
 
         Raises:
-            InputError: its parts do not fit each other or the network.
+            InputError: the facts do not fit each other or the network.
         """
         if self.fault:
             raise InputError(self.fault)
@@ -149,16 +149,16 @@ class Facts:
 def gather_facts(
     model: nn.Module, recipe: Recipe, example: tuple[Tensor, ...] | None = None, overrides: Overrides = NO_OVERRIDES
 ) -> Facts:
-    """Settles what a network restores.
+    """Gathers the facts about a network from the caller, the recipe and the network.
 
     Args:
-        model: the network in evaluation mode; it is left as it was.
-        recipe: of the network; of one without a recipe the bundled `default`.
+        model: the network in evaluation mode; it stays unchanged.
+        recipe: the recipe of the network; the bundled `default` for a network without one.
         example: the inputs that the network is captured with; None to find one.
-        overrides: what comes before the recipe and before what is found.
+        overrides: facts that come before the recipe and before the trials.
 
     Raises:
-        InputError: what was said does not fit the network, or no picture was found that the network takes.
+        InputError: the overrides do not fit the network, or no picture was found that the network takes.
     """
     if recipe == Recipe.load(DEFAULT):
         return _inferred(model, recipe, example, overrides)

@@ -1,4 +1,4 @@
-"""What goes into a network and what comes out, as far as pictures are concerned: one frozen value."""
+"""The format of the pictures that go into a network and come out, as one frozen value."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class PictureFormat:
     """The pictures of a network.
 
     Attributes:
-        channels: of the input.
+        channels: number of channels of the input.
         value_range: the value of white, 1.0 or 255.0.
-        scale: of the output's height and width over the input's.
+        scale: ratio of the output's height and width to the input's.
         sizes: the sizes of input that the network takes.
     """
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint's network comes from: whether a bundled recipe rebuilds it, and the digest of its weights."""
+"""The origin of a checkpoint's network: whether a bundled recipe rebuilds it, and the digest of its weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def rebuilds(recipe: Recipe, model: nn.Module, picture: Tensor) -> bool:
     the rebuilt network gets the weights of this one, and both are run on noise of two sizes.
 
     Args:
-        recipe: what the network was quantized with.
-        model: the network; it is left as it was.
-        picture: a picture that it takes, [1, C, H, W].
+        recipe: the recipe that the network was quantized with.
+        model: the network; it stays unchanged.
+        picture: a picture that the network takes, [1, C, H, W].
     """
     if recipe.model is None or recipe.name not in Recipe.names() or recipe.model != Recipe.load(recipe.name).model:
         return False
@@ -37,7 +37,7 @@ def rebuilds(recipe: Recipe, model: nn.Module, picture: Tensor) -> bool:
 
 
 def _noise(recipe: Recipe, picture: Tensor) -> list[Tensor]:
-    """Two pictures of noise: of the size given and of the next larger one that the network takes."""
+    """Two pictures of noise: one of the size of `picture`, and one of the next larger size that the network takes."""
     height, width = picture.shape[-2:]
     sizes, channels = recipe.input.sizes, picture.shape[1]
     generator = torch.Generator().manual_seed(0)

@@ -1,7 +1,7 @@
-"""What a network takes and gives, found by trying: a bounded number of runs on small pictures.
+"""Finds the pictures that a network takes and gives by trying, in a bounded number of runs on small pictures.
 
-A network that fails on a picture does not take it; what it fails with does not matter. Promises: the network is never
-changed, and every answer was seen on at least one picture.
+A network that fails on a picture does not take it; the kind of the error does not matter. Promises: the network is
+never changed, and every answer was seen on at least one picture.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIDES = (64, 48, 128, 56, 80, 72, 32, 256, 224, 16)
 
 CHANNELS = (3, 1)
 FAR = 16
-"""Up to this multiple a third step is tried, too: small steps meet paddings and halvings that one step may not."""
+"""Up to this multiple a size three steps larger is tried, too, because one step may not meet paddings and halvings."""
 
 NONSENSE, SENSE = 0.1, 0.5
 """A network takes 0..255 if its output on 0..1 is further than `NONSENSE` from the enlarged picture, in units of white,
@@ -44,10 +44,10 @@ class Taken:
     """A picture that a network took.
 
     Attributes:
-        channels: of the picture.
-        size: of the picture.
-        output: where the restored picture stands in the output, and its scale; 0 if there is none.
-        finite: whether all its values were finite.
+        channels: number of channels of the picture.
+        size: height and width of the picture.
+        output: the position of the restored picture in the output, and its scale; the scale is 0 if there is none.
+        finite: whether all values of the restored picture were finite.
         restored: the restored picture, on the CPU.
     """
 
@@ -65,15 +65,15 @@ def _generated() -> Tensor:
 
 
 class Trials:
-    """Runs a network on pictures to see which it takes.
+    """Runs a network on pictures to find the pictures that it takes.
 
     Args:
-        model: in evaluation mode; it is left as it was.
+        model: the network in evaluation mode; it stays unchanged.
         white: the value of white in the pictures.
-        scale: of the restored picture, if it is known.
+        scale: the scale of the restored picture, if it is known.
 
     Attributes:
-        failure: why the network did not take the first picture that it did not take.
+        failure: the reason why the network did not take the first picture that it refused.
     """
 
     def __init__(self, model: nn.Module, white: float = 1.0, scale: int | None = None) -> None:
@@ -128,9 +128,9 @@ def first_taken(trials: Trials) -> Taken:
 
 
 def sizes_of(trials: Trials, known: Taken) -> Sizes:
-    """The sizes that a network takes, found around a size that it is known to take.
+    """The sizes that a network takes, found around the size of a picture that it takes.
 
-    A size is taken if the network runs, its output has the same scale, and is finite if the known one was.
+    A size counts if the network runs, its output has the same scale, and it is finite if the known output is.
     """
     small = trials.take(known.channels, (SIDES[0], SIDES[0])) if known.size != (SIDES[0], SIDES[0]) else None
     if small is not None and _alike(small, known):
@@ -147,8 +147,8 @@ def _alike(taken: Taken | None, known: Taken) -> bool:
 def _sizes_around(trials: Trials, known: Taken) -> Sizes:
     height, width = known.size
 
-    def takes(high: int, wide: int) -> bool:
-        return _alike(trials.take(known.channels, (high, wide)), known)
+    def takes(rows: int, columns: int) -> bool:
+        return _alike(trials.take(known.channels, (rows, columns)), known)
 
     def steps(by: int) -> bool:
         return takes(height + by, width + by) and (by > FAR or takes(height + 3 * by, width + 3 * by))
@@ -175,7 +175,7 @@ def takes_batches(trials: Trials, known: Taken) -> bool:
 def value_range_of(model: nn.Module, known: Taken) -> float:
     """The value of white in a network's input: 1, unless it restores pictures in 0..255 and no others.
 
-    A restored picture resembles the enlarged input. What resembles neither is taken for a network in 0..1.
+    A restored picture resembles the enlarged input. A network whose outputs resemble no input counts as one in 0..1.
     """
     trials = Trials(model)
     far = {white: _distance(trials, known, white) for white in (1.0, 255.0)}
@@ -196,10 +196,10 @@ def _distance(trials: Trials, known: Taken, white: float) -> float:
 
 
 def pictures_of(model: nn.Module, known: Taken, white: float | None = None) -> PictureFormat:
-    """What a network takes and gives.
+    """The pictures that a network takes and gives.
 
     Args:
-        model: in evaluation mode; it is left as it was.
+        model: the network in evaluation mode; it stays unchanged.
         known: a picture that it takes.
         white: the value of white, if it is known.
     """

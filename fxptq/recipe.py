@@ -1,7 +1,7 @@
-"""Recipes: what one needs to know about a network to quantize it, as data in a TOML file.
+"""Recipes: the facts about a network that its quantization needs, as data in a TOML file.
 
 A recipe names the network and its weights, describes its input and its task, and lists the passes of each preset.
-Promises: what is loaded is checked in full, and whatever is wrong is one InputError that names the file and the field.
+Promises: a file is checked in full, and a fault raises one InputError that names the file and the field.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _LONGEST = 1 << 20  # bytes of a recipe
 _SHOWN = 200  # characters of a value that does not fit
 
 SiteBits = Annotated[str, Field(pattern=r"^(float|W[2-8]A[2-8])$")]
-"""What a site gets: "W3A4", or "float"."""
+"""The bits of a site: "W3A4", or "float"."""
 
 
 def _site_kind(name: str) -> str:
@@ -79,7 +79,7 @@ def _without_unused(table: Frozen, serialize: SerializerFunctionWrapHandler, *la
 
 
 class Model(Frozen):
-    """Which network: `factory` is "package.module:name", called with `args`."""
+    """The network of a recipe: `factory` is "package.module:name", called with `args`."""
 
     factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
     args: dict[str, Any] = {}
@@ -92,16 +92,16 @@ def _white(value: float) -> float:
 
 
 class Input(Frozen):
-    """What goes in.
+    """The input of the network.
 
     Attributes:
         channels: 1 or 3.
         range: the value of white, 1 or 255.
-        multiple: height and width the network works in multiples of (its window).
+        multiple: height and width are multiples of this (the window of the network).
         minimum: the least height and width that the network takes.
         square: whether the network takes squares only.
         fixed: the only height and width that the network takes, if there is only one.
-        size: height and width of the example it is captured with.
+        size: height and width of the example that the network is captured with.
     """
 
     channels: Literal[1, 3] = 3
@@ -138,12 +138,12 @@ def _task_name(name: str) -> str:
 
 
 class DegradationTable(Frozen):
-    """What the network repairs; see `fxptq.data.degrade.Degradation`, which checks the level.
+    """The degradation that the network repairs; see `fxptq.data.degrade.Degradation`, which checks the level.
 
     Attributes:
         kind: a row of the table of tasks: bicubic (MATLAB's, by the recipe's scale), noise (Gaussian), jpeg, none, ...
         sigma: standard deviation of the noise, on the scale 0..255.
-        quality: of the JPEG, 1..100.
+        quality: quality of the JPEG, 1..100.
         amount: the level of a task that has neither; a file names it only where it is not 0.
     """
 
@@ -158,14 +158,14 @@ class DegradationTable(Frozen):
 
 
 class Weights(Frozen):
-    """Where the weights come from.
+    """The source of the weights.
 
     Attributes:
         bundled: a file of the package fxptq.models.weights, "" for none.
-        url: the authors' release.
-        sha256: of the file at `url`, or its first 8 or more digits where the authors publish no more; "" where they
-            publish none, so that a download cannot be checked.
-        file: the name a download is kept under.
+        url: the address of the authors' release.
+        sha256: SHA-256 of the file at `url`, or its first 8 or more digits where the authors publish no more; "" where
+            they publish none, so that a download cannot be checked.
+        file: the file name of the download.
         key: the entry of the file that holds the state dict, "" to find it.
     """
 
@@ -183,18 +183,18 @@ class Weights(Frozen):
 
 
 class QuantizeSettings(Frozen):
-    """What is quantized, and how finely.
+    """The sites to quantize, and their bits.
 
     Attributes:
-        kinds: the kinds of site that are quantized; all that can be, if it is left out.
-        edges: what the first and the last sites get, which read the image and make the output, and those between
-            residual stages: `high_bits`, float, or low, the bits of all others.
-        connective: what the convolutions of a transformer get, which join its stages: `high_bits`, or low.
+        kinds: the kinds of site that are quantized; by default all kinds that can be.
+        edges: the bits of the sites that read the image, make the output, or belong to the trunk (see
+            `fxptq.graph.sites.Site`): high (`high_bits`), float, or low (the bits of all others).
+        connective: the bits of the convolutions of a transformer, which join its stages: high (`high_bits`), or low.
         weight_granularity: one pair of bounds for each output channel, or for the whole weight (as in the paper).
-        float_dtype: of what stays in float in a checkpoint.
+        float_dtype: storage type of float tensors in a checkpoint.
         high_bits: bits of the protected sites.
         high_sites: globs of site names that keep `high_bits`.
-        sites: what single sites get, by glob of their names, before all else; the first match wins.
+        sites: bits of single sites, by glob of their names, before all other rules; the first match wins.
         schemes: the scheme of operands by glob of `site.slot`, such as "*.qkv.input"; the first match wins. Operands
             that match none are uniform.
     """
@@ -227,9 +227,9 @@ class PresetTable(Frozen):
     """A preset as written.
 
     Attributes:
-        images: how many calibration inputs are made from pictures.
-        passes: what is run, in order.
-        quantize: what the preset changes in [quantize].
+        images: number of calibration inputs that are made from pictures.
+        passes: the passes to run, in order.
+        quantize: the fields of [quantize] that the preset changes.
     """
 
     images: Positive = 32
@@ -250,9 +250,9 @@ class Recipe(Frozen):
     """Everything fxptq knows about one network; see the tables' classes for the fields.
 
     Attributes:
-        name: what the command line calls it.
-        title: for people.
-        scale: of the output's size over the input's.
+        name: the name on the command line.
+        title: one line for people.
+        scale: ratio of the output's height and width to the input's.
         model: the network; None for settings that go with any network.
         presets: by name; one that is not there is taken from the recipe `default`.
     """
@@ -279,7 +279,7 @@ class Recipe(Frozen):
 
     @property
     def task(self) -> Degradation:
-        """What separates the network's input from a clean picture."""
+        """The degradation that makes the network's input from a clean picture."""
         table = self.degradation
         scale = self.scale if task_named(table.kind).level == "scale" else 1
         return Degradation(table.kind, scale=scale, sigma=table.sigma, quality=table.quality, amount=table.amount)
@@ -300,7 +300,7 @@ class Recipe(Frozen):
         """Loads a bundled recipe by its name, or any other by the path of its file, which ends in .toml.
 
         Raises:
-            InputError: no such recipe, or something in it is wrong.
+            InputError: there is no such recipe, or a field of it is wrong.
         """
         if str(name_or_path).endswith(".toml"):
             return cls._read_path(Path(name_or_path))
@@ -328,7 +328,7 @@ class Recipe(Frozen):
 
     @classmethod
     def parse(cls, text: str, source: str) -> Self:
-        """Reads the text of a TOML file; `source` is what errors call it.
+        """Reads the text of a TOML file; errors call it `source`.
 
         Raises:
             InputError: it is not TOML, or a field is missing, unknown or out of range.
@@ -343,7 +343,7 @@ class Recipe(Frozen):
 
     @classmethod
     def checked(cls, fields: dict[str, Any], source: str) -> Self:
-        """A recipe out of its tables; `source` is what errors call it.
+        """A recipe out of its tables; errors call it `source`.
 
         Raises:
             InputError: a field is missing, unknown or out of range.
@@ -437,7 +437,10 @@ def as_bits(value: BitsLike) -> Bits:
 
 @contextmanager
 def _working_directory_importable() -> Iterator[None]:
-    """For the network of a recipe in a file; last, so that nothing there hides what is installed."""
+    """Within, the working directory is importable, for the network of a recipe in a file.
+
+    It is searched last, so that no file in it hides an installed package.
+    """
     before = list(sys.path)
     sys.path.append(str(Path.cwd()))
     try:

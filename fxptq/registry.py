@@ -1,7 +1,7 @@
 """Registries of plug-ins: classes by name, from a package of fxptq's own and from other people's entry points.
 
-Promises: the files of the package are found by their place, so that adding one is adding a file; a plug-in of another
-package is imported only when it is asked for by its name, so that a broken one stops nobody who does not use it.
+Promises: every module of the package is imported, so that adding a plug-in is adding a file. A plug-in of another
+package is imported only when its name is asked for, so that a broken one stops nobody who does not use it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Registry(Generic[T]):
     """Classes by name.
 
     Args:
-        kind: what a person calls them: "pass", "scheme", "back end".
+        kind: the word for them in messages: "pass", "scheme", "back end".
         group: the entry-point group through which other packages offer theirs.
         package: the package whose modules register the bundled ones.
     """
@@ -49,7 +49,7 @@ class Registry(Generic[T]):
         return sorted({*self._classes, *(entry.name for entry in self._entries())})
 
     def apart(self) -> Registry[T]:
-        """A registry with the same classes; what is added to it is unknown to this one."""
+        """A registry with the same classes; classes that are added to it later are unknown to this one."""
         other: Registry[T] = Registry(self.kind, self.group, self.package)
         other._classes = self.bundled()
         return other
@@ -63,7 +63,7 @@ class Registry(Generic[T]):
         """The class of that name.
 
         Raises:
-            InputError: there is none, or two, or its package cannot be imported.
+            InputError: no class or two have that name, or the package cannot be imported.
         """
         if name not in self._resolved:  # looking through the installed packages takes milliseconds
             self._import_bundled()
@@ -84,13 +84,13 @@ class Registry(Generic[T]):
 
     def _load(self, entry: EntryPoint) -> type[T]:
         try:
-            found: type[T] = entry.load()
+            cls: type[T] = entry.load()
         except InputError:
             raise
         except Exception as error:  # whatever a package of somebody else's raises
             reason = str(error) or type(error).__name__
             raise InputError(f"{self.kind} {entry.name!r} cannot be loaded from {entry.value!r}: {reason}") from error
-        return found
+        return cls
 
     def _import_bundled(self) -> None:
         package = importlib.import_module(self.package)

@@ -1,7 +1,7 @@
-"""The heights and widths that a network takes, as one value that crosses every room.
+"""The heights and widths that a network takes, as one value that all rooms share.
 
-Promises: whatever makes an input for a network (calibration, crops, samples, tiles, padding) asks this value for the
-size, so that a network never meets a size that it does not take.
+Promises: all code that makes an input for a network (calibration, crops, samples, tiles, padding) asks this value for
+the size, so that a network never gets a size that it does not take.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ class Sizes:
         """The size of crops out of pictures of this size.
 
         Args:
-            height: of the pictures, pixels.
-            width: of the pictures, pixels.
-            side: the side that is wanted, pixels.
+            height: height of the pictures, pixels.
+            width: width of the pictures, pixels.
+            side: the preferred side of a crop, pixels.
 
         Returns:
             The fixed size; or the largest square with sides up to `side`; or the smallest square, if `side` is less.
@@ -94,8 +94,8 @@ class Sizes:
         if self.fixed is not None:
             return self.fixed if height >= self.fixed[0] and width >= self.fixed[1] else None
         largest = min(side, height, width) // self.multiple * self.multiple
-        found = max(largest, self.least)
-        return (found, found) if found <= min(height, width) else None
+        crop_side = max(largest, self.least)
+        return (crop_side, crop_side) if crop_side <= min(height, width) else None
 
     def padded(self, x: Tensor) -> Tensor:
         """Continues pictures by reflection at the bottom and right up to a size that the network takes.

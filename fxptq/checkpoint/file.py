@@ -1,6 +1,6 @@
-"""The quantized network on disk: one .safetensors file of packed codes, bounds, what stayed in float, and metadata.
+"""The quantized network on disk: one .safetensors file of packed codes, bounds, float tensors and metadata.
 
-A network has hundreds of tiny tensors, and a safetensors header spends about a hundred bytes on each: codes, bounds and
+A network has hundreds of tiny tensors, and a safetensors header spends about a hundred bytes on each. Codes, bounds and
 floats (one run per dtype) are therefore stored end to end, with an index beside the metadata as compressed JSON. A run
 of floats that shrinks much (attention masks, index tables) is stored deflated.
 Nothing in the file depends on when or where it was written, so equal checkpoints are equal files. A file is read whole
@@ -54,7 +54,7 @@ _INFLATION = 1 << 26, 64  # bytes, and times the file's size: what floats may in
 
 @dataclass(frozen=True)
 class PackedCodes:
-    """Codes of one weight of `shape`: `packed` is what `fxptq.quant.bitstream.pack` makes of codes of `bits` bits."""
+    """Codes of one weight of `shape`; `fxptq.quant.bitstream.pack` made `packed` from codes of `bits` bits."""
 
     packed: Tensor
     bits: int
@@ -80,7 +80,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Where the bytes of a checkpoint file are; `total` is the size of the file."""
+    """The number of bytes of each part of a checkpoint file; `total` is the size of the file."""
 
     codes: int
     bounds: int
@@ -95,7 +95,7 @@ class Sizes:
 
 
 class _Header(Record):
-    """What the header of the file says of itself."""
+    """The entry of fxptq in the header of the file."""
 
     format: Annotated[int, Field(ge=1, strict=True)]
     sha256: str
@@ -106,8 +106,8 @@ class Stored:
     """A checkpoint file whose header, digest and index are right, with nothing inflated or decoded yet.
 
     Attributes:
-        source: where it was read.
-        index: what it says it holds.
+        source: the path of the file.
+        index: the names, shapes and types of its content.
         runs: the joined tensors, by their names in the file.
         size: bytes of the file.
     """
@@ -120,10 +120,10 @@ class Stored:
     def content(self) -> Checkpoint:
         """Cuts the runs into the tensors that the index names.
 
-        Deflated runs take the memory that the index claims: compare it with the network first.
+        Deflated runs take the memory that the index claims, so compare the index with the network first.
 
         Raises:
-            CheckpointError: the runs are not what the index says, or a bound is not finite.
+            CheckpointError: the runs do not fit the index, or a bound is not finite.
         """
         index = self.index
         floats: dict[str, Tensor] = {}
@@ -136,8 +136,8 @@ class Stored:
         counts = list(index.bounds.values())
         bounds = self._cut(self.runs[_BOUNDS], counts + counts, torch.float32)
         lower, width = bounds[: len(counts)], bounds[len(counts) :]
-        for key, low, wide in zip(index.bounds, lower, width, strict=True):
-            if not (low.isfinite().all() and wide.isfinite().all() and (wide >= 0).all()):
+        for key, low, span in zip(index.bounds, lower, width, strict=True):
+            if not (low.isfinite().all() and span.isfinite().all() and (span >= 0).all()):
                 raise CheckpointError(f"{self.source}: damaged: the bounds of {key} are no numbers, or upside down")
         return Checkpoint(
             meta=index.meta,
@@ -170,11 +170,11 @@ class Stored:
 
 
 def write(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically: beside its place first, flushed to the disk, then moved there.
+    """Write a checkpoint atomically: write a temporary file beside it, flush it to the disk, then rename it.
 
     Args:
-        path: Where to; missing folders are made, an existing file is replaced.
-        checkpoint: What to write. Equal checkpoints give equal files, byte for byte.
+        path: The path of the file; missing folders are made, an existing file is replaced.
+        checkpoint: The content. Equal checkpoints give equal files, byte for byte.
 
     Raises:
         CheckpointError: if the file cannot be written, or the metadata is no JSON (a number that is not finite).
@@ -219,7 +219,7 @@ def open_file(path: str | Path) -> Stored:
 
 
 def sizes(path: str | Path) -> Sizes:
-    """Count where the bytes of a checkpoint file are; raises CheckpointError as `read` does."""
+    """Count the bytes of each part of a checkpoint file; raises CheckpointError as `read` does."""
     tensors, total = _load(Path(path))
     nbytes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
     return Sizes(
@@ -287,7 +287,7 @@ def _load(source: Path) -> tuple[dict[str, Tensor], int]:
 
 
 def _parts(source: Path) -> tuple[_Header, bytes]:
-    """What a file says of itself, and all of its bytes; the header is judged before the rest is read."""
+    """The header of a file, and all of its bytes; the header is checked before the rest is read."""
     mode = source.stat().st_mode
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
         raise ValueError("it is a device; expected a file")
@@ -309,8 +309,8 @@ def _parts(source: Path) -> tuple[_Header, bytes]:
 
 
 def _damaged(source: Path, reason: object) -> CheckpointError:
-    said = " ".join(str(reason).split())
-    return CheckpointError(f"{source}: truncated, damaged or no safetensors file ({said})")
+    one_line = " ".join(str(reason).split())
+    return CheckpointError(f"{source}: truncated, damaged or no safetensors file ({one_line})")
 
 
 def _digest(version: int, tensors: Mapping[str, Tensor]) -> str:

@@ -1,7 +1,7 @@
-"""The index of a checkpoint file: how it was made, and how its joined tensors are cut into codes, bounds and floats.
+"""The index of a checkpoint file: its metadata, and the way to cut its joined tensors into codes, bounds and floats.
 
 Promises: an index that was read claims nothing absurd. Its JSON, its shapes and its numbers are bounded, so that
-nothing is allocated for a claim before it has been compared with what the file holds and what the network needs.
+nothing is allocated for a claim before it has been compared with the content of the file and with the network.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Kind = Annotated[str, AfterValidator(_known)]
 
 
 class Index(Record):
-    """The JSON inside the file: the metadata, and what the joined tensors are made of, in their order.
+    """The JSON inside the file: the metadata, and the parts of the joined tensors, in their order.
 
     Attributes:
         meta: how the checkpoint was made.
@@ -70,7 +70,7 @@ class Index(Record):
         return {name: shape for name, (found, shape) in self.floats.items() if found == kind}
 
     def bytes_of(self, kind: str) -> int:
-        """What the run of a dtype takes."""
+        """The number of bytes of the run of a dtype, before it is deflated."""
         itemsize: int = getattr(torch, kind).itemsize
         return sum(map(prod, self.members(kind).values())) * itemsize
 
@@ -79,7 +79,7 @@ def encode(index: Index, text: str) -> bytes:
     """The JSON `text` of an index as it is stored.
 
     Raises:
-        ValueError: it is more than can be read back.
+        ValueError: the text is longer than `decode` accepts.
     """
     data = text.encode()
     if len(data) > MOST_JSON:
@@ -107,9 +107,9 @@ def decode(stored: bytes) -> Index:
 
 
 def check_sites(index: Index, source: str) -> None:
-    """Compares the site table with what is stored: every weight that is stored as codes belongs to one operand.
+    """Compares the site table with the codes and bounds: every weight that is stored as codes belongs to one operand.
 
-    Without this a file whose table names no codes would leave those weights as the network was built: random.
+    Without this check, a file whose table names no codes would leave random values in these weights.
 
     Raises:
         CheckpointError: naming the first site or weight that has no counterpart.
@@ -133,7 +133,7 @@ def check_sites(index: Index, source: str) -> None:
 
 def _check_bounds(index: Index, operand: OperandRecord, source: str) -> None:
     if any(name.startswith(f".{operand.quantizer}.") for name in index.floats):
-        return  # its scheme stores tensors of its own, and says itself whether they fit
+        return  # its scheme stores tensors of its own, and checks them in `restore`
     ranges = index.bounds.get(operand.quantizer)
     if operand.quantizer and ranges is None:
         raise CheckpointError(f"{source}: damaged: it has no bounds for {operand.quantizer}")
@@ -146,11 +146,11 @@ def check_names(wanted: Mapping[str, Iterable[int]], given: Mapping[str, Iterabl
 
     Args:
         wanted: shapes of the network's tensors, by name.
-        given: shapes of the checkpoint's.
+        given: shapes of the checkpoint's tensors, by name.
         source: the file's name, for messages.
 
     Raises:
-        CheckpointError: naming the first that differ.
+        CheckpointError: names or shapes differ; the message names the first of them.
     """
     lacking = [
         f"{who} lacks {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")

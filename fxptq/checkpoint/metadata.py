@@ -1,4 +1,4 @@
-"""How a checkpoint was made: the part of it that people read.
+"""The metadata of a checkpoint: the record of its making, for people to read.
 
 Everything is plain JSON, checked by pydantic when it is read back. There are no times and no paths in it: the same run
 gives the same metadata.
@@ -26,10 +26,10 @@ FORMAT_VERSION = 2
 """The newest version of the format that this program reads."""
 
 PLAIN_VERSION = 1
-"""The version of files whose quantizers are all uniform; it is written wherever it says everything."""
+"""The version of files whose quantizers are all uniform; such files are always written in this version."""
 
 MOST_EXAMPLE = 1 << 24
-"""Elements of an example; a network is captured by running it on one, so that a file must not ask for more."""
+"""The largest number of elements of an example. `load` runs the network on one, so a file must not ask for more."""
 
 
 def _small_enough(shape: list[int]) -> list[int]:
@@ -47,13 +47,13 @@ _Sides = Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=8), After
 
 
 class Record(BaseModel):
-    """Base of what is read from a file: frozen, and no field that is not known."""
+    """Base of the tables that are read from a file: frozen, and without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class FloatSite(Record):
-    """A site that was left in float, and why."""
+    """A site that was left in float, and the reason."""
 
     name: str
     reason: str
@@ -90,7 +90,7 @@ class OperandRecord(Record):
 
 
 class SiteRecord(Record):
-    """A site: what a rebuilt network needs to plan the same quantizers; `reason` says why it is in float."""
+    """A site as a rebuilt network needs it to plan the same quantizers; `reason` tells why it is left in float."""
 
     name: str
     kind: str
@@ -99,7 +99,7 @@ class SiteRecord(Record):
 
 
 def version_for(sites: Iterable[SiteRecord]) -> int:
-    """The oldest version of the format that can say how these sites are quantized."""
+    """The oldest version of the format that can describe the quantizers of these sites."""
     schemes = {operand.scheme for site in sites for operand in site.operands}
     return PLAIN_VERSION if schemes <= {UNIFORM} else FORMAT_VERSION
 
@@ -112,15 +112,15 @@ class ExampleRecord(Record):
 
 
 class Metadata(Record):
-    """How a checkpoint was made, and what is needed to rebuild the network around it.
+    """The record of a checkpoint's making, and the facts that are needed to rebuild its network.
 
     Attributes:
         created_by: Program and version that wrote the file.
         recipe: Name of the bundled recipe that rebuilds the network, or None for a network of the user's own.
-        task: The recipe's tables that say what goes in and what comes out (scale, input, degradation).
+        task: The recipe's tables that describe the input and the output (scale, input, degradation).
         bits_w: Bits of weights, 1 to 8; `bits_a` of activations.
         sites: The site table.
-        float_sites: What stayed in float, with the reason.
+        float_sites: The sites that stayed in float, with the reason.
         example_shape: Shape of the example the network was captured with; `example_dtype` its dtype (`float32`).
         more_examples: The example's further inputs, of a network that takes several.
         seed: Seed of everything random.

@@ -28,11 +28,11 @@ from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.scheme import get_scheme, make_quantizer
 
 _MODEL = "model."
-_RANGE = {"lower", "width"}  # what quantizers store for which a checkpoint has a section of its own
+_RANGE = {"lower", "width"}  # quantizers that store these tensors have a section of their own in a checkpoint
 
 
 def round_floats(model: nn.Module, dtype: torch.dtype) -> None:
-    """Rounds the float32 parameters and buffers of a network to what `dtype` can hold; they keep their own type.
+    """Rounds the float32 parameters of a network to values that `dtype` can hold; they keep their own type.
 
     A tensor that `dtype` would change by more than rounding stays as it is; see `_bears_rounding`.
     """
@@ -40,15 +40,15 @@ def round_floats(model: nn.Module, dtype: torch.dtype) -> None:
         for tensor in model.parameters():
             if tensor.dtype is torch.float32 and _bears_rounding(tensor, dtype):
                 tensor.copy_(tensor.to(dtype))
-        # Buffers are tables, coordinates and small constants as often as averages, and they are small: none is rounded.
+        # No buffer is rounded, because buffers are small, and often tables, coordinates or small constants.
 
 
 def _bears_rounding(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Whether rounding a parameter to `dtype` is no more than rounding.
+    """Whether a parameter keeps its meaning when it is rounded to `dtype`.
 
-    Values beyond the largest of `dtype` do not fit, nor does a tensor whose small values carry its meaning: an epsilon,
-    a LayerScale of 3e-8. The gates, scales and biases of layers (one axis) must keep every value to one part in 64; a
-    matrix must keep its values to one part in 2048 of its largest, for its smallest weights hardly count.
+    It does not if a value exceeds the largest of `dtype`, or if its small values matter, as in an epsilon or a
+    LayerScale of 3e-8. The gates, scales and biases of layers (one axis) must keep every value to one part in 64. A
+    matrix must keep its values to one part in 2048 of its largest, because its smallest weights hardly count.
     """
     finite = tensor[tensor.isfinite()].abs()
     if finite.numel() == 0:
@@ -73,10 +73,10 @@ def put_weights_on_grid(program: Program) -> None:
 
 
 def coded_weights(program: Program) -> dict[str, str]:
-    """Which weights are stored as codes: the tensor's name in the holder, by quantizer key.
+    """The weights that are stored as codes: the tensor's name in the holder, by quantizer key.
 
     A weight that something else reads too (another layer at another width, a sum over a codebook) stays in float, and
-    so does one whose scheme has no codes that stand for fixed values.
+    so does a weight whose scheme stores no codes.
     """
     own = {id(tensor): _MODEL + name for name, tensor in _tensors(program.holder.model).items()}
     targets = {key: program.weight_target(key) for key in program.quantizers}
@@ -102,9 +102,9 @@ def to_checkpoint(program: Program, meta: Metadata, dtype: torch.dtype) -> Check
     """The content of a calibrated program.
 
     Args:
-        program: calibrated, its weights on their grids.
-        meta: how it was made.
-        dtype: what float32 tensors are stored as that lose nothing by it.
+        program: a calibrated program with its weights on their grids.
+        meta: the metadata of the checkpoint.
+        dtype: the storage type of float32 tensors whose values it holds exactly.
     """
     coded = coded_weights(program)
     codes = {}
@@ -134,7 +134,7 @@ def _name_of(key: str, name: str) -> str:
 
 
 def _tensors_of(checkpoint: Checkpoint, key: str, source: str) -> dict[str, Tensor]:
-    """What a quantizer stored."""
+    """The tensors that a quantizer stored, by name."""
     if key in checkpoint.bounds:
         lower, width = checkpoint.bounds[key]
         return {"lower": lower, "width": width}
@@ -186,7 +186,7 @@ def site_records(program: Program) -> list[SiteRecord]:
 
 @dataclass(frozen=True)
 class StoredPlan:
-    """The plan of a checkpoint: every site gets what the site table says, and must be there."""
+    """The plan of a checkpoint: every site gets the bits and quantizers of the site table, and none may be missing."""
 
     records: tuple[SiteRecord, ...]
     source: str
@@ -236,7 +236,7 @@ def check_fits(model: nn.Module, index: Index, source: str) -> None:
         source: the file's name, for messages.
 
     Raises:
-        CheckpointError: another architecture, or a site table that does not fit what is stored.
+        CheckpointError: another architecture, or a site table that does not fit the stored tensors.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
     floats = {name: tuple(shape) for name, (_, shape) in index.floats.items() if not name.startswith(".")}
@@ -267,8 +267,8 @@ def program_of(model: nn.Module, checkpoint: Checkpoint, source: str) -> Program
     """The calibrated program of a checkpoint, around a network of its architecture.
 
     Args:
-        model: one that the checkpoint fits (see `check_fits`); its values are overwritten.
-        checkpoint: as read.
+        model: a network that the checkpoint fits (see `check_fits`); its values are overwritten.
+        checkpoint: the content of the file.
         source: the file's name, for messages.
 
     Raises:
@@ -293,7 +293,7 @@ def program_of(model: nn.Module, checkpoint: Checkpoint, source: str) -> Program
 
 
 def example_of(meta: Metadata) -> tuple[Tensor, ...]:
-    """Inputs of the shapes and types of those that the network of a checkpoint was captured with."""
+    """Inputs with the shapes and types of the example that the network of a checkpoint was captured with."""
     inputs = [(meta.example_shape, meta.example_dtype), *((more.shape, more.dtype) for more in meta.more_examples)]
     return tuple(
         torch.linspace(0, 1, math.prod(shape), dtype=torch.float32).reshape(shape).to(getattr(torch, dtype))

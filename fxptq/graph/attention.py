@@ -1,7 +1,7 @@
-"""Attention calls that PyTorch offers as one function, written as the products they are.
+"""PyTorch's fused attention functions, and its functions that add to a product, written with plain matrix products.
 
-They are decomposed while tracing, so that their matrix products become sites like any other; so are the calls that add
-to a product. A graph that holds one equals the network up to float rounding instead of bit for bit.
+The tracer records these forms in place of the fused calls, so that their products become sites like any other. A graph
+with such a call equals the network up to float rounding instead of bit for bit.
 """
 
 from __future__ import annotations
@@ -132,4 +132,4 @@ DECOMPOSED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.scaled_dot_product_attention: scaled_dot_product_attention,
     **dict.fromkeys((torch.baddbmm, torch.Tensor.baddbmm, torch.addmm, torch.Tensor.addmm), baddbmm),
 }
-"""What the tracer records by its parts."""
+"""The functions that the tracer records by their parts, with these parts."""

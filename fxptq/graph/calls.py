@@ -1,6 +1,6 @@
-"""What a call in a graph is: one name for its spellings, and what is known of it (a move of values, a floor, ...).
+"""The calls in a graph: one name for all spellings of a call, and facts about calls by name (a move, a floor, ...).
 
-The calls that do arithmetic stand in kinds.py.
+kinds.py has the calls that do arithmetic.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ LAYOUT = words(
 MIXING = words(
     "cat concat concatenate stack pad interpolate upsample dropout max_pool2d avg_pool2d adaptive_avg_pool2d"
 )
-"""Calls whose values lie between the values of their inputs and a number of their own; zero, but for `pad`."""
+"""Calls whose values lie between the values of their inputs and one other number: the fill value of `pad`, or zero."""
 
 LOWEST: dict[str, float | None] = {
     **dict.fromkeys(words("softmax relu relu6 sigmoid hardsigmoid softplus exp abs square"), 0.0),
     **dict.fromkeys(words("gelu silu hardswish mish")),
 }
-"""Calls whose output is one-sided, with its exact floor where it is reached: most values lie at the lower end."""
+"""Calls with a one-sided output, whose values mostly lie at the lower end; with the exact floor, or None."""
 
 ADD = words("add __add__ iadd __iadd__")
 
@@ -53,7 +53,7 @@ def plain_name(name: str) -> str:
 
 
 def name_of(node: fx.Node) -> str:
-    """The plain name of the call: `matmul`, `linear`, `getitem`, `T`; empty for what is not a call."""
+    """The plain name of the call: `matmul`, `linear`, `getitem`, `T`; empty for a node that is not a call."""
     if node.op == "call_method":
         name = str(node.target)
     elif node.op == "call_function":

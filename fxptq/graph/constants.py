@@ -1,4 +1,4 @@
-"""Two clean-ups of a traced graph: what nobody reads is removed, what does not depend on the input is computed once."""
+"""Two clean-ups of a traced graph: dead code is removed, and values that do not depend on the input are folded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fxptq.graph.tracer import CONST
 
 
 def eliminate_dead_code(graph: fx.Graph) -> None:
-    """Removes what nobody reads, keeping calls that write in place."""
+    """Removes calls whose results nobody reads, except calls that write in place."""
     graph.eliminate_dead_code(is_impure_node=_is_impure)
 
 
@@ -25,17 +25,17 @@ def _is_impure(node: fx.Node) -> bool:
 
 
 def fold_constants(graph: fx.Graph, root: nn.Module, device: torch.device) -> dict[str, Tensor]:
-    """Computes what does not depend on the input, and lets the graph read the result.
+    """Computes the values that do not depend on the input, and lets the graph read the results.
 
-    What took part and is still read for itself is marked by `meta["folded"]`.
+    A tensor that took part and that other calls still read is marked by `meta["folded"]`.
 
     Args:
         graph: changed in place.
-        root: holds what the graph reads.
-        device: of the input.
+        root: the module whose tensors the graph reads.
+        device: the device of the input.
 
     Returns:
-        The results by the name under `constants.` that the graph now reads.
+        The results by their names under `constants.`, which the graph now reads.
     """
     values, readings = _constant_values(graph, root, device)
     folded: dict[str, Tensor] = {}
@@ -46,11 +46,11 @@ def fold_constants(graph: fx.Graph, root: nn.Module, device: torch.device) -> di
             node.meta["folded"] = True
         if node.op == "get_attr" or not outside or not isinstance(value, Tensor):
             continue
-        place = (node.meta.get("path") or "root").replace(".", "/")
-        for read, users in readings.get(node, [(value, outside)]):
+        path = (node.meta.get("path") or "root").replace(".", "/")
+        for reading, users in readings.get(node, [(value, outside)]):
             while True:
-                name = f"{place}/folded_{ordinals[place]}"
-                ordinals[place] += 1
+                name = f"{path}/folded_{ordinals[path]}"
+                ordinals[path] += 1
                 if not hasattr(root.constants, name):
                     break
             with graph.inserting_before(node):
@@ -58,7 +58,7 @@ def fold_constants(graph: fx.Graph, root: nn.Module, device: torch.device) -> di
             constant.meta = dict(node.meta)
             for user in users:
                 user.replace_input_with(node, constant)
-            folded[name] = read.detach()
+            folded[name] = reading.detach()
     for node in reversed(values):
         if node.op.startswith("call") and not node.users:
             graph.erase_node(node)
@@ -66,7 +66,7 @@ def fold_constants(graph: fx.Graph, root: nn.Module, device: torch.device) -> di
 
 
 Readings = dict[fx.Node, list[tuple[Tensor, list[fx.Node]]]]
-"""For each constant that is overwritten: its values one after the other, and who reads each."""
+"""For each constant that is overwritten: its values one after the other, and the nodes that read each value."""
 
 
 def _constant_values(graph: fx.Graph, root: nn.Module, device: torch.device) -> tuple[dict[fx.Node, Any], Readings]:
@@ -87,12 +87,12 @@ def _constant_values(graph: fx.Graph, root: nn.Module, device: torch.device) -> 
     return values, readings
 
 
-def _read(found: list[tuple[Tensor, list[fx.Node]]], value: Tensor, reader: fx.Node) -> None:
-    """Notes that `reader` sees the value as it is now."""
-    if found and torch.equal(found[-1][0], value):
-        found[-1][1].append(reader)
+def _read(readings: list[tuple[Tensor, list[fx.Node]]], value: Tensor, reader: fx.Node) -> None:
+    """Notes that `reader` reads the present content of `value`."""
+    if readings and torch.equal(readings[-1][0], value):
+        readings[-1][1].append(reader)
     else:
-        found.append((value.clone(), [reader]))
+        readings.append((value.clone(), [reader]))
 
 
 def _call(node: fx.Node, root: nn.Module, values: Mapping[fx.Node, Any]) -> Any:
@@ -104,7 +104,7 @@ def _call(node: fx.Node, root: nn.Module, values: Mapping[fx.Node, Any]) -> Any:
 
 
 def attribute(root: nn.Module, target: str) -> Any:
-    """What stands at a dotted name of a module."""
+    """The tensor, module or other attribute at a dotted name of a module."""
     value: Any = root
     for part in target.split("."):
         value = getattr(value, part)

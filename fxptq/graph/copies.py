@@ -1,4 +1,4 @@
-"""Copies of networks, so that nothing done here is ever seen in the user's own."""
+"""Copies of networks, so that no work of fxptq changes the user's own network."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fxptq.graph.wrappers import network_of, unwrap_inside
 
 
 def independent_copy(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing with `model`, of the network itself: without what torch.compile or DataParallel add.
+    """A copy that shares nothing with `model`, without the wrappers of torch.compile or DataParallel.
 
     Raises:
-        CaptureError: it holds something that cannot be copied.
+        CaptureError: an attribute of the network cannot be copied.
     """
     return unwrap_inside(_copied(network_of(model), {}))
 
@@ -29,7 +29,7 @@ def structural_copy(model: nn.Module) -> nn.Module:
     """A copy that shares the memory of the parameters with `model` and owns its buffers and every other state.
 
     Raises:
-        CaptureError: it holds something that cannot be copied.
+        CaptureError: an attribute of the network cannot be copied.
     """
     aliases = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
     return _copied(model, dict(aliases))
@@ -42,8 +42,8 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             memo[id(tensor)] = tensor.detach().clone()
     for buffer in model.buffers():
         if isinstance(buffer, UninitializedBuffer):  # torch can copy parameters that do not exist yet, and not these
-            made = UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)  # type: ignore[call-arg]  # it takes them
-            memo[id(buffer)] = made
+            twin = UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)  # type: ignore[call-arg]  # torch's
+            memo[id(buffer)] = twin
     try:
         with torch.no_grad(), room_for(model):  # TorchScript copies its parameters by computing with them
             return copy.deepcopy(model, memo)

@@ -1,4 +1,4 @@
-"""Room for networks whose modules are nested so deeply that Python's limit of recursion leaves none for capturing."""
+"""A higher limit of recursion for networks whose modules are nested too deeply for Python's usual limit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fxptq.graph.exclusive import CAPTURING
 
 _USUAL = 50
 _CALLS = 30
-"""So many calls of Python's, at most, lie between a module and one of its parts while it is copied or traced."""
+"""The largest number of Python calls between a module and one of its parts while the network is copied or traced."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What an einsum call multiplies and sums, in each of its spellings."""
+"""The operands of an einsum call, and the number of products that it sums, in each spelling of the call."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def einsum_operands(node: fx.Node) -> tuple[fx.Node, ...]:
     """The tensors of `einsum("ij,jk", a, b)`, `einsum("ij,jk", [a, b])` or `einsum(a, [0, 1], b, [1, 2])`."""
     args = node.args
     if isinstance(args[0], str):
-        given: Sequence[Any] = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
+        operands: Sequence[Any] = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
     else:
-        given = args[:-1:2] if len(args) % 2 else args[::2]
-    return tuple(item for item in given if isinstance(item, fx.Node))
+        operands = args[:-1:2] if len(args) % 2 else args[::2]
+    return tuple(item for item in operands if isinstance(item, fx.Node))
 
 
 def _labels(node: fx.Node) -> tuple[list[list[Any]], list[Any] | None]:
@@ -34,11 +34,11 @@ def _parts(args: Sequence[Any]) -> list[Any]:
 
 
 def summed_size(node: fx.Node, shapes: Sequence[tuple[int, ...]]) -> int:
-    """How many products are added for each value of the output; 1 for a product element by element.
+    """The number of products that are added for each value of the output; 1 for a product element by element.
 
     Args:
         node: an einsum of a traced graph.
-        shapes: of its operands.
+        shapes: the shapes of its operands.
     """
     terms, out = _labels(node)
     sizes: dict[Any, int] = {}
@@ -52,5 +52,5 @@ def summed_size(node: fx.Node, shapes: Sequence[tuple[int, ...]]) -> int:
             else:
                 sizes[label] = max(next(axes), sizes.get(label, 1))
     counts = [label for term in terms for label in term]
-    kept = {label for label in sizes if counts.count(label) == 1} if out is None else set(out)
-    return math.prod(size for label, size in sizes.items() if label not in kept)
+    in_output = {label for label in sizes if counts.count(label) == 1} if out is None else set(out)
+    return math.prod(size for label, size in sizes.items() if label not in in_output)

@@ -1,6 +1,6 @@
-"""What the tracer must know of the functions of torch: which write in place, which read values, how each is noted.
+"""Facts about the functions of torch that the tracer needs: whether a call writes in place or reads values, and so on.
 
-Facts about the public functions of torch, by name; nothing about networks.
+The facts are given by name, and none is about a network.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def name_of_function(func: Any) -> str:
 
 
 def property_of(func: Any) -> str:
-    """Of a property's getter or setter, the name of the property."""
+    """The name of the property that a getter or setter belongs to."""
     return str(func.__self__.__name__)
 
 
@@ -117,7 +117,7 @@ def _schemas(func: OpOverload | OpOverloadPacket) -> list[Any]:
 
 
 def is_custom_operator(target: Any) -> bool:
-    """Whether this is an operator somebody registered, not one of PyTorch's."""
+    """Whether the target is an operator that another package registered, not one of PyTorch's."""
     if not isinstance(target, (OpOverload, OpOverloadPacket)):
         return False
     return str(target).split(".", maxsplit=1)[0] not in ("aten", "prims", "prim")
@@ -153,7 +153,7 @@ def is_ragged(func: Any, args: tuple[Any, ...]) -> bool:
 
 
 def is_counted(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the number of results depends on the sizes of the input: pieces of a size, not a list of sizes."""
+    """Whether the number of results depends on the sizes of the input, because no list of sizes is given."""
     sections = args[1] if len(args) > 1 else kwargs.get("split_size", kwargs.get("split_size_or_sections"))
     return name_of_function(func) in _COUNTED and not isinstance(sections, (list, tuple))
 
@@ -171,25 +171,26 @@ def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
 
 
 def twin_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """The call that returns what an in-place call leaves in its first operand: function or method name, and keywords.
+    """The functional form of an in-place call, as a function or method name, and keywords.
 
-    None when there is none, or when it would come out in another type.
+    It returns the values that the in-place call writes into its first operand. None when there is no such form, or when
+    its result would have another type.
     """
     name, target = name_of_function(func), args[0]
     mixed = any(isinstance(other, Tensor) and other.dtype != target.dtype and other.dim() for other in args[1:])
-    whole = not target.is_floating_point()
+    integer = not target.is_floating_point()
     if kwargs.get("inplace") is True:
         return func, {**kwargs, "inplace": False}
     if name == "__setitem__":
         return with_item, {}
-    if name not in _TWINS or kwargs.get("out") is not None or (name != "masked_fill_" and (mixed or whole)):
+    if name not in _TWINS or kwargs.get("out") is not None or (name != "masked_fill_" and (mixed or integer)):
         return None
     twin = _TWINS[name]
     return _OPERATORS.get(twin, twin if hasattr(torch.Tensor, twin) else getattr(F, twin, None)), kwargs
 
 
 def _is_method(func: Any, name: str) -> bool:
-    """Whether it is a method of Tensor; of operators such as `**` the Python wrapper comes, under the method's name."""
+    """Whether the function is a method of Tensor; operators such as `**` come as a Python wrapper of that name."""
     return type(func).__name__ == "method_descriptor" or (
         isinstance(func, FunctionType) and func.__module__ == "torch._tensor" and hasattr(torch.Tensor, name)
     )

@@ -1,8 +1,8 @@
-"""Finds how many parts a fused weight has: which output channels of a layer end in which factor of which product.
+"""Finds the number of layers that are fused in one weight, from the channels that reach each factor of a product.
 
-The question is answered by experiment, so it knows no naming: the layer's output is replaced by the number of each
-channel, the calls that only move values are carried out on it, and where a matrix product is met, the channels that
-arrived are looked at.
+The answer comes from an experiment and does not depend on names: the layer's output is replaced by the number of each
+channel, the calls that only move values are carried out on these numbers, and at each matrix product the numbers that
+arrive are collected.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _ELEMENTWISE = frozenset(
     ]
 )
 _SCATTERED = (0, -1)
-"""Stands for channels that are no contiguous block: as a block it has no size, so nothing is split."""
+"""Stands for channels that are no contiguous block; a block of size 0 matches no other, so the weight is not split."""
 
 
 def leading_to_products(graph: fx.Graph) -> frozenset[fx.Node]:
-    """The nodes from which a product can be reached by calls through which channels are followed."""
+    """The nodes from which calls that move values, or work element by element, lead to a product."""
     found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         for user in node.users:
@@ -56,7 +56,7 @@ def _is_product(node: fx.Node) -> bool:
 
 
 def fused_parts(layer: fx.Node, axis: int, to_products: frozenset[fx.Node] | None = None) -> int:
-    """How many equal contiguous blocks of output channels feed different factors of products; 1 if they do not.
+    """The number of equal contiguous blocks of output channels that feed different factors of products; 1 if none do.
 
     Args:
         layer: a node of a captured graph, of a kind with a weight.
@@ -93,26 +93,26 @@ def fused_parts(layer: fx.Node, axis: int, to_products: frozenset[fx.Node] | Non
 def _block(value: Any) -> set[tuple[int, int]]:
     if not isinstance(value, Tensor):
         return set()
-    found = set(value.flatten().tolist())
-    first, last = min(found), max(found)
-    return {(first, last)} if last - first + 1 == len(found) else {_SCATTERED}
+    channels = set(value.flatten().tolist())
+    first, last = min(channels), max(channels)
+    return {(first, last)} if last - first + 1 == len(channels) else {_SCATTERED}
 
 
 def _carry_out(user: fx.Node, source: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    """What `user` makes of the channel numbers; None when it does more than move them."""
+    """The channel numbers after `user`; None when it does more than move them."""
     name = name_of(user)
     if name in _ELEMENTWISE:
         same = user.meta.get("shape") == source.meta.get("shape")
         return values[source] if same else None
     if name not in LAYOUT:
         return None
-    known = dict(values)
+    arguments = dict(values)
     for node in user.all_input_nodes:
-        if node not in known:
+        if node not in arguments:
             if "value" not in node.meta:
                 return None
-            known[node] = node.meta["value"]
-    args, kwargs = fx.node.map_arg((user.args, dict(user.kwargs)), known.__getitem__)
+            arguments[node] = node.meta["value"]
+    args, kwargs = fx.node.map_arg((user.args, dict(user.kwargs)), arguments.__getitem__)
     try:
         if user.op == "call_method":
             return getattr(args[0], str(user.target))(*args[1:], **kwargs)

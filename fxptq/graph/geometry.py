@@ -1,4 +1,4 @@
-"""How a convolution walks over its input: read off its node, applied to tensors, and seen as windows.
+"""The geometry of a convolution (stride, padding, dilation, groups): read from its node, and applied to tensors.
 
 Convolutions over one, two and three axes are covered, plain and transposed.
 """
@@ -19,17 +19,17 @@ _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution walks over its input; one number for each axis of the image in every tuple.
+    """The geometry of a convolution; every tuple has one number for each axis of the image.
 
     Attributes:
         stride: step from one position of the kernel to the next.
-        padding: zeros before the first value of an axis, and as many behind the last; a transposed convolution cuts so
-            much off both ends of its output.
+        padding: number of zeros before the first value of an axis, and behind the last; a transposed convolution
+            removes as many values from both ends of its output.
         trailing: further zeros behind the last value. Only `padding="same"` makes them, where the kernel spans an even
             number of values.
-        dilation: distance of two neighbouring kernel values.
-        groups: how many parts the channels have that do not see one another.
-        output_padding: of a transposed convolution, what is added to one end of its output.
+        dilation: distance of two neighbouring taps.
+        groups: number of groups of channels that are convolved separately.
+        output_padding: number of values that a transposed convolution adds to one end of its output.
         transposed: whether it is a transposed convolution.
     """
 
@@ -47,7 +47,7 @@ class Geometry:
         Args:
             x: [B, C, *image] or [C, *image].
             weight: [N, C / groups, *kernel]; of a transposed convolution [C, N / groups, *kernel].
-            groups: takes the place of the geometry's own.
+            groups: replaces the number of groups of the geometry.
         """
         axes = len(self.stride)
         if self.transposed:
@@ -59,7 +59,7 @@ class Geometry:
         return _PLAIN[axes](x, weight, None, self.stride, self.padding, self.dilation, groups)
 
     def windows(self, x: Tensor, kernel: Sequence[int]) -> Tensor:
-        """What the kernel multiplies at each position of the output, of a convolution that is not transposed.
+        """The values that the kernel multiplies at each position of the output, for a plain convolution.
 
         Args:
             x: [B, C, *image] or [C, *image].
@@ -79,7 +79,7 @@ class Geometry:
 
 
 def _pad(axes: int, before: Sequence[int], behind: Sequence[int]) -> list[int]:
-    """Widths as F.pad takes them: the last axis comes first."""
+    """Widths in the order of F.pad, which begins with the last axis."""
     return [width for axis in reversed(range(axes)) for width in (before[axis], behind[axis])]
 
 
@@ -90,19 +90,19 @@ def convolution_geometry(node: fx.Node) -> Geometry | None:
         node: the call; the nodes of its input and weight carry their shapes.
 
     Returns:
-        None where the network computes a stride, padding or dilation from sizes: one number cannot stand for it then.
+        None where the network computes a stride, padding or dilation from sizes, because it then differs between sizes.
     """
     kernel = _shape(node, 1, "weight")[2:]
     axes = len(kernel)
     stride, dilation = (_numbers(argument(node, at, name, 1), axes) for at, name in ((3, "stride"), (5, "dilation")))
     if stride is None or dilation is None:
         return None
-    given = argument(node, 4, "padding", 0)
-    if given == "same":
+    setting = argument(node, 4, "padding", 0)
+    if setting == "same":
         spans = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
         padding, trailing = tuple(span // 2 for span in spans), tuple(span % 2 for span in spans)
     else:
-        numbers = _numbers(0 if given == "valid" else given, axes)
+        numbers = _numbers(0 if setting == "valid" else setting, axes)
         if numbers is None:
             return None
         padding, trailing = numbers, (0,) * axes
@@ -115,11 +115,11 @@ def transposed_geometry(node: fx.Node) -> Geometry | None:
     axes = len(_shape(node, 1, "weight")) - 2
     names = {"stride": (3, 1), "padding": (4, 0), "output_padding": (5, 0), "dilation": (7, 1)}
     read = {name: _numbers(argument(node, at, name, default), axes) for name, (at, default) in names.items()}
-    known = {name: numbers for name, numbers in read.items() if numbers is not None}
-    if len(known) < len(names):
+    settings = {name: numbers for name, numbers in read.items() if numbers is not None}
+    if len(settings) < len(names):
         return None
     groups = _groups(argument(node, 6, "groups", 1), node.meta["shape"], node, axes)
-    return Geometry(**known, groups=groups, transposed=True, trailing=(0,) * axes)
+    return Geometry(**settings, groups=groups, transposed=True, trailing=(0,) * axes)
 
 
 def _shape(node: fx.Node, position: int, name: str) -> tuple[int, ...]:
@@ -128,20 +128,20 @@ def _shape(node: fx.Node, position: int, name: str) -> tuple[int, ...]:
 
 def _numbers(value: object, axes: int) -> tuple[int, ...] | None:
     """An argument as one number for each axis; None where a node computes it."""
-    given = list(value) if isinstance(value, (tuple, list)) else [value]
-    numbers = [number for number in given if isinstance(number, int)]
-    if len(numbers) < len(given):
+    elements = list(value) if isinstance(value, (tuple, list)) else [value]
+    numbers = [number for number in elements if isinstance(number, int)]
+    if len(numbers) < len(elements):
         return None
     return tuple(numbers * axes if len(numbers) == 1 else numbers)
 
 
-def _groups(given: object, channels: Sequence[int], node: fx.Node, axes: int) -> int:
-    """The number of groups; where a node computes it (`groups=x.shape[1]`), the shapes leave but one.
+def _groups(groups: object, shape: Sequence[int], node: fx.Node, axes: int) -> int:
+    """The number of groups; where a node computes it (`groups=x.shape[1]`), it follows from the shapes.
 
     Args:
-        given: the argument.
-        channels: the shape whose channels are divided among the groups: [B, channels, *image] or [channels, *image].
+        groups: the argument of the call.
+        shape: the shape whose channels are divided among the groups: [B, channels, *image] or [channels, *image].
         node: the call.
-        axes: of the image.
+        axes: number of axes of the image.
     """
-    return given if isinstance(given, int) else channels[-axes - 1] // _shape(node, 1, "weight")[1]
+    return groups if isinstance(groups, int) else shape[-axes - 1] // _shape(node, 1, "weight")[1]

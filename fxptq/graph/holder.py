@@ -1,4 +1,4 @@
-"""What graphs read, in one module, whatever graph is running."""
+"""The one module that holds the tensors and quantizers of all graphs of a network."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ class Holder(nn.Module):
     def keep(self, constants: Mapping[str, Tensor]) -> dict[str, str]:
         """Registers constants, each once.
 
-        A constant that was kept before, for another graph, is found again by its place and content, even if its tensor
-        has been overwritten since. Another content at the same place gets another name.
+        A constant of an earlier graph with the same name and content is used again, even if its tensor has been
+        overwritten since. Another content under the same name gets another name.
 
         Returns:
-            The name each is kept under.
+            The registered name of each constant.
         """
         self._drop_unread()
         names: dict[str, str] = {}
         for name, tensor in constants.items():
             digest = _digest(tensor)
-            found, count = name, 0
-            while self._digests.get(found, digest) != digest or found in names.values():
+            unique, count = name, 0
+            while self._digests.get(unique, digest) != digest or unique in names.values():
                 count += 1
-                found = f"{name}~{count}"
-            if found not in self._digests:
-                self.constants.register_buffer(found, tensor.detach().clone())
-                self._digests[found] = digest
-            names[name] = found
+                unique = f"{name}~{count}"
+            if unique not in self._digests:
+                self.constants.register_buffer(unique, tensor.detach().clone())
+                self._digests[unique] = digest
+            names[name] = unique
         return names
 
     def keep_for(self, reader: object, names: Iterable[str]) -> None:

@@ -1,6 +1,6 @@
 """Puts a Quantizer node on each operand edge of a captured graph and changes nothing else.
 
-Factors that a site is given by keyword become its first arguments, where every reader of the graph looks for them.
+Factors that a call passes by keyword become its first arguments, because every reader of the graph expects them there.
 Module names cannot hold dots, so a key such as `layers.0.attn.qkv.input` stands in the graph as
 `quantizers.layers/0/attn/qkv/input`; characters that are no part of a usual name stand there by number.
 """
@@ -26,8 +26,8 @@ def insert_quantizers(graph: fx.Graph, sites: Iterable[Site]) -> fx.Graph:
     """A copy of `graph` in which every operand with bits is read through its quantizer.
 
     Site nodes carry `meta["site"]` (the name), quantizer nodes `meta["quantizer"]` (the key) and the `follows`, `shape`
-    and `dtype` of what they quantize. Operands that read one tensor through one quantizer share one node; a quantizer
-    that two operands share while they read different tensors (in a graph of another size) gets a node for each.
+    and `dtype` of their input. Operands that read one tensor through one quantizer share one node; a quantizer that two
+    operands share while they read different tensors (in a graph of another size) gets a node for each.
 
     Args:
         graph: as captured.
@@ -67,11 +67,11 @@ def insert_quantizers(graph: fx.Graph, sites: Iterable[Site]) -> fx.Graph:
 
 
 _FACTORS = (("input", "self"), ("weight", "other", "mat2"))
-"""How torch's functions call their first and their second factor."""
+"""The keywords of torch's functions for their first and their second factor."""
 
 
 def _put_factors_first(node: fx.Node) -> None:
-    """Makes `linear(x, weight=w)` a call `linear(x, w)`; calls whose factors are not all there stay as they are."""
+    """Makes `linear(x, weight=w)` a call `linear(x, w)`; a call without both factors stays unchanged."""
     names = [
         next((name for name in spellings if name in node.kwargs), None) for spellings in _FACTORS[len(node.args) :]
     ]

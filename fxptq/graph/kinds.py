@@ -1,7 +1,7 @@
-"""The kinds of site, one row each: all that fxptq knows of `linear`, `conv2d`, `matmul` and the like.
+"""The kinds of site, one row each: the facts about `linear`, `conv2d`, `matmul` and the other calls that multiply.
 
-Whoever asks which calls are arithmetic, what their factors are, along which axis a weight has its outputs, what a call
-costs, how a convolution walks or what can be quantized asks here. To add a kind is to add a row to `KINDS`.
+A row names the calls of the kind, their factors, the output axis of the weight, the cost, the reader of the geometry,
+and the reason if the kind cannot be quantized. No other module lists kinds. To add a kind is to add a row to `KINDS`.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class Kind:
     """One kind of site.
 
     Attributes:
-        name: what sites, recipes and checkpoints call it.
-        functions: plain names of the calls it comes from (`fxptq.graph.calls.plain_name`).
-        slots: of its two factors, in the order of `factors`: a layer's input and weight, or the two sides of a product.
-            Empty for arithmetic of which nothing more is known.
+        name: its name in sites, recipes and checkpoints.
+        functions: plain names of its calls (`fxptq.graph.calls.plain_name`).
+        slots: the slots of its two factors, in the order of `factors`: a layer's input and weight, or the two sides of
+            a product. Empty for arithmetic whose factors fxptq does not read.
         factors: the factors among the arguments of a call; more or fewer than two where the call is something else.
         macs: multiply-accumulates of a call, given the shapes of its operands and output.
         weight_axis: the axis of the weight along which its outputs lie; None for products.
         channel_axis: the axis of the output that holds the channels, counted from the end; None for products.
-        geometry: reads how a convolution walks over its input; None for anything else.
-        layers: torch's modules that do nothing but this; sites inside are named by the module's path alone.
-        reason: why sites of this kind are left in float; empty if they can be quantized.
+        geometry: reads stride, padding, dilation and groups of a convolution; None for anything else.
+        layers: torch's modules that consist of one such call; the site of the call has the path of the module.
+        reason: the reason why sites of this kind are left in float; empty if they can be quantized.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Kind:
 
     @property
     def is_product(self) -> bool:
-        """Whether it multiplies two tensors of equal standing."""
+        """Whether it multiplies two tensors and neither is a weight."""
         return "lhs" in self.slots
 
     @property
@@ -108,7 +108,7 @@ _NOT_QUANTIZED = "no quantizer for this operation"
 
 
 def convolution(axes: int, layer: type[nn.Module], reason: str = "") -> Kind:
-    """The row of a convolution over so many axes, with a weight [N, C / groups, *kernel]."""
+    """The row of a convolution over `axes` axes, with a weight [N, C / groups, *kernel]."""
     return Kind(
         name=f"conv{axes}d",
         functions=frozenset([f"conv{axes}d"]),
@@ -124,7 +124,7 @@ def convolution(axes: int, layer: type[nn.Module], reason: str = "") -> Kind:
 
 
 def transposed_convolution(axes: int, layer: type[nn.Module], reason: str = "") -> Kind:
-    """The row of a transposed convolution over so many axes, with a weight [C, N / groups, *kernel]."""
+    """The row of a transposed convolution over `axes` axes, with a weight [C, N / groups, *kernel]."""
     return Kind(
         name=f"conv_transpose{axes}d",
         functions=frozenset([f"conv_transpose{axes}d"]),
@@ -178,13 +178,13 @@ KINDS: tuple[Kind, ...] = (
 
 
 def kind_of(node: fx.Node) -> Kind | None:
-    """The kind of a call; None for a call that is no arithmetic, or whose inside cannot be seen."""
+    """The kind of a call; None for a call without arithmetic, or with arithmetic that the graph does not show."""
     name = name_of(node)
     for kind in KINDS:
         if name not in kind.functions:
             continue
         if kind.slots and not is_torchs_own(node.target):
-            return None  # an operator of somebody else, that happens to have the name
+            return None  # a custom operator that happens to have the name
         # An einsum of one tensor is a transposition or a sum.
         return None if kind.slots and len(kind.factors(node)) == 1 else kind
     return None
@@ -216,6 +216,6 @@ def weight_axis(kind: str) -> int:
 
 
 def geometry_of(node: fx.Node) -> Geometry | None:
-    """How a convolution walks over its input; None for any other call, and where the network computes that itself."""
+    """The geometry of a convolution; None for any other call, and where the network computes it from sizes."""
     kind = kind_of(node)
     return kind.geometry(node) if kind is not None and kind.geometry is not None else None

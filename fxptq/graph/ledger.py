@@ -1,6 +1,6 @@
-"""Which node each tensor of a trace is, and which tensors share memory.
+"""The node that computes each tensor of a trace, and the tensors that share memory.
 
-Kept beside the tensors, by identity and weakly: no tensor carries a mark, and what the network frees is freed.
+The ledger finds tensors by identity and refers to them weakly, so that it neither changes a tensor nor keeps it alive.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Ledger:
     """The tensors met in one trace.
 
     Args:
-        model: its parameters, buffers and plain tensor attributes have names.
-        prefix: what the names of parameters and buffers are preceded by.
+        model: the network; its parameters, buffers and plain tensor attributes have names.
+        prefix: prefix of the names of parameters and buffers.
     """
 
     def __init__(self, model: nn.Module, prefix: str) -> None:
@@ -34,9 +34,9 @@ class Ledger:
             self._names[id(tensor)] = (f"{prefix}.{name}", tensor)
 
     def name_of(self, tensor: Tensor) -> str | None:
-        """Where the network holds the tensor: `model.head.weight`, `constants.head.mean`; None if it does not."""
-        found = self._names.get(id(tensor))
-        return found[0] if found else None
+        """The name of a tensor of the network: `model.head.weight`, `constants.head.mean`; None for any other."""
+        entry = self._names.get(id(tensor))
+        return entry[0] if entry else None
 
     def is_networks_own(self, tensor: Tensor) -> bool:
         """Whether the tensor was there before the trace."""
@@ -47,12 +47,12 @@ class Ledger:
         return self._nodes.get(tensor)
 
     def enter(self, tensor: Tensor, node: fx.Node) -> None:
-        """From now on `tensor` is what `node` computes."""
+        """Notes that `node` computes `tensor`."""
         self._nodes[tensor] = node
         self._sharers(tensor).append((node, ref(tensor)))
 
     def replace(self, tensor: Tensor, node: fx.Node) -> None:
-        """`tensor` was overwritten and nobody shared it: `node` alone computes what is in its memory."""
+        """Notes that `tensor`, which shares its memory with no other, was overwritten with the value of `node`."""
         self._nodes[tensor] = node
         self._sharers(tensor)[:] = [(node, ref(tensor))]
 
@@ -64,10 +64,10 @@ class Ledger:
         return self._sharing.setdefault(_memory(tensor), [])
 
     def is_alone(self, tensor: Tensor) -> bool:
-        """Whether nobody else can see the tensor change: made in the forward, no view, and no view of it still held."""
+        """Whether the tensor was made in the forward, is no view, and no view of it exists any more."""
         view = tensor._base is not None  # noqa: SLF001  # PyTorch's only word on whether a tensor is a view
-        held = (reference() for _, reference in self._sharers(tensor))
-        return not view and not self.is_networks_own(tensor) and all(one is None or one is tensor for one in held)
+        sharers = (reference() for _, reference in self._sharers(tensor))
+        return not view and not self.is_networks_own(tensor) and all(x is None or x is tensor for x in sharers)
 
 
 def _memory(tensor: Tensor) -> Hashable:

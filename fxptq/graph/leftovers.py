@@ -1,4 +1,4 @@
-"""Makes the numbers of a trace plain that the network has left somewhere: in a global cache, a class, a closure."""
+"""Replaces traced numbers that outlive a trace (in a global cache, a class, a closure) by plain numbers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from fxptq.graph.values import TracedNumber, plain
 
 
 def make_plain(numbers: Iterable[ReferenceType[TracedNumber]]) -> None:
-    """Puts plain numbers in the place of those that are still held by dicts, lists, sets, tuples and closures.
+    """Replaces traced numbers by plain ones in all dicts, lists, sets, tuples and closures that hold them.
 
     Args:
-        numbers: of a trace that is over.
+        numbers: the traced numbers of a trace that is over.
     """
-    held = {id(number): number for number in (reference() for reference in numbers) if number is not None}
-    new: dict[int, Any] = {key: plain(number) for key, number in held.items()}
-    old: dict[int, Any] = dict(held)
-    while held:
-        ours = {id(held), id(old), id(new)}
+    targets = {id(number): number for number in (reference() for reference in numbers) if number is not None}
+    new: dict[int, Any] = {key: plain(number) for key, number in targets.items()}
+    old: dict[int, Any] = dict(targets)
+    while targets:
+        ours = {id(targets), id(old), id(new)}
         tuples: dict[int, Any] = {}
-        for holder in gc.get_referrers(*held.values()):
+        for holder in gc.get_referrers(*targets.values()):
             if id(holder) in ours:
                 continue
             if isinstance(holder, tuple):
@@ -32,7 +32,7 @@ def make_plain(numbers: Iterable[ReferenceType[TracedNumber]]) -> None:
                 _replace(holder, new)
         old |= tuples  # kept alive, so that no other object gets its number
         new |= {key: _rebuilt(holder, new) for key, holder in tuples.items()}
-        held = tuples
+        targets = tuples
 
 
 def _rebuilt(holder: Any, new: dict[int, Any]) -> Any:

@@ -1,8 +1,8 @@
-"""What the files of a network see while it is traced: an `int`, a `range`, a `math` that do not forget traced numbers.
+"""Gives the files of a network other globals while it is traced: an `int`, a `range`, a `math` that record calls.
 
-Only the thread that traces sees them. Each function of these files is led, for a while, to one of two functions of the
-same code: in the thread that traces to one with other globals, in every other thread to one with its own. Everything is
-put back, whatever happens in between.
+Only the thread that traces sees these globals. For a while, each function of the files is led to one of two functions
+of the same code: in the thread that traces to a function with other globals, in every other thread to one with its own.
+The former state is put back at the end, also after an error.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def substituted(model: nn.Module, twin: Callable[[Any], Any | None], builtins: M
     """For a while, gives the files that define `model` other globals, in this thread alone.
 
     Args:
-        model: the files of its classes, and those of the same packages, are meant.
-        twin: what stands in for a global; None to leave it.
-        builtins: what stands in for builtin functions, by name.
+        model: the network; the files of its classes, and all files of their packages, get other globals.
+        twin: gives the replacement of a global; None to leave it.
+        builtins: replacements of builtin functions, by name.
     """
     with contextlib.ExitStack() as undo:
         globals_here: dict[int, dict[str, Any]] = {}

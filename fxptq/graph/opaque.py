@@ -1,4 +1,4 @@
-"""Pieces of a network that are not seen through: autograd functions of its own, TorchScript, torch.compile."""
+"""Opaque parts of a network, which run without being traced: its own autograd functions, TorchScript, torch.compile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ unseen = torch._C.DisableTorchFunction  # noqa: SLF001  # documented in "Extendi
 
 @contextlib.contextmanager
 def compiled_pieces_run_eagerly() -> Iterator[None]:
-    """For a while, what was passed through torch.compile runs as it was written."""
+    """For a while, functions and modules that went through torch.compile run as they were written."""
     if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and importing it takes a second
         yield
         return
@@ -33,8 +33,8 @@ def compiled_pieces_run_eagerly() -> Iterator[None]:
 def autograd_functions_go_through(record: Recorder) -> Iterator[None]:
     """For a while, `MyFunction.apply(...)` is handed to `record` as a plain function of its arguments.
 
-    What takes anything but tensors, numbers and such (the functions of `torch.utils.checkpoint` take a piece of the
-    network) runs as ever, and is seen from inside. So does everything in other threads.
+    A function with any other arguments than tensors, numbers and such (the functions of `torch.utils.checkpoint` take a
+    part of the network) runs as usual, and the calls inside it are recorded. Other threads call the function itself.
     """
     original, owner = Function.__dict__["apply"], threading.get_ident()
 
@@ -52,7 +52,7 @@ def autograd_functions_go_through(record: Recorder) -> Iterator[None]:
 
 
 def recorded_twin(value: Any, record: Recorder) -> Callable[..., Any] | None:
-    """For a global that calls such a piece (`f = MyFunction.apply`, a scripted function), one that is recorded."""
+    """A replacement that is recorded, for a global that calls an opaque part (`f = MyFunction.apply`, TorchScript)."""
     owner = getattr(value, "__self__", None)
     if isinstance(value, torch.jit.ScriptFunction):
         function = _named(value, str(value.name))

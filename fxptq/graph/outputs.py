@@ -1,8 +1,8 @@
-"""Which of a network's outputs is the restored picture: one answer for loss, scores and restoring.
+"""Chooses the restored picture among a network's outputs, once for the loss, the scores and restoring.
 
 A network may return a tensor, or tensors in tuples, lists and dicts (deep supervision, features, masks). Promises: the
-choice is made once, from a picture and what the network made of it, and is a path by which the picture is found in
-every later output; the network's own output is never changed.
+choice is made once, from a picture and the output for it, and is a path to the picture in every later output; the
+network's own output is never changed.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Path = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class PictureOutput:
-    """Where the restored picture stands in a network's output.
+    """The position of the restored picture in a network's output.
 
     Attributes:
         path: see `Path`; empty if the output is the picture itself.
-        scale: of the picture's height and width over the input's; 0 if the output is no picture of the input.
+        scale: ratio of the picture's height and width to the input's; 0 if the output is no picture of the input.
     """
 
     path: Path = ()
@@ -62,7 +62,7 @@ def picture_output(picture: Tensor, output: Any, scale: int | None = None) -> Pi
 
     Args:
         picture: the input, [N, C, H, W].
-        output: what the network made of it.
+        output: the network's output for `picture`.
         scale: the scale that the picture must have; None for any.
 
     Raises:
@@ -95,7 +95,7 @@ def trained_output(picture: Tensor, output: Any, scale: int | None = None) -> Pi
 
     Args:
         picture: the input, [N, C, H, W].
-        output: what the network made of it.
+        output: the network's output for `picture`.
         scale: the scale of the restored picture, preferred where outputs have several; None for any.
 
     Raises:

@@ -1,8 +1,8 @@
 """Layers whose weight is computed from other tensors by torch's own tools, turned into plain layers.
 
 `weight_norm`, `spectral_norm` and everything built on `torch.nn.utils.parametrize` compute a weight anew in each
-forward from parameters that in evaluation do not change. Promises: the network computes what it did, bit for bit, and
-its state holds each weight itself and no longer what it was made of.
+forward from parameters that in evaluation do not change. Promises: the output of the network stays the same, bit for
+bit, and its state holds each weight in place of the parameters that the weight was computed from.
 """
 
 from __future__ import annotations

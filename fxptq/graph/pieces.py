@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 
 class CountRecorder(Protocol):
-    """What pieces need of the tracer."""
+    """The part of the tracer that pieces use."""
 
     @property
     def open(self) -> bool:

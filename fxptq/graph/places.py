@@ -1,4 +1,4 @@
-"""Where in the user's files something happens, for messages that name a line."""
+"""Finds the file and the line of the user's code that is running, for messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which site gets how many bits: a network's sites in, the same sites with bits, ranges and quantizer keys out."""
+"""The plan of a quantization: it takes a network's sites and gives them bits, ranges and quantizer keys."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Bits:
     """Bit widths, 2 to 8.
 
     Attributes:
-        w: of weights.
-        a: of activations, both factors of an attention product among them.
+        w: bits of weights.
+        a: bits of activations; both factors of an attention product are activations.
     """
 
     w: int
@@ -34,7 +34,7 @@ class Bits:
 
 
 class Planner(Protocol):
-    """Gives sites their bits and operands their quantizers: a `Plan`, or what a checkpoint has stored."""
+    """Gives sites their bits and operands their quantizers: a `Plan`, or the stored plan of a checkpoint."""
 
     def apply(self, sites: Iterable[Site]) -> tuple[Site, ...]:
         """The same sites, planned."""
@@ -43,16 +43,16 @@ class Planner(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """How bits are given out.
+    """The rules that give sites their bits.
 
     Attributes:
-        bits: what sites get by default.
+        bits: the bits of sites by default.
         kinds: the kinds of site to quantize; the others stay in float and are listed.
         granularity: ranges of a layer's weight: one per output channel, or per tensor (three for a fused qkv weight).
-        edges: what the first and last sites get, which read the image and make the output, and those of the trunk
-            between residual stages: their own bits, "float", or None for no exception.
-        connective: what the convolutions of a transformer get: of a network whose linear layers and products do most of
-            the work, where convolutions only join the stages on the residual stream; None for no exception.
+        edges: the bits of the sites that read the image, make the output, or belong to the trunk (see `Site.edge`);
+            "float", or None for no exception.
+        connective: the bits of the convolutions of a transformer, which only join its stages; None for no exception. A
+            network counts as a transformer if its linear layers and products do most of the work.
         overrides: (glob pattern of site names, bits or "float"), the first match wins.
         schemes: (glob pattern of `site.slot`, name of a scheme), the first match wins; operands that match none are
             uniform.
@@ -136,10 +136,11 @@ class Plan:
 
 
 def _grid_of(operand: Operand) -> tuple[object, ...]:
-    """What tells two quantizers apart: operands for which this is equal share one, and its result.
+    """The identity of a quantizer: operands with equal identities share one quantizer and its result.
 
-    The axis counts only where there are several ranges: a weight that a convolution and a transposed convolution share
-    has its outputs along different axes. What is written over between two sites is another tensor for each.
+    The axis counts only where there are several ranges, because a weight that a convolution and a transposed
+    convolution share has its outputs along different axes. A tensor that is overwritten between two sites counts as
+    two tensors.
     """
     axis = operand.axis if operand.ranges > 1 else None
     return operand.source, operand.version, operand.bits, operand.ranges, axis, operand.scheme

@@ -1,6 +1,6 @@
-"""Networks in half and double precision: they are quantized in float32, where every grid lives, and keep their face.
+"""Networks in half and double precision are quantized in float32, because every grid is computed in float32.
 
-A network of float16 then takes float16 and gives float16, and computes in float32 in between.
+A network of float16 still takes float16 and gives float16, and computes in float32 in between.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def in_precision(dtype: torch.dtype, run: Callable[..., Any], inputs: tuple[Tens
         inputs: tensors; those of floating point are converted.
     """
     floats = (torch.float32, *OTHERS)
-    given = next((x.dtype for x in inputs if isinstance(x, Tensor) and x.dtype in floats), dtype)
-    if given == dtype or dtype not in floats:
+    input_dtype = next((x.dtype for x in inputs if isinstance(x, Tensor) and x.dtype in floats), dtype)
+    if input_dtype == dtype or dtype not in floats:
         return run(*inputs)
     output = run(*(x.to(dtype) if isinstance(x, Tensor) and x.dtype in floats else x for x in inputs))
-    return tree_map_only(Tensor, lambda y: y.to(given) if y.dtype == dtype else y, output)
+    return tree_map_only(Tensor, lambda y: y.to(input_dtype) if y.dtype == dtype else y, output)

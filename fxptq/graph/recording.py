@@ -1,6 +1,6 @@
-"""The graph while it is written: which node stands for a value, what follows from what, which numbers were asked about.
+"""The graph during a trace: the node of each value, the dependence of values on the input, and the guards on numbers.
 
-Knows tensors, numbers and places; what calls there are and how they come in is the tracer's business.
+`Recording` knows tensors, numbers and modules. The tracer decides which calls to record, and how.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from fxptq.graph.places import running_line
 from fxptq.graph.values import TracedNumber, is_number, plain, traced
 
 IMAGE, SIZE, CONST = "image", "size", "const"
-"""What a node's value follows from: the pixels of the input, only its sizes, or neither."""
+"""The origin of a node's value (`meta["follows"]`): the pixels of the input, only its sizes, or neither."""
 
 _STRENGTH = (CONST, SIZE, IMAGE).index
 _DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64}
-"""What Python's types mean as a dtype; a graph is written out as code, where they could not stand."""
+"""The dtypes that Python's types mean; a graph is written out as code, which cannot contain the types."""
 
 
 class Recording:
     """A graph being written.
 
     Args:
-        model: whose tensors the graph may read.
-        prefix: what the names of parameters and buffers are preceded by in `get_attr` targets.
+        model: the network whose tensors the graph may read.
+        prefix: prefix of the names of parameters and buffers in `get_attr` targets.
         example: the inputs; the graph begins with them.
         baked: whether sizes are plain numbers, so that the graph holds for inputs of these shapes alone.
 
@@ -96,22 +96,22 @@ class Recording:
         self._stack.append((module, path if path is not None else f"{self.path}.{type(module).__name__}".lstrip(".")))
 
     def leave_module(self, module: nn.Module) -> None:
-        """A module is done, and so is whatever was left inside it by an error that its caller caught."""
+        """A module is done, and so are the modules inside it that an error left, if its caller caught the error."""
         while self._stack and self._stack.pop()[0] is not module:
             pass
 
     # -- nodes of values ----------------------------------------------------------------------------------------------
 
     def node_of(self, tensor: Tensor) -> fx.Node:
-        """The node that computes the tensor; one that reads it, if none does."""
+        """The node that computes the tensor, or else a new node that reads it."""
         node = self.ledger.node_of(tensor)
         if node is not None:
             return node
         name = self.ledger.name_of(tensor)
         if name is None:
-            place = self.path or "root"
-            name = f"constants.{place}.tensor_{self._ordinals[place]}"
-            self._ordinals[place] += 1
+            path = self.path or "root"
+            name = f"constants.{path}.tensor_{self._ordinals[path]}"
+            self._ordinals[path] += 1
         if name.startswith("constants."):
             key = name.removeprefix("constants.").replace(".", "/")
             while key in self.constants:
@@ -166,26 +166,26 @@ class Recording:
         ragged: bool = False,
         counted: bool = False,
     ) -> Any:
-        """Writes down a call of nodes and returns its result, known from now on.
+        """Records a call and returns its result, whose tensors and numbers now belong to the node.
 
         Args:
             func: a function, or the name of a method.
-            args: with nodes in place of values.
-            kwargs: likewise.
-            result: what came out.
-            follows: what it follows from.
+            args: arguments, with nodes in place of values.
+            kwargs: keyword arguments, with nodes in place of values.
+            result: the result of the call.
+            follows: `IMAGE`, `SIZE` or `CONST`, the origin of the result.
             ragged: whether the sizes of the result depend on the values of an input.
             counted: whether the number of results depends on the sizes of an input.
         """
         node = self.note(func, args, kwargs, result, follows, ragged=ragged)
-        known = self._known(result, node, follows)
-        return Pieces(known, node, self) if counted and follows != CONST and not self._baked else known
+        recorded = self._recorded(result, node, follows)
+        return Pieces(recorded, node, self) if counted and follows != CONST and not self._baked else recorded
 
     def call_module(self, target: str, args: Any, kwargs: Any, result: Any, follows: str) -> Any:
         """Writes down the call of a module as one."""
         node = self.graph.call_module(target, args, kwargs)
         self._describe(node, result, follows)
-        return self._known(result, node, follows)
+        return self._recorded(result, node, follows)
 
     def note(self, func: Any, args: Any, kwargs: Any, result: Any, follows: str, *, ragged: bool = False) -> fx.Node:
         """Writes down a call and returns its node."""
@@ -195,16 +195,17 @@ class Recording:
         return node
 
     def is_read(self, target: Tensor) -> bool:
-        """Whether a call has read what is in the target's memory; writing into it does not count."""
+        """Whether a call has read the target's memory; a write into it does not count."""
         return any(not writes(user.target, user.kwargs) for node in self.ledger.sharing(target) for user in node.users)
 
     def overwritten(self, target: Tensor, follows: str) -> None:
-        """After an in-place call, whatever shares the target's memory follows from what was written there."""
+        """After an in-place call, all nodes that share the target's memory follow from the written values, too."""
         for node in (self.node_of(target), *self.ledger.sharing(target)):
             node.meta["follows"] = max(node.meta["follows"], follows, key=_STRENGTH)
             node.meta["written"] = True
 
-    def _known(self, result: Any, node: fx.Node, follows: str) -> Any:
+    def _recorded(self, result: Any, node: fx.Node, follows: str) -> Any:
+        """The result of a recorded call, with traced numbers in place of numbers that depend on sizes."""
         if isinstance(result, Tensor):
             self.ledger.enter(result, node)
             return result
@@ -212,8 +213,8 @@ class Recording:
             return torch.Size([self._item(node, i, size, follows) for i, size in enumerate(result)])
         if is_number(result):
             node.meta["follows"] = min(follows, SIZE, key=_STRENGTH)
-            known = follows == CONST or (self._baked and not node.meta.get("ragged"))
-            return plain(result) if known else self._traced(result, node)
+            is_constant = follows == CONST or (self._baked and not node.meta.get("ragged"))
+            return plain(result) if is_constant else self._traced(result, node)
         if isinstance(result, (tuple, list)):
             items = [self._item(node, i, item, follows) for i, item in enumerate(result)]
             return result._make(items) if hasattr(result, "_make") else type(result)(items)
@@ -225,7 +226,7 @@ class Recording:
         item = self.graph.call_function(operator.getitem, (node, index))
         self._describe(item, value, follows if isinstance(value, Tensor) else SIZE)
         _mark_ragged(item, value, starts=False)
-        return self._known(value, item, follows)
+        return self._recorded(value, item, follows)
 
     # -- numbers ------------------------------------------------------------------------------------------------------
 
@@ -253,7 +254,7 @@ class Recording:
         return value
 
     def pin(self, number: TracedNumber) -> None:
-        """Requires that a traced number always comes out as it does now.
+        """Requires that a traced number always has its present value.
 
         Raises:
             CaptureError: it depends on the image.
@@ -273,7 +274,7 @@ class Recording:
         self._require(node, count)
 
     def pin_sizes(self, tensor: Tensor) -> None:
-        """Requires that a tensor always has the number of values it has now, which leaves the trace unseen."""
+        """Requires that a tensor always has its present number of values, because its storage leaves the trace."""
         node = self.note("numel", (self.node_of(tensor),), {}, tensor.numel(), SIZE)
         self._require(node, tensor.numel())
 
@@ -298,10 +299,10 @@ class Recording:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def finish(self, output: Any) -> None:
-        """Ends the graph with what the network returned.
+        """Ends the graph with the output of the network.
 
         Raises:
-            CaptureError: there is no tensor in it, or the network went on after a refusal.
+            CaptureError: the output holds no tensor, or the network went on after a refusal.
         """
         if self.refused is not None:
             raise self.refused
@@ -324,7 +325,7 @@ class Recording:
         self._give_written_attributes_a_copy()
 
     def _give_written_attributes_a_copy(self) -> None:
-        """What the network writes into its own buffers is not kept: each run starts from the stored ones."""
+        """Lets each run start from the stored buffers, so that the network's writes into them are not kept."""
         for node in list(self.graph.nodes):
             if node.op == "get_attr" and node.meta.get("written"):
                 with self.graph.inserting_after(node):
@@ -334,15 +335,15 @@ class Recording:
 
 
 def strongest(*aggregates: Any) -> str:
-    """What follows from all the nodes among the arguments."""
-    found = [CONST]
+    """The strongest origin (`IMAGE` before `SIZE` before `CONST`) of all the nodes among the arguments."""
+    origins = [CONST]
     for aggregate in aggregates:
-        fx.node.map_arg(aggregate, lambda node: found.append(node.meta.get("follows", CONST)))
-    return max(found, key=_STRENGTH)
+        fx.node.map_arg(aggregate, lambda node: origins.append(node.meta.get("follows", CONST)))
+    return max(origins, key=_STRENGTH)
 
 
 def _mark_ragged(node: fx.Node, result: Any, *, starts: bool) -> None:
-    """Marks what has a size that depends on the image; `ragged` holds such sizes of a tensor, or the number itself."""
+    """Marks a node with a size that depends on the image; `ragged` holds these sizes of a tensor, or the number."""
     sizes = set(result.shape[:1]) if starts and isinstance(result, Tensor) else set()
     for source in node.all_input_nodes[:1]:
         sizes |= source.meta.get("ragged") or set()

@@ -1,7 +1,7 @@
-"""What the graph says of the values of an operand: whether most lie at a lower end, and where they have a floor.
+"""Reads the role of an operand from the graph: whether most values lie at a lower end, and the floor of the values.
 
-A claim holds for every input: bounds are searched from the floor upwards, so a value below it would be clipped. Where a
-call, an option of it or a write in place is not known to keep the floor, nothing is claimed.
+A role must hold for every input, because bounds are searched from the floor upwards and a value below it is clipped.
+Where a call, an option of it or a write in place may break the floor, the role is `symmetric`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Role = Literal["symmetric", "one_sided", "constant"]
 
 
 def role_of(source: fx.Node) -> tuple[Role, float | None]:
-    """The role of the values a node makes, and the floor of one-sided ones where it is known.
+    """The role of the values of a node, and the floor of one-sided values where it is known.
 
     Args:
         source: a node of a captured graph.
@@ -31,12 +31,12 @@ def role_of(source: fx.Node) -> tuple[Role, float | None]:
     if not makers or not all(map(_is_one_sided, makers)):
         return "symmetric", None
     floors = [LOWEST[name_of(maker)] for maker in makers] + numbers
-    known = [floor for floor in floors if floor is not None]
-    return "one_sided", min(known) if len(known) == len(floors) else None
+    exact = [floor for floor in floors if floor is not None]
+    return "one_sided", min(exact) if len(exact) == len(floors) else None
 
 
 def _makers(source: fx.Node) -> tuple[list[fx.Node], list[float]]:
-    """The calls that made the values of a node, and the numbers that calls put in on the way from there."""
+    """The calls that computed the values of a node, and the fill values that calls on the way added."""
     makers: list[fx.Node] = []
     numbers: list[float] = []
     seen, waiting = {source}, [source]
@@ -64,12 +64,12 @@ def _is_one_sided(maker: fx.Node) -> bool:
 
 
 def _keeps_its_word(node: fx.Node) -> bool:
-    """Whether the values are those that torch's function of that name makes, and nothing was written over them."""
+    """Whether the call is torch's own function of that name, and nothing overwrites its values."""
     return not node.meta.get("written") and is_torchs_own(node.target)
 
 
 def _hands_on(node: fx.Node) -> bool:
-    """Whether what a call makes lies between the values it is given, zero, and what it pads with."""
+    """Whether the values of a call lie between the values of its inputs, zero, and its fill value."""
     name = name_of(node)
     if name not in LAYOUT | MIXING or not _keeps_its_word(node):
         return False
@@ -81,7 +81,7 @@ def _hands_on(node: fx.Node) -> bool:
     if name == "avg_pool2d":
         return argument(node, 6, "divisor_override") is None
     same_bits = name == "view" and any(isinstance(x, torch.dtype) for x in (*node.args, *node.kwargs.values()))
-    # Other numbers for the same bits, or integers, which wrap around.
+    # `view(dtype)` reads the same bits as other numbers, and integers wrap around.
     return not same_bits and node.meta.get("dtype", torch.float32).is_floating_point
 
 

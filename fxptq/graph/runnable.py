@@ -1,7 +1,7 @@
-"""Graphs as modules that run, whatever the modules of the network are called.
+"""Makes modules that run graphs, whatever the names of the network's modules.
 
-torch.fx writes a graph out as Python code, in which a module called `lambda`, or one with a quotation mark in its name,
-could not stand. Such names are replaced in the code, and only there.
+torch.fx writes a graph out as Python code, which cannot contain a module named `lambda`, or a name with a quotation
+mark. Such names are replaced in the code, and only there.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ def runnable(root: nn.Module | Mapping[str, Any], graph: fx.Graph, name: str = "
     """The graph as a module.
 
     Args:
-        root: what the graph reads: a module, or the value of each target.
-        graph: left as it is.
-        name: of the module's class.
+        root: a module that holds the targets of the graph, or the value of each target.
+        graph: stays unchanged.
+        name: the name of the module's class.
     """
     targets = {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
     names = {target: f"renamed_{index}" for index, target in enumerate(sorted(filter(_is_unspeakable, targets)))}
     if not names:
         return _forgotten_with(fx.GraphModule(root if isinstance(root, nn.Module) else dict(root), graph, name))
-    spoken = copy.deepcopy(graph)
-    for node in spoken.nodes:
+    renamed = copy.deepcopy(graph)
+    for node in renamed.nodes:
         if node.op in ("get_attr", "call_module"):
             node.target = names.get(str(node.target), node.target)
-    held = {
+    values = {
         names.get(target, target): attribute(root, target) if isinstance(root, nn.Module) else root[target]
         for target in targets
     }
-    return _forgotten_with(fx.GraphModule(held, spoken, name))
+    return _forgotten_with(fx.GraphModule(values, renamed, name))
 
 
 def _forgotten_with(module: fx.GraphModule) -> fx.GraphModule:
-    """torch.fx keeps the source of every module for tracebacks; from now on, only as long as there is the module."""
+    """torch.fx keeps the source of every module for tracebacks; from now on, only as long as the module exists."""
     file = module.forward.__code__.co_filename
-    for kept in (getattr(graph_module, "_loader", None), linecache):
-        sources = getattr(kept, "eval_cache" if kept is not linecache else "cache", {})
+    for keeper in (getattr(graph_module, "_loader", None), linecache):
+        sources = getattr(keeper, "eval_cache" if keeper is not linecache else "cache", {})
         weakref.finalize(module, sources.pop, file, None).atexit = False
     return module
 

@@ -1,7 +1,7 @@
-"""Where the arithmetic of a network is: its linear, convolution and product calls, with stable names, roles and costs.
+"""The sites of a network: its linear, convolution and product calls, with stable names, roles and costs.
 
 A site is named by its module path (`layers.0.attn.qkv`); calls of functions get an ordinal (`layers.0.attn.matmul_0`).
-What does the arithmetic of a layer and has no quantizer is found too, so that it can be listed by name and reason.
+Calls that do arithmetic and cannot be quantized are sites too, so that they are listed by name and reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fxptq.quant.scheme import UNIFORM
 Edge = Literal["", "head", "tail", "trunk"]
 
 _COLOUR = 16
-"""A layer of at most so many weights only shifts or mixes colours."""
+"""A layer with up to this many weights only shifts or mixes colours."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Operand:
 
     Attributes:
         slot: input or weight of a layer; lhs or rhs of a product.
-        source: the graph node it reads.
+        source: the graph node that it reads.
         role: symmetric, one-sided (most values at the lower end), or constant (does not depend on the image).
         lowest: the exact floor of a one-sided operand, when the graph shows it.
         axis: the output axis of a weight, along which it may have several ranges.
-        parts: how many contiguous parts it naturally has along the axis: 3 for a fused qkv weight.
-        ranges: how many ranges its quantizer has: 1 per tensor, `parts`, or one per output channel.
+        parts: number of layers that are fused in the weight, as contiguous parts along the axis: 3 for a qkv weight.
+        ranges: number of ranges of its quantizer: 1 per tensor, `parts`, or one per output channel.
         bits: its bit width; None in float.
         scheme: the name of its quantizer's scheme (fxptq.quant.scheme).
         quantizer: the key of its quantizer; empty in float. Operands that read one tensor at one width share it.
-        version: tells apart what sites read from memory that calls write into: equal where no such call stands between.
+        version: for memory that calls write into, a number that differs when such a call stands between two reads.
     """
 
     slot: Slot
@@ -64,20 +64,21 @@ class Operand:
 
 @dataclass(frozen=True)
 class Site:
-    """One place of arithmetic.
+    """One call that multiplies and adds.
 
     Attributes:
         name: its module path, with an ordinal for calls of functions.
-        kind: what it computes: the name of a row of `fxptq.graph.kinds.KINDS`.
+        kind: the name of its row in `fxptq.graph.kinds.KINDS`.
         node: its node in the graph.
         operands: its factors, in the order of the call.
-        shapes: of each operand by slot, and of `output`, at the example's size.
+        shapes: the shape of each operand by slot, and of `output`, at the example's size.
         macs: multiply-accumulates at the example's size.
-        edge: `head` reads the image itself, `tail` makes the output: no other site stands before or behind
-            it; `trunk` stands outside every residual branch but the longest, so that nothing makes up for its errors.
-        reason: why it is left in float; empty when it is quantized.
-        geometry: how a convolution walks over its input; None for anything else, and for a convolution whose network
-            computes a stride, padding or dilation from sizes.
+        edge: `head`: no other site stands before it. `tail`: no other site stands behind it. `trunk`: it is on the path
+            of every signal, outside all residual branches except the longest. No skip connection carries the signal
+            past it, so its quantization error reaches the output undiminished.
+        reason: the reason why it is left in float; empty when it is quantized.
+        geometry: stride, padding, dilation and groups of a convolution; None for anything else, and for a convolution
+            whose network computes a stride, padding or dilation from sizes.
         dtype: the type of its first factor, in which it computes.
     """
 
@@ -94,7 +95,7 @@ class Site:
 
     @property
     def role(self) -> Role:
-        """The role of the first operand, the one the kernels read from the network."""
+        """The role of the first operand, which is an activation."""
         return self.operands[0].role if self.operands else "symmetric"
 
     @property
@@ -113,7 +114,7 @@ class Site:
 
 
 def _names(nodes: Iterable[fx.Node]) -> list[str]:
-    """A name for each site, no two alike, even where a module is called as the ordinal of a function would be."""
+    """A name for each site, no two alike, even where the name of a module looks like the ordinal of a function."""
     nodes = list(nodes)
     paths = {node.meta.get("path", "") for node in nodes if _is_layer(node)}
     count: Counter[str] = Counter()
@@ -134,7 +135,7 @@ def _names(nodes: Iterable[fx.Node]) -> list[str]:
 
 
 def _is_layer(node: fx.Node) -> bool:
-    """Whether a call is all that a layer of torch's own does; the layer that is the whole network has no path."""
+    """Whether a call is the one call of a layer of torch's own; a layer that is the whole network has no path."""
     kind = kind_of(node)
     is_layer = kind is not None and kind.is_layer and issubclass(node.meta.get("module", object), layers())
     return is_layer and bool(node.meta.get("path", ""))
@@ -163,7 +164,7 @@ class _Flow:
     """Facts of each node that one pass over the whole graph finds.
 
     Attributes:
-        reaching: the nodes whose values reach the output otherwise than by a choice made from them.
+        reaching: the nodes whose values reach the output, and not only through a choice (argmin, topk, a comparison).
         to_products: see `fused.leading_to_products`.
     """
 
@@ -185,7 +186,7 @@ def _is_choice(node: fx.Node) -> bool:
 
 
 def _is_hidden(node: fx.Node) -> bool:
-    """Whether nobody can see what is computed inside."""
+    """Whether the graph does not show the computation inside the call."""
     return node.op == "call_module" or is_custom_operator(node.target)
 
 
@@ -209,7 +210,7 @@ def _site(node: fx.Node, kind: Kind | None, name: str, version: int, flow: _Flow
 
 
 def _why_other(node: fx.Node, kind: Kind | None) -> str:
-    """Why a call is listed and has no operands."""
+    """The reason why a call is listed without operands."""
     if node.op == "call_module":
         return "TorchScript hides what it computes"
     call = name_of(node)
@@ -240,13 +241,13 @@ def _with_edges(graph: fx.Graph, sites: list[Site]) -> tuple[Site, ...]:
         behind[node] = any(behind[user] or user.name in by_node for user in node.users)
     nodes = {node.name: node for node in graph.nodes}
     trunk = skeleton(graph).trunk
-    found = []
+    with_edges = []
     for site in sites:
         if site.reason:
-            found.append(site)
+            with_edges.append(site)
             continue
         node = nodes[site.node]
         inside: Edge = "trunk" if node.name in trunk else ""
         edge: Edge = "head" if not before[node] else "tail" if not behind[node] else inside
-        found.append(replace(site, edge=edge))
-    return tuple(found)
+        with_edges.append(replace(site, edge=edge))
+    return tuple(with_edges)

@@ -1,6 +1,6 @@
-"""An `int`, a `range`, a `math` that record what becomes of traced numbers, for the files that are being traced.
+"""Replacements of `int`, `range`, `math` and others that record calls on traced numbers, for files that are traced.
 
-The real ones would pin the number: right, but a graph for each size, where the recorded call serves them all.
+The real functions would pin the number, so that every size would need a graph of its own; a recorded call serves all.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class _TypeType(type):
     """Makes a class a stand-in for `type`."""
 
     known: dict[type, type]
-    """What stands in for types in the same file."""
+    """The replacements of types in the same file."""
 
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, type)
@@ -147,10 +147,10 @@ def _is_function(value: Any) -> bool:
 
 
 def builtins_in_trace(*, number_types: bool = True) -> dict[str, Any]:
-    """What stands in for builtins, by name.
+    """The replacements of builtins, by name.
 
     Args:
-        number_types: whether for `int` and `float` too, which torch does not take for a dtype then.
+        number_types: whether `int` and `float` are replaced too; torch then does not accept them as a dtype.
     """
     types = (
         {"int": IntInTrace, "float": FloatInTrace, "type": TypeInTrace} if number_types else {"type": PlainTypeInTrace}
@@ -163,9 +163,9 @@ MATH_IN_TRACE, NUMPY_IN_TRACE = _ModuleInTrace(math), _ModuleInTrace(np)
 
 
 def global_in_trace(value: Any) -> Any:
-    """What stands in for a global of a traced file: for `math`, `numpy` and their functions; None for the rest.
+    """The replacement of a global of a traced file: of `math`, `numpy` and their functions; None for any other.
 
-    A function that remembers its results (`functools.lru_cache`) is called anew: it would keep numbers of the trace.
+    A function that remembers its results (`functools.lru_cache`) is called anew, because it would keep traced numbers.
     """
     if value is math or value is np:
         return MATH_IN_TRACE if value is math else NUMPY_IN_TRACE
@@ -174,8 +174,8 @@ def global_in_trace(value: Any) -> Any:
     name = getattr(value, "__name__", "")
     if not (_is_function(value) and isinstance(name, str) and name):
         return None
-    known = value is getattr(math, name, None) or value is getattr(np, name, None)
-    return _recording(value) if known else None
+    is_numeric = value is getattr(math, name, None) or value is getattr(np, name, None)
+    return _recording(value) if is_numeric else None
 
 
 _Remembering = type(functools.lru_cache(maxsize=1)(abs))

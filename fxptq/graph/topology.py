@@ -1,4 +1,4 @@
-"""The shape of a network as a networkx graph: what every path goes through, and where its residual stages end."""
+"""The flow of a network as a networkx graph: the nodes on every path, and the ends of its residual stages."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def _must_pass(graph: nx.DiGraph, start: str, end: str) -> list[str]:
     In the order of execution, these are the nodes over which no edge jumps.
     """
     order = _between(graph, start, end)
-    place = {name: position for position, name in enumerate(order)}
+    positions = {name: position for position, name in enumerate(order)}
     chain, furthest = [], 0
     for position, name in enumerate(order):
         if furthest <= position:
             chain.append(name)
-        furthest = max([furthest, *(place[reader] for reader in graph.successors(name) if reader in place)])
+        furthest = max([furthest, *(positions[reader] for reader in graph.successors(name) if reader in positions)])
     return chain
 
 
@@ -47,7 +47,7 @@ def _between(graph: nx.DiGraph, start: str, end: str) -> list[str]:
 
 
 def _skip(graph: nx.DiGraph, start: str, end: str) -> str | None:
-    """For a residual add `end` around all since `start`: its operand at the end of the body; None if it is none."""
+    """The operand of `end` that ends the body, if `end` is a residual add around all nodes since `start`; else None."""
     if graph.nodes[end]["call"] not in ADD:
         return None
     body = [
@@ -63,11 +63,11 @@ def _skip(graph: nx.DiGraph, start: str, end: str) -> str | None:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What every path from the image to the output goes through.
+    """The nodes on every path from the image to the output.
 
     Attributes:
-        trunk: the nodes outside every residual branch but the longest: in SwinIR and EDSR the first convolution, the
-            one that ends the body, and the up-sampling; empty for a network without a long skip.
+        trunk: the nodes outside all residual branches except the longest: in SwinIR and EDSR the first convolution, the
+            convolution that ends the body, and the up-sampling; empty for a network without a long skip.
         stages: the nodes at which residual stages end, in order.
     """
 
@@ -93,8 +93,8 @@ def skeleton(graph: fx.Graph) -> Skeleton:
     chain = _must_pass(image, starts[0], ends[0])
     trunk: set[str] = set()
     for _ in range(4):
-        place = {name: position for position, name in enumerate(_between(image, chain[0], chain[-1]))}
-        sizes = [place[b] - place[a] - 1 for a, b in pairwise(chain)]
+        positions = {name: position for position, name in enumerate(_between(image, chain[0], chain[-1]))}
+        sizes = [positions[b] - positions[a] - 1 for a, b in pairwise(chain)]
         widest = max(range(len(sizes)), key=sizes.__getitem__)
         start, end = chain[widest], chain[widest + 1]
         body = _skip(image, start, end) if sizes[widest] > len(image) // 2 else None
@@ -118,7 +118,7 @@ def residual_stages(graph: fx.Graph, limit: int = 32) -> tuple[str, ...]:
 
     Args:
         graph: a captured graph.
-        limit: at most so many, evenly spaced.
+        limit: largest number of nodes; they are evenly spaced.
     """
     stages = skeleton(graph).stages
     step = max(1, -(-len(stages) // limit))

@@ -56,11 +56,10 @@ class Trace:
     Attributes:
         graph: every call, in order; `node.meta` holds `path`, `module`, `line`, `follows` and, for a tensor, `shape`
             and `dtype`; for a number, `value`.
-        guards: `(node, value)`: the graph is right only for inputs on which each node comes out as the value.
-        constants: tensors met that are neither parameter nor buffer of the network, by the name the graph reads them
-            under.
-        foreign: of those, the ones that no torch call made while tracing, with the place that first used them.
-        decomposed: whether a fused call was written by its parts, which rounds differently.
+        guards: `(node, value)`: the graph is right only for inputs on which each node has its value.
+        constants: the tensors that are neither parameters nor buffers of the network, by their name in the graph.
+        foreign: the constants that no torch call made while tracing, with the module and line that first used them.
+        decomposed: whether a fused call was recorded by its parts, which rounds differently.
         tied: whether the graph is right only for inputs of the example's shapes: sizes are plain numbers in it, or the
             network caught an error of a torch call, which other sizes may not raise.
     """
@@ -74,12 +73,12 @@ class Trace:
 
 
 class Tracer(TorchFunctionMode):
-    """Records one forward call of `model`, of which it may change the buffers and attributes.
+    """Records one forward call of `model`; the call may change the buffers and attributes of `model`.
 
     Args:
         model: a copy for the tracer alone.
         prefix: see `trace`.
-        example: likewise.
+        example: see `trace`.
         number_types: whether `int` and `float` in traced files keep numbers traced.
         baked: see `trace`.
     """
@@ -100,7 +99,7 @@ class Tracer(TorchFunctionMode):
         self.numbers = self._recording.numbers
         self._decomposed = False
         self._unrecorded: set[str] | None = None
-        """While a piece runs unseen, the names of the functions it calls."""
+        """While an opaque call runs without tracing, the names of the functions that it calls; None otherwise."""
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -125,7 +124,7 @@ class Tracer(TorchFunctionMode):
                 return self._read_value(func, name, args, kwargs)
             return self._call(func, name, args, kwargs)
         except Exception:
-            self._recording.tied = True  # the network may catch it, and go another way than at other sizes
+            self._recording.tied = True  # the network may catch the error, which other sizes may not raise
             raise
 
     def _call(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -154,14 +153,15 @@ class Tracer(TorchFunctionMode):
                 if isinstance(target, Tensor):
                     recording.overwritten(target, follows)
         counted = is_counted(func, args, kwargs)
-        known = recording.call(func, nodes, keywords, result, follows, ragged=ragged, counted=counted)
-        return pinned(known) if name == "__len__" else known  # C code calls it, and takes nothing but an int
+        recorded = recording.call(func, nodes, keywords, result, follows, ragged=ragged, counted=counted)
+        return pinned(recorded) if name == "__len__" else recorded  # C code calls `__len__` and accepts only an int
 
     def _functional_twin(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What to record for an in-place call that nobody else sees; None for the call itself.
+        """The functional call to record for an in-place call that nobody else sees; None to record the call itself.
 
-        The graph is then free of the order of evaluation, and gradients flow through networks that overwrite what their
-        backward needs. Writing an item has a twin that copies, worth it only where something was read before.
+        The graph then does not depend on the order of evaluation, and gradients flow through networks that overwrite
+        tensors that their backward needs. The twin of writing an item copies the tensor, which is worth its time only
+        where the tensor was read before.
         """
         target = args[0]
         if not self._recording.ledger.is_alone(target):
@@ -205,16 +205,20 @@ class Tracer(TorchFunctionMode):
     # -- pieces recorded as one call ----------------------------------------------------------------------------------
 
     def _piece(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs a piece unseen and records it as one call; one with arithmetic inside is seen through after all."""
+        """Runs an opaque call (an autograd function, a scripted function) without tracing and records it as one node.
+
+        If the call turns out to hold arithmetic, it runs a second time with tracing on, so that its products and
+        convolutions become sites.
+        """
         if not self._recording.open or self._unrecorded is not None:
             return func(*args, **kwargs)
         self._unrecorded = set()
         try:
             result = func(*map_aggregate(args, plain), **map_aggregate(kwargs, plain))
-            seen = self._unrecorded
+            names = self._unrecorded
         finally:
             self._unrecorded = None
-        if seen & arithmetic():
+        if names & arithmetic():
             return func(*args, **kwargs)
         with unseen():
             nodes, keywords = self._recording.nodes_of(args), self._recording.nodes_of(kwargs)
@@ -288,7 +292,7 @@ class Tracer(TorchFunctionMode):
         finally:
             before.remove()
             after.remove()
-            # PyTorch forgets to take this one away, and torch.compile would then warn of hooks that are not there.
+            # PyTorch forgets to remove this entry, and torch.compile would then warn of hooks that do not exist.
             vars(nn.modules.module)["_global_forward_hooks_with_kwargs"].pop(after.id, None)
 
 
@@ -301,12 +305,12 @@ class NumberUsedAsDtypeError(Exception):
 
 
 def _says_nothing(func: Any, name: str, result: Any) -> bool:
-    """A dtype, a flag, the number of dimensions: what Python code may look at without the graph's knowing."""
+    """Whether the result (a dtype, a flag, the number of dimensions) is the same at every size and needs no node."""
     rank = name in ("dim", "ndimension", "element_size") or (
         name == "__get__" and property_of(func) in ("ndim", "itemsize")
     )
-    known = result is None or isinstance(result, (Tensor, int, float, tuple, list, dict))
-    return rank or isinstance(result, bool) or not known
+    has_node = result is None or isinstance(result, (Tensor, int, float, tuple, list, dict))
+    return rank or isinstance(result, bool) or not has_node
 
 
 def trace(model: nn.Module, example: tuple[Tensor, ...], prefix: str = "model", *, baked: bool = False) -> Trace:
@@ -315,9 +319,9 @@ def trace(model: nn.Module, example: tuple[Tensor, ...], prefix: str = "model", 
     Args:
         model: any module; it is left as it was.
         example: its positional inputs, [N, C, H, W] for an image.
-        prefix: what parameter and buffer names are preceded by in `get_attr` targets.
-        baked: whether sizes are plain numbers, as they are in the network: right for inputs of these shapes alone,
-            whatever the network does with them.
+        prefix: prefix of parameter and buffer names in `get_attr` targets.
+        baked: whether sizes are plain numbers in the graph. The graph is then right only for inputs of these shapes,
+            but the network may do anything with its sizes.
 
     Raises:
         CaptureError: naming the module path, the source line and the reason; a `TraceError` if it may be due to the

@@ -2,8 +2,8 @@
 
 While a network is traced, its sizes come back as `TracedInt` and `TracedFloat`. Arithmetic on them is recorded, and a
 comparison is a guard: the graph holds only for inputs on which it comes out the same. Every other way in which Python
-or C code can learn the value (an index, a hash, a text, a call of `math`) *pins* the number: the guard says that it is
-what it is now.
+or C code can learn the value (an index, a hash, a text, a call of `math`) *pins* the number: the guard requires its
+present value.
 
 They are no subclasses of int and float, because C code would then read the value without asking. Instead they say that
 their class is one, as `unittest.mock` does, so that `isinstance` finds an int, and C code must call `__index__` or
@@ -25,7 +25,7 @@ from torch import fx
 
 
 class NumberRecorder(Protocol):
-    """What traced numbers need of the tracer."""
+    """The part of the tracer that traced numbers use."""
 
     @property
     def open(self) -> bool:
@@ -35,18 +35,18 @@ class NumberRecorder(Protocol):
         """Records `function(*args)` and returns its value: traced if it is a number, else plain, and a guard."""
 
     def answer(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Records `function(*args)`, requires that it always comes out as it does now, and returns that plain value."""
+        """Records `function(*args)`, requires that its value never changes, and returns the plain value."""
 
     def pin(self, number: Any) -> None:
-        """Requires that the traced number is always what it is now."""
+        """Requires that the traced number always has its present value."""
 
 
 class IntLike(int, torch.SymInt):  # type: ignore[misc]  # their signatures differ; nobody calls them
-    """What a traced int says its class is; there are no objects of it."""
+    """The class that a traced int reports as its own; it has no objects."""
 
 
 class FloatLike(float, torch.SymFloat):  # type: ignore[misc]  # as above
-    """What a traced float says its class is; there are no objects of it."""
+    """The class that a traced float reports as its own; it has no objects."""
 
 
 for _like, _real in ((IntLike, int), (FloatLike, float)):
@@ -151,7 +151,7 @@ class TracedFloat(TracedNumber):
 
 
 def plain(value: Any) -> Any:
-    """The number without its memory, which nothing remembers: for the tracer alone; anything else unchanged."""
+    """The plain number of a traced one, without a guard: only the tracer may use it; anything else unchanged."""
     return value._value if isinstance(value, TracedNumber) else value  # noqa: SLF001  # its own
 
 

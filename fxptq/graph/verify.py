@@ -46,19 +46,20 @@ def _reproducible(device: torch.device) -> Iterator[None]:
 
 
 def run_network(model: nn.Module, inputs: Tensors) -> Any:
-    """What the network makes of the inputs; neither is changed."""
+    """The output of the network for the inputs; neither is changed."""
     with CAPTURING, room_for(model), _reproducible(inputs[0].device), compiled_pieces_run_eagerly(), _Decomposing():
         return structural_copy(model)(*(x.clone() for x in inputs))
 
 
 def run_graph(root: nn.Module, graph: fx.Graph, inputs: Tensors) -> Any:
-    """What the graph makes of the inputs; they are not changed. Its `forward`: calling it would print any failure."""
+    """The output of the graph for the inputs, which are not changed."""
     with CAPTURING, _reproducible(inputs[0].device):
+        # `forward` instead of a call, because a call of a GraphModule prints its failures.
         return runnable(root, graph).forward(*(x.clone() for x in inputs))
 
 
 def difference(first: Any, second: Any) -> float:
-    """How far two outputs are apart, relative to the largest value of the second; infinite if they differ in form."""
+    """The largest difference of two outputs, relative to the largest value of the second; infinite if forms differ."""
     ours, theirs = tree_leaves(first), tree_leaves(second)
     if len(ours) != len(theirs):
         return float("inf")
@@ -74,8 +75,8 @@ def _difference(ours: Any, theirs: Any) -> float:
         return 0.0
     if not theirs.is_floating_point():
         return float("inf")
-    apart = (ours.double() - theirs.double()).abs().max() / theirs.double().abs().max()
-    return float(apart) if apart.isfinite() else float("inf")
+    relative = (ours.double() - theirs.double()).abs().max() / theirs.double().abs().max()
+    return float(relative) if relative.isfinite() else float("inf")
 
 
 def another_image(inputs: Tensors) -> Tensors:
@@ -86,16 +87,16 @@ def another_image(inputs: Tensors) -> Tensors:
 def other_sizes(inputs: Tensors) -> Iterator[Tensors]:
     """Tensors of other heights, widths and numbers of images, made of the example; most networks take the first.
 
-    The first are multiples of nothing, so that padding inside the network shows. A network that works in multiples of
-    something takes twice the width of its example, or twice both.
-    Tensors that are not [N, C, H, W] keep their sizes but for the number of images.
+    The first sizes are no multiple of any window size, so that padding inside the network runs. For networks that
+    accept only multiples of a window, the last ones double the width, then both sides. Tensors that are not
+    [N, C, H, W] change only in the number of images.
     """
     images = [x for x in inputs if x.dim() == 4]
     if not images:
         return
     height, width = images[0].shape[2:]
     lower = height - 8 if height > 16 else height + 8
-    for high, wide, more in (
+    for rows, columns, more in (
         (lower + 1, width + 5, True),
         (lower + 1, width + 5, False),
         (lower, width + 8, True),
@@ -104,13 +105,13 @@ def other_sizes(inputs: Tensors) -> Iterator[Tensors]:
         (height, 2 * width, False),
         (2 * height, 2 * width, False),
     ):
-        yield _resized(inputs, Fraction(high, height), Fraction(wide, width), more=more)
+        yield _resized(inputs, Fraction(rows, height), Fraction(columns, width), more=more)
 
 
 def far_sizes(inputs: Tensors) -> Iterator[Iterator[Tensors]]:
     """Groups of inputs of half, twice and three times the height or width of the example, smallest first in each.
 
-    What depends on a power of two, or on a number of tiles, comes out otherwise at one of them at least. They are
+    A value that depends on a power of two, or on a number of tiles, differs at one of these sizes at least. They are
     narrow, so that all together cost less than twice the example.
     """
     quarter, half, one = (Fraction(1, n) for n in (4, 2, 1))
@@ -120,17 +121,20 @@ def far_sizes(inputs: Tensors) -> Iterator[Iterator[Tensors]]:
 
 def _at_ratios(inputs: Tensors, ratios: Iterable[tuple[Fraction, Fraction]]) -> Iterator[Tensors]:
     if any(x.dim() == 4 for x in inputs):
-        for high, wide in ratios:
-            yield _resized(inputs, high, wide, more=False)
+        for height, width in ratios:
+            yield _resized(inputs, height, width, more=False)
 
 
-def _resized(inputs: Tensors, high: Fraction, wide: Fraction, *, more: bool) -> Tensors:
-    """The inputs with their pictures tiled or cropped to so many times the height and width, perhaps with one more."""
+def _resized(inputs: Tensors, height: Fraction, width: Fraction, *, more: bool) -> Tensors:
+    """The inputs with their pictures tiled or cropped to `height` and `width` times their sides.
+
+    With `more` there is one picture more.
+    """
     batch = next(x.shape[0] for x in inputs if x.dim() == 4)
 
     def resized(x: Tensor) -> Tensor:
         if x.dim() == 4:
-            rows, columns = max(1, int(high * x.shape[2])), max(1, int(wide * x.shape[3]))
+            rows, columns = max(1, int(height * x.shape[2])), max(1, int(width * x.shape[3]))
             x = x.repeat(1, 1, -(-rows // x.shape[2]), -(-columns // x.shape[3]))[:, :, :rows, :columns]
         return torch.cat([x, x[:1].flip(-1)]) if more and x.dim() and x.shape[0] == batch else x.contiguous()
 

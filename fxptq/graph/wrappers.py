@@ -1,4 +1,4 @@
-"""The network itself, out of what PyTorch wraps around one, so that sites and tensors have the network's own names."""
+"""Takes a network out of the wrappers of PyTorch, so that sites and tensors have the network's own names."""
 
 from __future__ import annotations
 

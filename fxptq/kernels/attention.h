@@ -2,8 +2,8 @@
 // softmax, the quantizer of its output, and the product with v in integers.
 //
 // Sixteen queries stand in the lanes from the first product to the last, so that softmax runs along the loop over the keys
-// and never across lanes. Terms of a logit that are the same for all keys of a query leave softmax unchanged and are left
-// out: of q = s_q A + l_q and k = s_k K + c_k (K centred, signed) there remain s_q s_k sum(A K) + l_q s_k sum(K).
+// and never across lanes. Terms of a logit that are the same for all keys of a query leave softmax unchanged and are
+// omitted: of q = s_q A + l_q and k = s_k K + c_k (K centred, signed) there remain s_q s_k sum(A K) + l_q s_k sum(K).
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 namespace fxptq {
 
-// Codes as they lie in memory; the last axis is dense.
+// Codes in memory; the last axis is dense.
 struct Heads {
   const uint8_t* data;
   const uint8_t* end;  // one past the last code
@@ -68,8 +68,8 @@ class Attention {
     const float* bias = s_.bias ? s_.bias + head * s_.bias_head : nullptr;
     const float* mask = s_.mask ? s_.mask + window % s_.masks * k_.rows * queries_ : nullptr;
     for (int64_t first = 0; first < q_.rows; first += kLanes) {
-      // 2^x of the logits themselves is right as long as the sum stays well within the range of float; where it does
-      // not, the largest logit is taken off first.
+      // 2^x of the logits themselves is exact enough while the sum stays well within the range of float; elsewhere the
+      // largest logit is subtracted first.
       Floats total = weights(first, bias, mask, Floats{}, true);
       if (!moderate(total)) {
         const Floats top = weights(first, bias, mask, Floats{}, false);
@@ -82,9 +82,9 @@ class Attention {
   }
 
  private:
-  static constexpr float kNever = -1e30f;  // the weight of keys that only fill up a group of four: its code is 0
+  static constexpr float kNever = -1e30f;  // the weight of keys that pad a group of four: its code is 0
 
-  // Sixteen codes of a row, from `column` on; what lies beyond the row is unspecified.
+  // Sixteen codes of a row, from `column` on; codes beyond the row have any value.
   static FXPTQ_INLINE Bytes16 some_codes(const Heads& h, const uint8_t* row, int64_t column) {
     if (row + column + 16 <= h.end) return load<Bytes16>(row + column);
     Bytes16 few = {};
@@ -92,7 +92,7 @@ class Attention {
     return few;
   }
 
-  // The same of four rows side by side; the last row stands for those beyond it.
+  // Sixteen codes of four rows side by side; rows beyond the last one repeat it.
   static FXPTQ_INLINE Bytes four_rows(const Heads& h, const uint8_t* from, int64_t row, int64_t column) {
     const uint8_t *r0 = from + row * h.row, *last = from + (h.rows - 1) * h.row;
     const uint8_t *r1 = std::min(r0 + h.row, last), *r2 = std::min(r0 + 2 * h.row, last), *r3 = std::min(r0 + 3 * h.row, last);
@@ -138,7 +138,7 @@ class Attention {
     for (int64_t j = 0; j < keys; ++j) key_offsets_[j] = s_.key_scale * (float)(sums[2 * j] + sums[2 * j + 1]);
   }
 
-  // [keys / 4][padded width][4] signed codes; what fills up the last four has probability 0.
+  // [keys / 4][padded width][4] signed codes; keys that pad the last four have probability 0.
   void pack_values(const uint8_t* from) {
     for (int64_t j = 0; j < keys_; j += 4) {
       for (int64_t column = 0; column < v_.width; column += 16) {
@@ -149,7 +149,7 @@ class Attention {
     for (int64_t d = 0; d < value_width_; d += kLanes) {
       Ints total = {};
       for (int64_t j = 0; j < keys_; j += 4) {
-        // Keys that only fill up the last four do not count.
+        // Keys that pad the last four do not count.
         const uint32_t ones = v_.rows - j >= 4 ? 0x01010101u : 0x01010101u >> (8 * (4 - (v_.rows - j)));
         total = dot4(total, Words{} + ones, load<Words>(value_codes_.data() + j * value_width_ + 4 * d));
       }
@@ -162,7 +162,7 @@ class Attention {
     return sum(in_range) == -kLanes;
   }
 
-  // Of sixteen queries: fills weights_[key][lane] with 2^(logit - top) and returns their sum, or returns the largest logit.
+  // For sixteen queries: fills weights_[key][lane] with 2^(logit - top) and returns their sum, or returns the largest logit.
   Floats weights(int64_t first, const float* bias, const float* mask, Floats top, bool exponential) {
     if (!exponential) return weights_of<0, false, true>(first, bias, mask, top);
     if (mask) return weights_in<true>(first, bias, mask, top);
@@ -183,7 +183,7 @@ class Attention {
   // kWords = 0: any number of words. With kMask the mask may still be null.
   template <int kWords, bool kExponential, bool kMask>
   Floats weights_of(int64_t first, const float* bias, const float* mask, Floats top) {
-    // Members are copied first: the compiler must take every store below for a change of them.
+    // Members are copied first, because the compiler must assume that every store below changes them.
     const int words = kWords ? kWords : words_;
     const int64_t keys = k_.rows, row = queries_;
     const int64_t bias_step = bias ? row : 0, mask_step = kMask && mask ? row : 0;

@@ -1,4 +1,4 @@
-"""Whole attentions in a graph, found by structure: a product, what is added to it, a softmax, the product behind it."""
+"""Finds whole attentions in a graph by structure: a product, terms added to it, a softmax, and a second product."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from fxptq.kernels.shapes import Shape, Shapes
 
 @dataclass(frozen=True)
 class Term:
-    """A tensor added to the logits, times `factor`: one matrix a window for all heads, or a head for all windows."""
+    """A tensor that is added to the logits.
+
+    Attributes:
+        tensor: the node of the tensor.
+        factor: multiplies the tensor.
+        per_window: whether the tensor has one matrix for each window, shared by the heads; otherwise it has one for
+            each head, shared by the windows.
+    """
 
     tensor: fx.Node
     factor: float
@@ -23,14 +30,14 @@ class Term:
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """Two products with a softmax between, as one operation.
+    """Two products with a softmax between them, computed as one operation.
 
     Attributes:
         scores: the first product.
-        mix: the second, whose left factor is the quantized softmax.
+        mix: the second product, whose left factor is the quantized softmax.
         probabilities: the quantizer of the softmax.
         factor: multiplies the first product.
-        terms: what is added to the logits.
+        terms: the tensors that are added to the logits.
         inner: the nodes that vanish in the operation.
     """
 
@@ -43,12 +50,12 @@ class AttentionPattern:
 
 
 def attention_of(mix: fx.Node, lowered: frozenset[fx.Node], shapes: Shapes) -> AttentionPattern | None:
-    """The attention that ends in a product, if it is one over [windows, heads, queries, keys].
+    """The attention that ends in a product; None where the product ends no attention of shape [windows, heads, N, M].
 
     Args:
         mix: a matmul node with quantized factors.
         lowered: the matmul nodes whose factors are codes.
-        shapes: of the graph's values.
+        shapes: the shapes of the graph's values.
     """
     probabilities = mix.args[0]
     if not isinstance(probabilities, fx.Node) or patterns.only_reader(probabilities) is not mix:
@@ -72,7 +79,7 @@ def attention_of(mix: fx.Node, lowered: frozenset[fx.Node], shapes: Shapes) -> A
 
 
 def _fit(scores: fx.Node, mix: fx.Node, shapes: Shapes) -> bool:
-    """Whether both products are over the same windows and heads, with no factor repeated for the other's."""
+    """Whether all factors of both products have the same windows and heads, so that none is broadcast."""
     factors = [node for node in (*scores.args[:2], mix.args[1]) if isinstance(node, fx.Node)]
     leads = [[shape[:-2] for shape in shapes.of(node)] for node in (scores, *factors)]
     return len(factors) == 3 and bool(leads[0]) and all(lead == leads[0] for lead in leads)
@@ -112,7 +119,13 @@ def _term(tensor: object, sum_: fx.Node, scores: fx.Node, shapes: Shapes) -> Ter
 
 
 def _readings(shape: Shape, here: Shape, scores: Shape) -> frozenset[str]:
-    """What a term of this shape can be, added where the logits have the shape `here`: one for `heads` or `windows`."""
+    """The ways to read a term: as a matrix for each head (`heads`), for each window (`windows`), both, or neither.
+
+    Args:
+        shape: the shape of the term.
+        here: the shape of the logits where the term is added.
+        scores: the shape of the first product.
+    """
     if len(scores) != 4 or len(shape) < 2 or shape[-2:] != scores[-2:] or len(shape) > len(here):
         return frozenset()
     lead = (1,) * (len(here) - len(shape)) + shape[:-2]
@@ -125,5 +138,4 @@ def _readings(shape: Shape, here: Shape, scores: Shape) -> frozenset[str]:
         for_heads, for_windows = [(1, 1, 1), (1, 1, heads)], [(1, here[1], 1), (here[0], here[1], 1)]
     else:
         return frozenset()
-    found = [name for name, leads in (("heads", for_heads), ("windows", for_windows)) if lead in leads]
-    return frozenset(found)
+    return frozenset(name for name, leads in (("heads", for_heads), ("windows", for_windows)) if lead in leads)

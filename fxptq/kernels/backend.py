@@ -1,8 +1,8 @@
-"""What a back end is: it says which sites it can compute on codes, how, and why not; and it brings its kernels.
+"""The interface of back ends. A back end says which sites it computes on codes, and how, and it installs its kernels.
 
 A back end is a subclass of `Backend` under `@register("name")`. Adding one is adding a file to fxptq/kernels/backends,
-or, from another package, an entry point in the group `fxptq.backends`. Whatever it cannot do it refuses with a reason;
-such a site computes in float as the simulation does and is listed by name (`Lowering.simulated`).
+or, from another package, an entry point in the group `fxptq.backends`. A back end refuses a site that it cannot compute
+and gives the reason. Such a site computes in float as the simulation does and is listed by name (`Lowering.simulated`).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from fxptq.refusal import Refusal
 from fxptq.registry import Registry
 
 Grids = Mapping[str, tuple[Grid, ...]]
-"""The grids of a site's operands, by slot; several for an operand with several ranges."""
+"""The grids of a site's operands, by slot. An operand has one grid for each of its ranges."""
 
 
 @dataclass(frozen=True)
 class Installed:
-    """What runs the integer operators of a back end on this machine.
+    """The implementation that runs the integer operators of a back end on this machine.
 
     Attributes:
         name: `avx512-vnni`, `avx2` or `generic` for compiled kernels on the CPU, `triton` on a GPU; `torch` for plain
             torch.
-        reason: why it is plain torch; empty otherwise.
+        reason: why the operators run in plain torch; empty otherwise.
     """
 
     name: str
@@ -71,11 +71,11 @@ Served = FusedLayer | FloatLayer | Product
 
 
 class Backend(ABC):
-    """One way to run integers.
+    """A set of integer operators for one kind of processor.
 
     Attributes:
-        name: the name it is registered under.
-        device: the type of the torch.device whose networks it takes by default; "" for none.
+        name: the name that the class is registered under.
+        device: the type of the torch.device whose networks use this back end by default; "" for none.
     """
 
     name: ClassVar[str] = ""
@@ -83,21 +83,25 @@ class Backend(ABC):
 
     @abstractmethod
     def install(self) -> Installed:
-        """Brings the kernels behind the operators, once a process, and says what runs them."""
+        """Installs the kernels behind the operators, once a process, and says which implementation runs them."""
 
     @abstractmethod
     def serves(self, site: Site, grids: Grids) -> Served | Refusal:
-        """How a site is computed, or why it is left to the simulation.
+        """How a site is computed, or the reason to leave it to the simulation.
 
         Args:
-            site: planned, with the shapes, types and geometry of the captured graph.
-            grids: of its operands.
+            site: a planned site, with the shapes, types and geometry of the captured graph.
+            grids: the grids of the site's operands.
         """
 
     def operator(self, name: str) -> Callable[..., Tensor]:
-        """What a graph calls for an integer operator: `torch.ops.fxptq.<name>`, which the installed kernels serve."""
-        found: Callable[..., Tensor] = getattr(torch.ops.fxptq, name).default
-        return found
+        """The function that a graph calls for an integer operator: `torch.ops.fxptq.<name>`, on the installed kernels.
+
+        Args:
+            name: the name of the operator, such as `conv2d`.
+        """
+        overload: Callable[..., Tensor] = getattr(torch.ops.fxptq, name).default
+        return overload
 
 
 _BACKENDS: Registry[Backend] = Registry("back end", "fxptq.backends", "fxptq.kernels.backends")
@@ -129,12 +133,12 @@ def get_backend(name: str) -> Backend:
     """The back end of that name.
 
     Raises:
-        InputError: if there is none, two, or its package cannot be imported.
+        InputError: if no back end or two have that name, or the package cannot be imported.
     """
     return _BACKENDS.get(name)()
 
 
 def backend_for(device: torch.device) -> Backend:
-    """The bundled back end for networks on a device; the CPU's for a device that has none of its own."""
+    """The bundled back end for networks on a device. A device without a back end of its own gets that of the CPU."""
     by_device = {cls.device: cls for cls in _BACKENDS.bundled().values() if cls.device}
     return by_device.get(device.type, by_device["cpu"])()

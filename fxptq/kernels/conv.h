@@ -1,8 +1,8 @@
 // 2-D convolution of u8 codes as the integer product of gemm.h over a channels-last copy with its border.
 //
-// The border is filled with code 0, so that it adds nothing to the integers. What a real zero is off the grid is put right
-// in the bias: an activation is s A + l inside and 0 outside, hence l times the weights of the taps that lie inside. The
-// copy is made strip by strip, just before it is read, so that it stays in cache.
+// The border is filled with code 0, so that it adds nothing to the integer sums. Code 0 stands for the value l, not for 0,
+// so the term l * sum(w) is added only over the taps that lie inside the image: border pixels have a bias of their own.
+// The copy is made strip by strip, just before it is read, so that it stays in cache.
 #pragma once
 
 #include <algorithm>
@@ -16,9 +16,9 @@ struct ConvShape {
   int64_t channels, height, width;        // input
   int64_t out_height, out_width;
   int kernel_height, kernel_width, stride_y, stride_x, pad_y, pad_x;
-  int64_t channel_bytes;  // of a pixel of the copy: the channels and what fills them up
+  int64_t channel_bytes;  // of a pixel of the copy: the channels and their padding
   int64_t copy_width;     // of the copy with its border
-  int patch;              // output rows that are made at a time: a strip holds whole ones
+  int patch;              // output rows that are computed at a time; a strip holds a multiple of them
   int shuffle;            // of the output, 1 for none: columns go by the places of a pixel shuffle, a group of them or more each
   int64_t row_bytes() const { return copy_width * channel_bytes; }
 };
@@ -49,14 +49,14 @@ inline void copy_row(const ConvShape& c, const Image& image, int64_t y, uint8_t*
   }
 }
 
-// The input of a few consecutive output rows: rows of the copy, and the sums of each pixel's codes where they are needed.
+// The input of a few consecutive output rows: rows of the copy, and the sum of each pixel's codes where it is needed.
 class Strip {
  public:
   Strip(const ConvShape& shape, int64_t out_rows, bool sums)
       : c_(shape), rows_((out_rows - 1) * c_.stride_y + c_.kernel_height + c_.patch - 1), bytes_(rows_ * c_.row_bytes()),
         sums_(sums ? rows_ * c_.copy_width : 0) {}
 
-  // Now it is that of output rows [begin, ...).
+  // Makes the strip hold the input of output rows [begin, ...).
   void fill(const Image& image, int64_t begin) {
     first_ = begin * c_.stride_y;
     for (int64_t y = 0; y < rows_; ++y) copy_row(c_, image, first_ + y, bytes_.data() + y * c_.row_bytes());
@@ -87,12 +87,12 @@ inline void bias_inside(const ConvShape& c, const float* bias, const float* taps
   }
 }
 
-// The epilogue on pixels of an output row, each with the bias that its place in the image asks for.
+// The epilogue on pixels of an output row; the bias of a pixel depends on its distance from the border of the image.
 class PixelFinish {
  public:
-  // `taps` [kernel height * kernel width][padded columns] is what each tap that lies inside adds to the bias, null where
-  // zero is on the grid. The accumulators are `factor` times the sums; `strip` has the sums of pixels where the accumulators
-  // hold no column of them. The pointers of `whole` are those of the image.
+  // `taps` [kernel height * kernel width][padded columns] holds the value that each tap inside the image adds to the bias;
+  // it is null where code 0 stands for 0. The accumulators are `factor` times the sums; `strip` has the sums of pixels
+  // where the accumulators hold no column of them. The pointers of `whole` point to the image.
   PixelFinish(const ConvShape& shape, const Strip& strip, int factor, const Epilogue& epilogue, const float* bias,
               const float* taps, const RowsOut& whole)
       : c_(shape), strip_(strip), factor_(factor), epilogue_(epilogue), finish_(finish_of(epilogue, whole.residual != nullptr)),
@@ -104,13 +104,13 @@ class PixelFinish {
     if (c_.shuffle > 1) place_columns();
   }
 
-  // From now on pixels of output row y are meant.
+  // Makes row y of the output the current row.
   void row(int64_t y) {
     const int64_t top = y * c_.stride_y - c_.pad_y;
     y_ = y;
     y0_ = (int)std::clamp<int64_t>(-top, 0, c_.kernel_height);
     y1_ = (int)std::clamp<int64_t>(c_.height - top, y0_, c_.kernel_height);
-    // The rows of a patch take turns, run by run: what holds for a whole row is made once.
+    // The rows of a patch take turns, run by run; biases and sums of a row are computed once.
     const int64_t turn = y % c_.patch;
     row_bias_ = inner_.data() + turn * whole_.acc_stride, row_sums_ = sums_.data() + turn * c_.out_width;
     if (made_[turn] == y) return;
@@ -144,7 +144,7 @@ class PixelFinish {
       for (int64_t i = 0; i < count; ++i) row_sums_[x + i] = (float)acc[i * whole_.acc_stride + epilogue_.columns];
     }
     RowsOut some = whole_;
-    // A shuffled pixel begins where the first of its places does.
+    // A shuffled pixel begins at the first pixel of its block.
     const int64_t at = y_ * c_.out_width * epilogue_.columns + x * some.stride;
     some.acc = acc, some.rows = (int)count, some.bias = bias, some.row_sums = row_sums_ + x;
     some.groups = groups_.empty() ? nullptr : groups_.data();
@@ -154,7 +154,7 @@ class PixelFinish {
     finish_(epilogue_, some);
   }
 
-  // Where each group of columns of a pixel goes: to its place in the block of pixels that a pixel shuffle makes.
+  // The target of each group of columns of a pixel in the block of pixels that a pixel shuffle makes.
   void place_columns() {
     const int64_t width = epilogue_.columns / (c_.shuffle * c_.shuffle), line = c_.out_width * c_.shuffle * width;
     for (int64_t column = 0; column < epilogue_.columns; column += kGroup) {
@@ -190,7 +190,7 @@ class PixelFinish {
   RowsOut whole_;
   std::vector<ptrdiff_t> groups_;
   Buffer<float> inner_, edge_, sums_;  // inner_ and sums_ for each row of a patch
-  std::vector<int64_t> made_;          // the row that each of them was last made for
+  std::vector<int64_t> made_;          // the row that each of them was last computed for
   float *row_bias_ = nullptr, *row_sums_ = nullptr;
   int64_t full_begin_, full_end_;  // pixels whose taps all lie inside the image from left to right
   int64_t y_ = 0;
@@ -225,9 +225,9 @@ class DirectConvolution {
   Buffer<int32_t> acc_;
 };
 
-// The same for few output columns, which would leave most lanes of a block empty: the columns of all taps stand side by side
-// in the panels, [taps * columns, channels], each pixel of the copy is multiplied once, and an output pixel gathers its taps.
-// Stride 1.
+// The convolution for few output columns, which would leave most lanes of a block empty. The columns of all taps stand side
+// by side in the panels, [taps * columns, channels]. Each pixel of the copy is multiplied once, and an output pixel adds up
+// the products of its taps. The stride is 1.
 class NarrowConvolution {
  public:
   NarrowConvolution(const ConvShape& shape, const Panels& panels, int columns)
@@ -248,7 +248,7 @@ class NarrowConvolution {
  private:
   typedef int32_t Four __attribute__((vector_size(16)));
 
-  // The products of a row of the copy, in the place of the row that is no longer needed.
+  // The products of a row of the copy; they overwrite the row that is no longer needed.
   int32_t* line(int64_t y) { return lines_.data() + y % c_.kernel_height * c_.copy_width * products_; }
 
   void multiply(const Strip& strip, int64_t y) {
@@ -264,7 +264,7 @@ class NarrowConvolution {
     for (int ky = 0; ky < c_.kernel_height; ++ky) {
       for (int kx = 0; kx < c_.kernel_width; ++kx, ++tap) taps_[tap] = line(y + ky) + kx * products_ + tap * columns_;
     }
-    for (int column = 0; column < columns_; column += 4) {  // what is read past the columns is not used
+    for (int column = 0; column < columns_; column += 4) {  // values past the columns are read and not used
       for (int64_t x = 0; x < c_.out_width; ++x) {
         Four total = {};
         for (const int32_t* at : taps_) {
@@ -282,7 +282,7 @@ class NarrowConvolution {
   const int columns_;
   const int64_t products_;  // a pixel
   Buffer<int32_t> lines_, acc_;
-  std::vector<const int32_t*> taps_;  // where each tap's columns for the first pixel of a row are
+  std::vector<const int32_t*> taps_;  // the columns of each tap for the first pixel of a row
 };
 
 }  // namespace fxptq

@@ -1,8 +1,8 @@
-"""Convolutions the kernels have no code for - grouped, dilated, transposed - on integers held in floats, exactly.
+"""Convolutions without a kernel (grouped, dilated or transposed), computed exactly on integers stored in floats.
 
-The codes and the odd integers 2 W - (2**bits - 1) of the weights are small integers; torch's own float convolution of
-them is exact as long as every partial sum fits the significand, which decides between float32 and float64. Offsets are
-folded as in layer.py, and a border of real zeros is exact for the same reason.
+The codes and the odd integers 2 W - (2**bits - 1) of the weights are small integers. torch's own float convolution of
+them is exact as long as every partial sum fits the significand; this condition decides between float32 and float64.
+The offsets go into the bias as in layer.py, and a border of real zeros is exact for the same reason.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from fxptq.quant.grid import Grid
 
 
 class GeneralConvolution(nn.Module):
-    """Any 2-D convolution on codes, with its own folded tensors.
+    """Any 2-D convolution on codes.
 
     Args:
-        codes: of the weight, uint8 [N, C / groups, h, w], or transposed [C, N / groups, h, w].
-        grids: of the weight: one, or one for each block along its output axis.
+        codes: codes of the weight, uint8 [N, C / groups, h, w], or transposed [C, N / groups, h, w].
+        grids: grids of the weight, one for each block along its output axis.
         bias: [N] or None.
-        grid: of the input.
-        geometry: of the convolution.
+        grid: grid of the input.
+        geometry: stride, padding, dilation and groups of the convolution.
     """
 
     weight: Tensor
@@ -48,11 +48,11 @@ class GeneralConvolution(nn.Module):
         values = signed * unit.view(along) + centre.view(along)
         depth = prod(codes.shape) // size
         exact = torch.float32 if depth * 255 * 255 < 1 << 24 else torch.float64
-        # One way to lie in memory, for the sake of a fault of torch that the plain convolution of ops.py describes.
+        # The weight is contiguous to avoid a fault of torch; `convolved` in ops.py describes it.
         self.register_buffer("weight", signed.to(exact).clone(memory_format=torch.contiguous_format))
         self.register_buffer("scale", (grid.scale * unit).repeat(blocks).float().view(-1, 1, 1))
         self.register_buffer("bias", None if bias is None else bias.detach().float().view(-1, 1, 1))
-        # What a tap adds where the input is l throughout, summed over the input channels of its group.
+        # The value that each tap adds where the whole input has code 0, summed over the input channels of its group.
         inside = self._over_inputs(grid.offset * values)
         self.register_buffer("inside", inside.float() if grid.offset else None)
         self.register_buffer(
@@ -61,7 +61,7 @@ class GeneralConvolution(nn.Module):
         )
 
     def _over_inputs(self, weight: Tensor) -> Tensor:
-        """A weight that reads one channel as this one reads channels that are all alike."""
+        """The sum of a weight over its input channels: on one channel it acts as `weight` does on equal channels."""
         if self.geometry.transposed:
             grouped = weight.reshape(self.geometry.groups, -1, *weight.shape[1:])
             return grouped.sum(1).flatten(0, 1).unsqueeze(0)

@@ -5,7 +5,7 @@
 
 namespace fxptq {
 
-// codes = round(clip((x - lower) / step, 0, levels)), in the simulation's own order of operations: equal to it bit for bit.
+// codes = round(clip((x - lower) / step, 0, levels)), in the order of the simulation, whose codes it equals.
 // Returns whether a value is NaN, for which no code can stand.
 inline bool quantize(const float* x, uint8_t* codes, int64_t count, float lower, float step, float levels) {
   Ints nan = {};
@@ -23,7 +23,7 @@ inline bool quantize(const float* x, uint8_t* codes, int64_t count, float lower,
 }
 
 // Up to sixteen rows: codes = round(clip((x - mean) / sqrt(var + eps) * scale + offset, 0, levels)). Two passes over a row,
-// so that the variance of a large mean is right; the sums of sixteen rows are taken across lanes together. `scale` and
+// so that the variance of a large mean is right; the sums of sixteen rows are added across lanes together. `scale` and
 // `offset` are padded to whole groups. Returns whether a row holds NaN, for which no code can stand.
 inline bool layer_norm_codes(const float* x, uint8_t* codes, int rows, int width, const float* scale, const float* offset,
                              float eps, float levels) {

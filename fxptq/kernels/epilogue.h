@@ -1,8 +1,8 @@
-// From int32 accumulators to what the network reads next: values, or the codes of the next quantizer.
+// From int32 accumulators to the values that the network reads next, or to the codes of the next quantizer.
 //
 // y = scale * acc + bias [+ row_scale * sum of the row's codes], then the activation, then the residual, then
-// code = round(clip(y * out_scale + out_offset, 0, levels)). Columns go by groups of 64, the codes of one store: every
-// array is padded to whole groups. Each combination is compiled on its own, so that nothing is decided inside the loop.
+// code = round(clip(y * out_scale + out_offset, 0, levels)). Columns go by groups of 64, the codes of one store, and every
+// array is padded to whole groups. Each combination is compiled on its own, so that the loop has no branches.
 #pragma once
 
 #include "gemm.h"
@@ -16,7 +16,7 @@ inline ptrdiff_t padded_columns(const Panels& panels) {
   return ((ptrdiff_t)panels.blocks * kLanes + kGroup - 1) / kGroup * kGroup;
 }
 
-// Whether the packed weights have room for one more column: it then holds ones, and its sum is that of the row's codes.
+// Whether the packed weights have room for one more column. It then holds ones, and its sum is the sum of the row's codes.
 inline bool has_sum_column(int64_t columns) { return columns % kLanes != 0; }
 
 enum class Activation : int64_t { kNone = 0, kLeaky = 1, kGelu = 2 };
@@ -31,19 +31,19 @@ struct Epilogue {
   float out_scale, out_offset;
 };
 
-// Where a few consecutive rows come from and go to. One of `values` and `codes` is not null.
+// Source and target of a few consecutive rows. One of `values` and `codes` is not null.
 struct RowsOut {
   const int32_t* acc;
   ptrdiff_t acc_stride;
   int rows;
   const float* bias;
   const float* row_sums;  // [rows]; read only with row_scale
-  const float* residual;  // or null; strides as the output's
+  const float* residual;  // or null; with the strides of the output
   float* values;
   uint8_t* codes;
   ptrdiff_t stride;  // elements from a row to the next
   const ptrdiff_t* groups = nullptr;  // where each group of columns of a row begins; null: one after the other
-  bool* nan = nullptr;  // set where a residual that codes are to stand for is NaN
+  bool* nan = nullptr;  // set where a residual is NaN and the output is codes
 };
 
 template <Activation A, int N>
@@ -84,7 +84,7 @@ FXPTQ_INLINE void finish_group(const Epilogue& e, const RowsOut& o, int column, 
         for (int v = 0; v < N; ++v) nan = nan | (Ints)(y[v] != y[v]);
       }
       for (int v = 0; v < N; ++v) {
-        // Without activation and residual the caller has folded the next grid into scale and bias.
+        // Without activation and residual, scale and bias include the next grid.
         if constexpr (A != Activation::kNone || kResidual) y[v] = y[v] * e.out_scale + e.out_offset;
         codes[v] = minimum(y[v], levels[v]);
       }

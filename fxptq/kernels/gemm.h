@@ -27,7 +27,7 @@ struct Panels {
   const int8_t* data;
   int blocks;            // of sixteen columns
   int words;             // groups of four along K: segments * words of a row
-  const int32_t* start;  // what the sums of the columns begin with, or null for zero
+  const int32_t* start;  // start values of the sums of the columns, or null for zero
 };
 
 // Panels of odd numbers -15 .. 15 in half bytes h = (w + 15) / 2, as bytes: `vectors` of 64 from 32 bytes each.

@@ -1,12 +1,12 @@
-"""A layer as the integer kernels need it: signed codes of the weight, and the numbers that scale and shift its sums.
+"""A layer in the form that integer kernels need: signed codes of the weight, and factors and offsets for its sums.
 
 An activation is a = s_a A + o_a with codes A, a weight w = s W + o with signed codes W (odd integers up to 7 bits, so
 that a symmetric grid has o = 0). Then
 
     sum a w + bias = s_a s sum(A W) + s_a o sum(A) + (o_a sum(w) + bias)
 
-and only the first two sums are left to the kernel. Where a convolution pads, o_a w is added only for the taps that lie
-inside the image, so that the real zero of the border is exact. Everything here is float64, once, ahead of time.
+and the kernel computes only the first two sums. Where a convolution pads, o_a w is added only for the taps that lie
+inside the image, so that the real zero of the border is exact. This module computes everything once, in float64.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from fxptq.quant.grid import Grid
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer or convolution on codes: neither packed nor padded yet, float64 but for the weight.
+    """A linear layer or convolution on codes, neither packed nor padded yet; all tensors but the weight are float64.
 
     Attributes:
         weight: signed codes, int8, of the weight's shape.
-        scale: [N], of the sum of products.
+        scale: [N], factor of the sum of products.
         bias: [N].
-        row_scale: [N], of the sum of the activation codes; None where all weights are centred on zero.
-        taps: [taps, N], what each tap inside the image adds to the bias; None where nothing depends on the border.
+        row_scale: [N], factor of the sum of the activation codes; None where all weights are centred on zero.
+        taps: [taps, N], the value that each tap inside the image adds to the bias; None where no value depends on the
+            border.
     """
 
     weight: Tensor
@@ -55,11 +56,11 @@ class Layer:
         )
 
     def packable(self) -> Tensor:
-        """The weight as it is to be packed: with its column of sums where the epilogue needs them."""
+        """The weight to pack: with a row of ones, which makes the sums of the codes, where the epilogue needs them."""
         return self.weight if self.row_scale is None else with_sums(self.weight)
 
     def reordered(self, order: Tensor) -> Layer:
-        """The layer with its outputs in another order: output i is what `order[i]` was."""
+        """The layer with its outputs in another order: output i is the former output `order[i]`."""
         return Layer(
             weight=self.weight[order],
             scale=self.scale[order],
@@ -69,7 +70,7 @@ class Layer:
         )
 
     def for_sums_times(self, factor: int) -> Layer:
-        """The layer for a kernel whose sums are a multiple of the real ones."""
+        """The layer for a kernel whose sums are `factor` times the sums of codes."""
         row_scale = None if self.row_scale is None else self.row_scale / factor
         return replace(self, scale=self.scale / factor, row_scale=row_scale)
 
@@ -92,11 +93,11 @@ def integer_layer(
     """A linear layer, or a convolution with zero padding, on codes.
 
     Args:
-        codes: of the weight, uint8 [N, K] or [N, C, kernel height, kernel width].
-        grids: of the weight: one, or one for each contiguous block of the N outputs.
+        codes: codes of the weight, uint8 [N, K] or [N, C, kernel height, kernel width].
+        grids: grids of the weight, one for each contiguous block of the N outputs.
         bias: [N] or None.
-        grid: of the input.
-        padded: whether the border holds real zeros, which no code may stand for.
+        grid: grid of the input.
+        padded: whether the input has a border of real zeros, which may lie between two grid values.
     """
     columns, bits = len(codes), grids[0].bits
     signed = centred(codes, bits)

@@ -1,7 +1,6 @@
-"""How weights lie for a device's kernels: which operator computes a layer, and the weight as that operator takes it.
+"""Layouts of weights: each chooses the operator for a layer and packs the weight for that operator.
 
-`PANELS` is what kernels on the CPU read (and those of every device that has none of its own), `ROWS` what they read on
-CUDA; a back end has one of them.
+Kernels on the CPU read `PANELS`, and so does plain torch; kernels on CUDA read `ROWS`. A back end uses one of them.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from fxptq.kernels.rows import pack_conv_rows, pack_rows, start_of
 from fxptq.quant.grid import Grid
 
 _NARROW = 48
-"""Columns times taps up to which multiplying every pixel by every tap once beats leaving lanes empty."""
+"""`narrow_conv2d` is used up to this many columns times taps; above it `conv2d` wastes fewer SIMD lanes."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A layer as one operator takes it.
+    """A layer prepared for one operator.
 
     Attributes:
         operator: the name of the operator.
-        layer: as that operator takes it.
-        arguments: of the operator, but for the codes, the columns and the epilogue.
+        layer: the layer, with its scales in the units of the operator's sums.
+        arguments: arguments of the operator, without the codes, the columns and the epilogue.
     """
 
     operator: str
@@ -46,64 +45,66 @@ class Packed:
 class Layout(Protocol):
     """Chooses operators, and packs weights for them.
 
-    `bits` are those of the weight, `grid` is that of the input.
+    In all methods `bits` is the width of the weight's codes, and `grid` is the grid of the input.
     """
 
     def linear(self, layer: Layer, bits: int, grid: Grid) -> Packed:
-        """For a linear layer."""
+        """Packs a linear layer."""
 
     def convolution(self, layer: Layer, bits: int, grid: Grid, geometry: Geometry) -> Packed:
-        """For a convolution without groups or dilation."""
+        """Packs a convolution without groups or dilation."""
 
 
 @dataclass(frozen=True)
 class Panels:
-    """Panels of 16 columns, as vector units read them, in bytes or half bytes; 3x3 kernels tap by tap if they fit."""
+    """Panels of 16 columns for vector units, in bytes or half bytes; 3x3 kernels are packed tap by tap if they fit."""
 
     def linear(self, layer: Layer, bits: int, grid: Grid) -> Packed:  # noqa: ARG002  # bytes whatever the bits
-        """`linear`."""
+        """Packs for the operator `linear`."""
         return Packed("linear", layer, {"weight": pack_weight(layer.packable())})
 
     def convolution(self, layer: Layer, bits: int, grid: Grid, geometry: Geometry) -> Packed:  # noqa: ARG002
-        """`conv3x3`, `narrow_conv2d` or `conv2d`."""
-        place = _place(layer, geometry)
+        """Packs for the operator `conv3x3`, `narrow_conv2d` or `conv2d`."""
+        arguments = _border(layer, geometry)
         columns, channels, *size = layer.weight.shape
-        # Fewer columns or channels leave most of a transformed patch empty.
-        wide = size == [3, 3] and geometry.stride == (1, 1) and min(columns, channels) >= LANES
-        if wide and winograd_fits(layer.packable(), grid.levels):
-            place |= {"weight": pack_taps(layer.packable()), "largest": grid.levels}
-            return Packed("conv3x3", layer.for_sums_times(4), place)
+        # With fewer columns or channels, most of a transformed patch would be empty.
+        suits_winograd = size == [3, 3] and geometry.stride == (1, 1) and min(columns, channels) >= LANES
+        if suits_winograd and winograd_fits(layer.packable(), grid.levels):
+            arguments |= {"weight": pack_taps(layer.packable()), "largest": grid.levels}
+            return Packed("conv3x3", layer.for_sums_times(4), arguments)
         if geometry.stride == (1, 1) and columns * prod(size) <= _NARROW < LANES * prod(size):
-            place |= {"weight": pack_narrow_conv_weight(layer.weight), "kernel_size": size}
-            return Packed("narrow_conv2d", layer, place)
-        place |= {"weight": pack_conv_weight(layer.packable()), "kernel_size": size, "stride": list(geometry.stride)}
-        return Packed("conv2d", layer, place)
+            arguments |= {"weight": pack_narrow_conv_weight(layer.weight), "kernel_size": size}
+            return Packed("narrow_conv2d", layer, arguments)
+        stride = list(geometry.stride)
+        arguments |= {"weight": pack_conv_weight(layer.packable()), "kernel_size": size, "stride": stride}
+        return Packed("conv2d", layer, arguments)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of codes at 2, 4 or 8 bits, which a GPU unpacks as it goes; see rows.py."""
+    """Rows of codes at 2, 4 or 8 bits, which the kernels of a GPU unpack while they run; see rows.py."""
 
     def linear(self, layer: Layer, bits: int, grid: Grid) -> Packed:
-        """`rows_linear`."""
+        """Packs for the operator `rows_linear`."""
         packed = pack_rows(layer.weight, bits)
         start = start_of(packed, bits, grid.levels)
         return Packed("rows_linear", layer, {"weight": packed, "start": start, "bits": bits})
 
     def convolution(self, layer: Layer, bits: int, grid: Grid, geometry: Geometry) -> Packed:
-        """`rows_conv2d`."""
+        """Packs for the operator `rows_conv2d`."""
         packed = pack_conv_rows(layer.weight, bits)
-        place = _place(layer, geometry) | {
+        arguments = _border(layer, geometry) | {
             "weight": packed,
             "start": start_of(packed, bits, grid.levels),
             "bits": bits,
             "kernel_size": list(layer.weight.shape[2:]),
             "stride": list(geometry.stride),
         }
-        return Packed("rows_conv2d", layer, place)
+        return Packed("rows_conv2d", layer, arguments)
 
 
-def _place(layer: Layer, geometry: Geometry) -> dict[str, Any]:
+def _border(layer: Layer, geometry: Geometry) -> dict[str, Any]:
+    """The arguments of an operator that describe the border of a convolution."""
     return {
         "padding": list(geometry.padding),
         "taps": None if layer.taps is None else pad_columns(layer.taps),

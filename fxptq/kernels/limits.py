@@ -1,4 +1,4 @@
-"""What the bundled integer operators cannot compute, by reason; the back ends share these limits."""
+"""The limits of the bundled integer operators, each with its reason; the back ends share them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KINDS = frozenset(("linear", "conv2d", "conv_transpose2d", "matmul"))
 
 
 def serve(site: Site, grids: Grids, layout: Layout) -> Served | Refusal:
-    """How the bundled operators compute a site whose weights lie in `layout`, or the first limit it meets."""
+    """How the bundled operators compute a site whose weights lie in `layout`, or the first limit that forbids it."""
     reason = limit(site, grids)
     if reason:
         return Refusal(reason)
@@ -32,7 +32,7 @@ def serve(site: Site, grids: Grids, layout: Layout) -> Served | Refusal:
 
 
 def limit(site: Site, grids: Grids) -> str:
-    """Why the operators cannot compute a site; empty if they can."""
+    """The reason why the operators cannot compute a site; empty if they can."""
     if site.kind not in _KINDS:
         return f"no integer kernel for {site.kind}"
     if site.dtype != torch.float32:
@@ -61,5 +61,5 @@ def _limit_of_product(site: Site, grids: Grids) -> str:
 
 
 def sums_fit(shape: tuple[int, ...]) -> bool:
-    """Whether the sums of a weight [N, ...] of 8-bit codes cannot leave 32 bits."""
+    """Whether 32 bits hold every sum of 8-bit codes with a weight of this shape, [N, ...]."""
     return prod(shape[1:]) * 255 * 128 < 1 << 31

@@ -36,7 +36,7 @@ const T* data(const optional<Tensor>& t) {
 
 int words_of(int64_t bytes) { return (int)((bytes + 3) / 4); }
 
-// A packed weight as bytes: itself, or for half bytes a wider copy that lasts as long as the call.
+// A packed weight as bytes: the tensor itself, or an unpacked copy of half bytes that lasts as long as the call.
 Tensor widened(const Tensor& weight) {
   TORCH_CHECK(weight.dim() >= 3 && weight.is_contiguous(), "weight is not packed");
   if (weight.scalar_type() == at::kChar) return weight;
@@ -70,7 +70,7 @@ fxptq::Epilogue epilogue_of(int64_t columns, const Tensor& scale, const Tensor& 
           (float)slope, data<float>(levels),           (float)out_scale,       (float)out_offset};
 }
 
-// A residual as the epilogue reads it: of the output's sizes, in its format. One that is smaller is repeated.
+// A residual in the sizes and the format of the output; a smaller residual is broadcast.
 optional<Tensor> added_to(const optional<Tensor>& residual, at::IntArrayRef sizes, at::MemoryFormat format) {
   if (!residual) return residual;
   TORCH_CHECK(at::is_expandable_to(residual->sizes(), sizes), "the residual ", residual->sizes(),
@@ -79,12 +79,12 @@ optional<Tensor> added_to(const optional<Tensor>& residual, at::IntArrayRef size
   return residual->sizes() == sizes ? residual->contiguous(format) : residual->expand(sizes).contiguous(format);
 }
 
-// No code stands for NaN: who calls an operator must know, and run the network where NaN stays NaN.
+// Raises for NaN, because no code stands for it; the caller then runs the network in float, where NaN stays NaN.
 void check_numbers(bool nan) { TORCH_CHECK(!nan, "no code can stand for NaN"); }
 
 Tensor quantize(const Tensor& x, double lower, double step, int64_t levels) {
   Tensor codes = at::empty_like(x, x.options().dtype(at::kByte));
-  // Both in the order of memory; values with gaps or repeats between them are laid out as torch lays out its results.
+  // Both are read in the order of memory; values with gaps or repeats are copied to the layout of torch's results.
   const Tensor dense = x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x);
   const float* from = dense.const_data_ptr<float>();
   uint8_t* to = codes.mutable_data_ptr<uint8_t>();
@@ -166,7 +166,7 @@ Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, const 
   return out;
 }
 
-// How a convolution writes what it has summed up.
+// The parameters with which a convolution writes its sums.
 struct Output {
   int64_t columns;
   ptrdiff_t acc_columns;
@@ -177,9 +177,9 @@ struct Output {
   const optional<Tensor>&taps, &residual;
 };
 
-constexpr int64_t kStripRows = 16;  // few enough for a cache, and so many that the rows that strips share do not count
+constexpr int64_t kStripRows = 16;  // few enough for a cache, and enough to make the rows that strips share cheap
 
-// Runs a kernel over strips of output rows; every thread makes one of its own with `make`.
+// Runs a kernel over strips of output rows; every thread makes a kernel of its own with `make`.
 template <class Make>
 Tensor convolved(const fxptq::ConvShape& c, const Tensor& codes, const Output& output, Make make) {
   const auto format = at::MemoryFormat::ChannelsLast;
@@ -187,7 +187,7 @@ Tensor convolved(const fxptq::ConvShape& c, const Tensor& codes, const Output& o
   Tensor out = at::empty({codes.size(0), output.columns / (c.shuffle * c.shuffle), c.out_height * c.shuffle, c.out_width * c.shuffle},
                          codes.options().dtype(coded ? at::kByte : at::kFloat), format);
   // At least two strips a thread, of whole patches.
-  // A residual lies as the sums do, before any shuffle; the two are never together.
+  // A residual has the layout of the sums, before any shuffle; residual and shuffle never occur together.
   const int64_t sums[] = {codes.size(0), output.columns, c.out_height, c.out_width};
   const optional<Tensor> added = added_to(output.residual, sums, format);
   TORCH_CHECK(!added || c.shuffle == 1, "a residual behind a pixel shuffle");
@@ -226,7 +226,7 @@ fxptq::ConvShape shape_of(const Tensor& codes, at::IntArrayRef kernel, at::IntAr
   return c;
 }
 
-// Whether each place of a pixel shuffle has whole groups of columns, which can be written where they belong.
+// Whether each position of a pixel shuffle has whole groups of columns, so that a kernel can write the shuffled output.
 bool shuffles_in_place(int64_t columns, int64_t shuffle) { return columns % (shuffle * shuffle * kGroup) == 0; }
 
 Tensor spread(const Tensor& x, int64_t factor);
@@ -296,13 +296,13 @@ Tensor conv3x3(const Tensor& codes, const Tensor& weight, int64_t columns, int64
   return direct ? out : spread(out, shuffle);
 }
 
-// The pixel shuffle of channels that stand by places: whole runs of channels move.
+// The pixel shuffle of channels ordered by position (`places_first`): whole runs of channels move.
 Tensor spread(const Tensor& x, int64_t factor) {
   if (factor == 1) return x;
   const Tensor from = x.contiguous(at::MemoryFormat::ChannelsLast);
   const int64_t batch = x.size(0), height = x.size(2), width = x.size(3), channels = x.size(1) / (factor * factor);
   Tensor out = at::empty({batch, channels, height * factor, width * factor}, x.options(), at::MemoryFormat::ChannelsLast);
-  // A run: what one pixel has for one row of its places.
+  // A run: the channels of one pixel for one row of its block.
   const int64_t run = factor * channels * x.element_size();
   const auto* source = static_cast<const uint8_t*>(from.const_data_ptr());
   auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
@@ -340,7 +340,7 @@ void pack_columns(const uint8_t* from, int64_t depth, int64_t columns, int64_t k
   }
 }
 
-// More products of two 8-bit codes than this could leave 32 bits; a multiple of the four that one step takes.
+// A sum of more products of two 8-bit codes than this could exceed 32 bits; a multiple of four, the depth of one step.
 constexpr int64_t kDepth = 1 << 16;
 
 Tensor matmul_of_batches(const Tensor& lhs, const Tensor& rhs, int64_t bits, at::ArrayRef<double> terms) {
@@ -387,7 +387,7 @@ Tensor matmul_of_batches(const Tensor& lhs, const Tensor& rhs, int64_t bits, at:
 Tensor matmul(const Tensor& left, const Tensor& right, int64_t bits, at::ArrayRef<double> terms) {
   TORCH_CHECK(left.dim() >= 2 && right.dim() >= 2 && left.size(-1) == right.size(-2), "the factors ", left.sizes(), " and ",
               right.sizes(), " do not fit");
-  // Batches of one factor are repeated for the other as torch.matmul does.
+  // Batches of one factor are broadcast to the batches of the other, as in torch.matmul.
   std::vector<int64_t> batch = at::infer_size(left.sizes().slice(0, left.dim() - 2), right.sizes().slice(0, right.dim() - 2));
   if (batch.empty()) batch.push_back(1);
   const auto repeated = [&](const Tensor& t) {

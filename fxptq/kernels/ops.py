@@ -1,8 +1,9 @@
-"""The integer operators: what they are called, what they compute, and their exact form in plain torch.
+"""The integer operators: their names, their arguments, and their exact form in plain torch.
 
-They stand in a graph as `torch.ops.fxptq.<name>`. Compiled kernels (build.py) take over on the CPU; everywhere else the
-functions here run. Products of codes are exact integers in both: a float of 24 (or 53) bits holds every partial sum.
-Scales, offsets and biases are folded ahead of time (fold.py) and padded to groups of 64 columns.
+A graph calls them as `torch.ops.fxptq.<name>`. Compiled kernels (build.py) take over on the CPU and Triton kernels
+(cuda/) on GPUs; everywhere else the functions here run. Products of codes are exact integers in all of them, because a
+float of 24 (or 53) bits holds every partial sum. Scales, offsets and biases are combined ahead of time (layer.py) and
+padded to blocks of 64 columns.
 """
 
 from __future__ import annotations
@@ -27,19 +28,22 @@ class Activation(IntEnum):
 
 
 class Epilogue(TypedDict):
-    """From the integer sums to what the network reads next.
+    """The arguments of the last step of an operator: from the integer sums to values, or to codes of the next grid.
 
     y = scale * sum(A W) + bias [+ row_scale * sum(A)]; the activation; + residual; then the output is y, or with
     `levels` the codes round(clip(z, 0, levels)). After an activation or a residual z = y * out_scale + out_offset;
-    otherwise z = y, the next grid being folded into scale and bias.
+    otherwise z = y, because scale and bias then include the next grid.
 
     Attributes:
-        scale: of each column.
-        row_scale: of the sum of the activation codes, where the weights have an offset; None where not. The weight must
-            then have been packed `with_sums`.
-        activation: an `Activation`; `slope` is that of the leaky one, below zero.
+        scale: factor of the sum of products, for each column.
+        row_scale: factor of the sum of the activation codes, for each column. The weight must then have been packed
+            `with_sums`. None where the weights have no offset.
+        activation: an `Activation`.
+        slope: the slope of the leaky activation below zero; 0 is ReLU.
         residual: float32 of the output's shape, or None.
         levels: largest code of each column, or None for float32 output.
+        out_scale: factor from a value to the next grid.
+        out_offset: zero point of the next grid.
     """
 
     scale: Tensor
@@ -83,7 +87,7 @@ _SCHEMAS = {
 
 
 def spread(x: Tensor, factor: int) -> Tensor:
-    """The pixel shuffle of channels ordered by `places_first`: moves whole runs of channels, channels last.
+    """The pixel shuffle of channels that `places_first` has ordered; it moves whole runs of channels, channels last.
 
     Args:
         x: [B, C * factor**2, H, W], codes or values, channels last.
@@ -104,7 +108,7 @@ def holding(depth: int) -> torch.dtype:
 
 
 NO_CODE = "no code can stand for NaN"
-"""What an operator raises as a RuntimeError where values that are to become codes hold NaN; kernels say the same."""
+"""The message of the RuntimeError that an operator raises for NaN among the values to encode; kernels say the same."""
 
 
 def check_numbers(x: Tensor) -> None:
@@ -118,7 +122,7 @@ def check_numbers(x: Tensor) -> None:
 
 
 def quantize(x: Tensor, *, lower: float, step: float, levels: int) -> Tensor:
-    """Codes of values, uint8: the simulation's own operations in its own order, so that every code is the same."""
+    """Codes of values, uint8. The operations and their order are those of the simulation, so every code is the same."""
     return torch.sub(x, lower).div_(step).clamp_(0, levels).round_().to(torch.uint8)
 
 
@@ -157,8 +161,8 @@ def conv2d(
     """A convolution on codes [B, C, H, W], without groups or dilation; the result lies channels last.
 
     `weight` is packed from [columns, kernel height, kernel width, C padded to a multiple of 4]. `taps` [kernel height *
-    kernel width, columns] is what each tap that lies inside the image adds to the bias: the real zeros of the border
-    add nothing. The output is shuffled by `spread`.
+    kernel width, columns] holds the value that each tap inside the image adds to the bias; taps on the border add
+    nothing, because the border holds real zeros. `spread` shuffles the output.
     """
     w = unpack_weight(weight, columns).reshape(columns, *kernel_size, -1)[..., : codes.shape[1]].permute(0, 3, 1, 2)
     return convolved(codes, w, bias, taps, epilogue, stride=stride, padding=padding, shuffle=shuffle)
@@ -180,8 +184,8 @@ def convolved(
     exact = holding(channels * size[0] * size[1])
 
     def over(x: Tensor, taps: Tensor) -> Tensor:
-        # torch 2.13 leaves parts of a one-column result unwritten where the strides are unlike each other and the
-        # weight lies, or with one channel could lie, channels last; a copy lies one way only.
+        # torch 2.13 leaves parts of a one-column result unwritten where the two strides differ and the strides of the
+        # weight fit the channels-last format. A contiguous copy avoids that.
         taps = taps.clone(memory_format=torch.contiguous_format)
         return F.conv2d(x, taps, stride=stride, padding=padding).permute(0, 2, 3, 1)
 
@@ -209,7 +213,7 @@ def narrow_conv2d(
     taps: Tensor | None,
     **epilogue: Unpack[Epilogue],
 ) -> Tensor:
-    """As `conv2d` with stride 1, for few columns: `weight` is packed from [taps * columns, C]."""
+    """`conv2d` with stride 1 for few columns; `weight` is packed from [taps * columns, C]."""
     channels = codes.shape[1]
     w = unpack_weight(weight, kernel_size[0] * kernel_size[1] * columns)[:, :channels]
     w = w.reshape(*kernel_size, columns, channels).permute(2, 3, 0, 1)
@@ -230,10 +234,10 @@ def conv3x3(
 ) -> Tensor:
     """A 3x3 convolution with stride 1 on codes 0 .. `largest`, by Winograd's F(2x2, 3x3) where there is a kernel.
 
-    `weight` [9, ...] holds each tap as `pack_taps` packs it. All sums are four times those of `conv2d`, which the
-    scales take into account.
+    `weight` [9, ...] holds each tap as `pack_taps` packs it. All sums are four times the sums of `conv2d`, and the
+    caller divides the scales by four.
     """
-    del largest  # for the kernel
+    del largest  # only the kernel reads it
     rows = [unpack_weight(tap, columns)[:, : codes.shape[1]] for tap in weight]
     w = torch.stack(rows, -1).reshape(columns, -1, 3, 3)
     epilogue["scale"] = 4 * epilogue["scale"]
@@ -243,7 +247,7 @@ def conv3x3(
 
 
 def _finish(acc: Tensor, row_sum: Tensor, bias: Tensor, epilogue: Epilogue) -> Tensor:
-    """The epilogue on [..., columns]; `bias` may be a map of that shape."""
+    """Applies the epilogue to sums [..., columns]; `bias` is [columns], or of the shape of the sums."""
     columns = acc.shape[-1]
     row_scale, residual, levels = epilogue["row_scale"], epilogue["residual"], epilogue["levels"]
     y = acc.to(torch.float32) * epilogue["scale"][:columns] + bias
@@ -295,14 +299,17 @@ def attention(
         query: codes A.
         key: codes; K is their centred form.
         value: codes; V is their centred form.
-        bias: added to each head's logits, times log2(e): [heads or 1, M, N to a multiple of 16], keys first.
-        mask: [masks, M, N to a multiple of 16], likewise; window b takes mask b modulo their number.
+        bias: times log2(e), added to each head's logits: [heads or 1, M, N padded to a multiple of 16], keys first.
+        mask: times log2(e), [masks, M, N padded to a multiple of 16]; window b takes mask b modulo their number.
         key_bits: width of the key codes.
         value_bits: width of the value codes.
         logit: (a, b) of the logit a sum(A K) + b sum(K), times log2(e).
         prob: (scale, offset, levels) of the codes P of the softmax: round(clip(p * scale + offset, 0, levels)).
         out: (a, b, c, d, e) of the output a sum(P V) + b sum(P) + c sum(V) + d M + e.
-        levels: largest code of the output; 0 for float32 values. The result lies as [B, N, heads, E].
+        levels: largest code of the output; 0 for float32 values.
+
+    Returns:
+        [B, heads, N, E], in the memory order of [B, N, heads, E].
     """
     exact = holding(max(key.shape[-1], key.shape[-2]))
     rows = query.shape[-2]
@@ -342,10 +349,10 @@ def define(name: str, schema: str, plain: Callable[..., Tensor], *, checked: boo
     """Declares the operator `torch.ops.fxptq.<name>`, which runs its plain form wherever no kernel takes over.
 
     Args:
-        name: of the operator.
-        schema: its arguments and its result.
-        plain: computes it.
-        checked: whether its first argument is looked through for NaN when it runs.
+        name: the name of the operator.
+        schema: its arguments and its result, in torch's notation.
+        plain: the plain form.
+        checked: whether the plain form refuses NaN in the first argument.
     """
 
     def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -354,7 +361,7 @@ def define(name: str, schema: str, plain: Callable[..., Tensor], *, checked: boo
 
     _library.define(name + schema)
     _library.impl(name, run if checked else plain, "CompositeExplicitAutograd")
-    # The plain form also says what shape, dtype and strides come out, which torch.compile needs to know.
+    # torch.compile learns the shape, dtype and strides of the result from the plain form.
     torch.library.register_fake(f"fxptq::{name}", plain, lib=_library)
 
 

@@ -1,6 +1,6 @@
-"""How codes and numbers are laid out for the operators: panels of weights, padded columns, logits, orders of channels.
+"""The layouts of tensors for the operators: panels of weights, padded columns, logits, orders of channels.
 
-Pure functions of tensors, carried out once, ahead of time.
+All functions are pure. They run once, ahead of time.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def centred(codes: Tensor, bits: int) -> Tensor:
     Returns:
         int8 of the same shape.
     """
-    wide = codes.to(torch.int16)
-    return (wide - 128 if bits == 8 else 2 * wide - (2**bits - 1)).to(torch.int8)
+    integers = codes.to(torch.int16)
+    return (integers - 128 if bits == 8 else 2 * integers - (2**bits - 1)).to(torch.int8)
 
 
 def pack_weight(weight: Tensor) -> Tensor:
     """Lays signed codes out for the kernels: [N, K] int8 -> panels [ceil(N / 16), ceil(K / 4), 16, 4], padded.
 
     Codes of up to 4 bits, the odd numbers -15 .. 15, take half a byte each: uint8 [ceil(N / 16), ceil(K / 4), 32]. The
-    kernels widen them when they use them.
+    kernels unpack them to bytes when they use them.
     """
     return _narrowed(_panels(weight), weight)
 
@@ -51,7 +51,7 @@ def _panels(weight: Tensor) -> Tensor:
 
 
 def _narrowed(panels: Tensor, weight: Tensor) -> Tensor:
-    """The panels in half bytes h = (W + 15) / 2, the two halves of each 64 in the low and the high one, if they fit."""
+    """The panels in half bytes h = (W + 15) / 2 if all weights fit; of each 64, the first 32 take the low halves."""
     if not bool(((weight.abs() <= 15) & (weight % 2 != 0)).all()):
         return panels
     halves = ((panels + 15) // 2).to(torch.uint8).flatten(-2)
@@ -59,14 +59,14 @@ def _narrowed(panels: Tensor, weight: Tensor) -> Tensor:
 
 
 def with_sums(weight: Tensor) -> Tensor:
-    """Adds a row of ones where packing leaves room for it: kernels whose epilogue has a `row_scale` read its sums."""
+    """Adds a row of ones where packing has room for it; its sums are the sums of codes that `row_scale` scales."""
     if weight.shape[0] % LANES == 0:
         return weight
     return torch.cat([weight, weight.new_ones(1, *weight.shape[1:])])
 
 
 def unpack_weight(packed: Tensor, columns: int) -> Tensor:
-    """The inverse of `pack_weight`, but for what it padded along K: [columns, ceil(K / 4) * 4]."""
+    """The inverse of `pack_weight`, which keeps the padding along K: [columns, ceil(K / 4) * 4]."""
     if packed.dtype == torch.uint8:
         halves = torch.cat([packed & 15, packed >> 4], -1).to(torch.int8)
         packed = (2 * halves - 15).reshape(*packed.shape[:2], LANES, 4)
@@ -89,28 +89,28 @@ def pad_columns(values: Tensor) -> Tensor:
 
 
 def key_major(logits: Tensor, factor: float) -> Tensor:
-    """A term of the logits as `attention` takes it: [..., N, M] -> [leading sizes, M, N to a multiple of 16].
+    """A term of the logits in the form of `attention`: [..., N, M] -> [leading sizes, M, N to a multiple of 16].
 
     Args:
-        logits: added to the logits; leading sizes are joined.
-        factor: multiplies it, beside the log2(e) of a softmax in powers of two.
+        logits: the term that is added to the logits; its leading axes are joined into one.
+        factor: multiplies the term, in addition to log2(e), because the kernels compute the softmax with powers of two.
     """
-    turned = logits.reshape(-1, *logits.shape[-2:]).transpose(-1, -2) * (factor * LOG2E)
-    return F.pad(turned, (0, -logits.shape[-2] % LANES)).contiguous()
+    by_key = logits.reshape(-1, *logits.shape[-2:]).transpose(-1, -2) * (factor * LOG2E)
+    return F.pad(by_key, (0, -logits.shape[-2] % LANES)).contiguous()
 
 
 def places_first(channels: int, factor: int) -> Tensor:
-    """The order of channels in which those of one place of a pixel shuffle stand together: for `spread`."""
+    """The order of channels for `spread`: channels that a pixel shuffle moves to the same output pixel are together."""
     return torch.arange(channels, device="cpu").reshape(-1, factor * factor).t().reshape(-1)
 
 
 def pack_taps(weight: Tensor) -> Tensor:
-    """Packs [N, C, 3, 3] for `conv3x3`: each tap as `pack_weight` does, [9, ...]."""
+    """Packs [N, C, 3, 3] for `conv3x3`, each tap in the layout of `pack_weight`: [9, ...]."""
     return _narrowed(torch.stack([_panels(tap) for tap in weight.flatten(2).unbind(-1)]), weight)
 
 
 def winograd_fits(weight: Tensor, largest: int) -> bool:
-    """Whether all that `conv3x3` transforms fits a byte.
+    """Whether every transformed weight and input of `conv3x3` fits a byte.
 
     Args:
         weight: int8 [N, C, 3, 3], signed codes.

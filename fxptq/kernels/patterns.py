@@ -1,7 +1,7 @@
-"""What stands around a site in a graph, found by structure alone: moves of values and epilogues.
+"""Finds the calls around a site by the structure of the graph alone: moves of values, and epilogues.
 
-Nothing is changed here. A *move* leaves every value as it is, so that codes can be moved in place of values. A *stem*
-is a layer with the scaling, activation and residual addition that follow it.
+The functions change no graph. A *move* changes no value, so that codes can be moved in place of values. A *stem* is a
+layer with the scaling, activation and residual addition that follow it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def is_move(node: fx.Node) -> bool:
 
 
 def asks_for_shape(node: fx.Node) -> bool:
-    """Whether the call reads nothing of its argument but sizes, which codes have as well."""
+    """Whether the call reads only the sizes of its argument; codes have the same sizes as values."""
     return name_of(node) in _SHAPE_QUERIES
 
 
@@ -58,21 +58,21 @@ def factor_of(node: fx.Node) -> float | None:
 
 
 def written(graph: fx.Graph) -> frozenset[fx.Node]:
-    """Nodes whose memory some call writes into, views of it included: their values are not what their node computed."""
-    found: set[fx.Node] = set()
+    """The nodes whose memory some call writes into, with their views: their values change after the node computed."""
+    overwritten: set[fx.Node] = set()
     waiting: list[fx.Node] = []
     for node in graph.nodes:
         if node.op in ("call_function", "call_method") and writes(node.target, node.kwargs):
             waiting.extend(node.all_input_nodes)
     while waiting:
         node = waiting.pop()
-        if node in found:
+        if node in overwritten:
             continue
-        found.add(node)
+        overwritten.add(node)
         waiting.extend(user for user in node.users if is_move(user))
         if is_move(node):
             waiting.append(node.all_input_nodes[0])
-    return frozenset(found)
+    return frozenset(overwritten)
 
 
 def readers(node: fx.Node) -> list[fx.Node]:
@@ -86,23 +86,23 @@ def only_reader(node: fx.Node) -> fx.Node | None:
 
 
 def channel_shift(node: fx.Node, holder: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """A float 1x1 convolution that mixes no channels, as networks write the shift of an image's mean.
+    """Reads a float 1x1 convolution that mixes no channels; networks shift the mean of an image with such a layer.
 
     Args:
         node: any call.
-        holder: what the graph reads.
+        holder: the module whose tensors the graph reads.
 
     Returns:
         (scale, offset), each [C, 1, 1], with node = scale * input + offset; None for any other call.
     """
     if name_of(node) != "conv2d" or len(node.meta.get("shape", ())) != 4:
         return None
-    weight, bias = (_held(argument(node, at, name), holder) for at, name in ((1, "weight"), (2, "bias")))
+    weight, bias = (_stored_tensor(argument(node, at, name), holder) for at, name in ((1, "weight"), (2, "bias")))
     if weight is None or bias is None or weight.shape != (len(weight), len(weight), 1, 1):
         return None
     for at, name, plain in ((3, "stride", (1, (1,), (1, 1))), (4, "padding", (0, (0,), (0, 0), "valid"))):
-        given = argument(node, at, name, plain[0])
-        if (tuple(given) if isinstance(given, list) else given) not in plain:
+        setting = argument(node, at, name, plain[0])
+        if (tuple(setting) if isinstance(setting, list) else setting) not in plain:
             return None
     scale = weight[:, :, 0, 0].diagonal()
     if not torch.equal(weight[:, :, 0, 0], torch.diag(scale)):
@@ -110,24 +110,25 @@ def channel_shift(node: fx.Node, holder: nn.Module) -> tuple[Tensor, Tensor] | N
     return scale.reshape(-1, 1, 1).clone(), bias.reshape(-1, 1, 1)
 
 
-def _held(node: object, holder: nn.Module) -> Tensor | None:
-    """The tensor that a node reads from the holder, if it does nothing else."""
+def _stored_tensor(node: object, holder: nn.Module) -> Tensor | None:
+    """The tensor that a get_attr node reads from the holder; None for any other node."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
-    found: Tensor = attribute(holder, str(node.target))
-    return found.detach()
+    tensor: Tensor = attribute(holder, str(node.target))
+    return tensor.detach()
 
 
 @dataclass(frozen=True)
 class Stem:
-    """A layer and what can be done to its sums in one go.
+    """A layer and the calls after it that one operator computes with it.
 
     Attributes:
         layer: the linear or convolution node.
-        end: the last node of the stem; its value is the stem's.
+        end: the last node of the stem; the value of the stem is the value of this node.
         factor: multiplies the layer's output.
-        activation: applied next; `slope` is that of a leaky one.
-        residual: added next; None where nothing is.
+        activation: the activation after the factor.
+        slope: the slope of a leaky activation below zero.
+        residual: the tensor that is added after the activation; None where nothing is added.
         shuffle: the factor of a pixel shuffle at the end, only without a residual; 1 where there is none.
     """
 
@@ -145,7 +146,7 @@ def stem_of(layer: fx.Node, shapes: Shapes, excluded: frozenset[fx.Node] = froze
 
     Args:
         layer: the linear or convolution node.
-        shapes: of the graph's values.
+        shapes: the shapes of the graph's values.
         excluded: nodes that cannot vanish inside an operator.
     """
     end, factor = layer, 1.0
@@ -165,7 +166,7 @@ def stem_of(layer: fx.Node, shapes: Shapes, excluded: frozenset[fx.Node] = froze
 
 
 def _shuffled(stem: Stem, excluded: frozenset[fx.Node]) -> Stem:
-    """The stem with the pixel shuffle behind it, if one is all that reads it."""
+    """The stem with the pixel shuffle behind it, if the shuffle is the only reader of the stem."""
     user = only_reader(stem.end)
     if user is None or user in excluded or name_of(user) != "pixel_shuffle":
         return stem
@@ -198,43 +199,43 @@ def _addend(node: fx.Node, own: fx.Node, shapes: Shapes) -> fx.Node | None:
 
 @dataclass(frozen=True)
 class Use:
-    """A quantizer that reads a value through moves and scalings: its node and the factor on the way."""
+    """A quantizer that reads a value through moves and scalings: its node, and the product of the scalings."""
 
     quantizer: fx.Node
     factor: float
 
 
 def uses(node: fx.Node, coded: frozenset[fx.Node]) -> list[Use] | None:
-    """All that reads a value, when it is nothing but quantizers behind moves and scalings; None otherwise.
+    """The quantizers that read a value through moves and scalings; None if anything else reads it too.
 
     Args:
-        node: whose value is meant.
+        node: the node of the value.
         coded: the quantizers whose readers all take codes.
     """
-    found: list[Use] = []
+    quantizers: list[Use] = []
     waiting = [(node, 1.0)]
     while waiting:
         source, factor = waiting.pop()
         for user in readers(source):
             scaled = factor_of(user)
             if user in coded:
-                found.append(Use(user, factor))
+                quantizers.append(Use(user, factor))
             elif scaled is not None:
                 waiting.append((user, factor * scaled))
             elif is_move(user) and user.args[0] is source and user.all_input_nodes.count(source) == 1:
                 waiting.append((user, factor))
             else:
                 return None
-    return found or None
+    return quantizers or None
 
 
 def arrivals(end: fx.Node, axis: int, quantizer: fx.Node) -> set[int] | None:
-    """Which channels of a value a quantizer reads, found by moving their numbers the way the values go.
+    """The channels of a value that reach a quantizer, found by carrying out the moves on the channel numbers.
 
     Args:
-        end: the value, with its shape.
-        axis: its channel axis.
-        quantizer: a quantizer that `uses` found.
+        end: the node of the value.
+        axis: the channel axis of the value.
+        quantizer: a quantizer that `uses` returned for the value.
 
     Returns:
         None where a move cannot be repeated at the size of the capture.
@@ -259,10 +260,10 @@ def arrivals(end: fx.Node, axis: int, quantizer: fx.Node) -> set[int] | None:
     return {int(number) for number in moved.flatten().tolist()}
 
 
-def _call(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
-    """Carries out a move; sizes are those of the capture."""
+def _call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """Carries out a move on `values`; sizes that the graph computes are the sizes of the capture."""
     args, kwargs = fx.node.map_arg(
-        (node.args, dict(node.kwargs)), lambda n: known[n] if n in known else n.meta["value"]
+        (node.args, dict(node.kwargs)), lambda n: values[n] if n in values else n.meta["value"]
     )
     if node.op == "call_method":
         name = "reshape" if node.target == "view" else str(node.target)

@@ -1,6 +1,6 @@
-"""What the integer operators must compute, from first principles: int64 sums and float64 values, nothing folded.
+"""Reference results of the integer operators from first principles: int64 sums and float64 values, nothing combined.
 
-Slow and plain on purpose: tests compare every kernel with this, and nothing else calls it.
+The functions are slow and plain on purpose. Tests compare every kernel with them; nothing else calls them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fxptq.quant.grid import Grid
 
 
 def values(codes: Tensor, grid: Grid) -> Tensor:
-    """What codes stand for, float64."""
+    """The values that codes stand for, float64."""
     return codes.double() * grid.scale + grid.offset
 
 
@@ -50,7 +50,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]
 def attention(
     query: Tensor, key: Tensor, value: Tensor, *, bias: Tensor | None, mask: Tensor | None, prob: Grid
 ) -> tuple[Tensor, Tensor]:
-    """Attention on float64 values [B, heads, N, D], the softmax quantized on its way.
+    """Attention on float64 values [B, heads, N, D], with a quantized softmax.
 
     Args:
         query: [B, heads, N, D].

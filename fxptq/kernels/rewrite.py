@@ -1,8 +1,8 @@
-"""Rewrites an inserted graph on codes: integer operators in place of quantizers and what they feed.
+"""Rewrites an inserted graph on codes: integer operators replace the quantizers and the sites that read them.
 
-The nodes are visited in order. A quantizer becomes the codes of its input: made by the epilogue of the layer, attention
-or LayerNorm the values come from, where nobody else reads those values; else by a `quantize`. Calls that only move
-values are carried out on the codes. What is not matched is copied as it is.
+The rewriter visits the nodes in order. A quantizer becomes the codes of its input. The epilogue of the layer, attention
+or LayerNorm that computes the values makes these codes, where only quantizers read the values; elsewhere `quantize`
+makes them. Calls that only move values are carried out on the codes. All other nodes are copied unchanged.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Rewritten:
     """A graph on codes.
 
     Attributes:
-        module: runs it; holds its own tensors.
+        module: runs the graph; holds its own tensors.
         kernels: the operator that serves each site, by site name.
-        simulated: quantized sites that stay as the simulation has them, with the reason.
+        simulated: the quantized sites that are computed as in the simulation, with the reason.
     """
 
     module: fx.GraphModule
@@ -48,7 +48,7 @@ class Rewritten:
 
 @dataclass(frozen=True)
 class _Operands:
-    """A layer's operands: the node of the input's codes, the weight's codes and grids, the bias."""
+    """The operands of a layer: the node of the input's codes, the codes and grids of the weight, and the bias."""
 
     input: fx.Node
     weight: Tensor
@@ -60,9 +60,9 @@ def rewrite(variant: Variant, holder: nn.Module, backend: Backend) -> Rewritten:
     """Rewrites a graph.
 
     Args:
-        variant: a graph with quantizers, and its sites; it is left as it is.
-        holder: what the graph reads.
-        backend: what is to run it.
+        variant: a graph with quantizers, and its sites; it stays unchanged.
+        holder: the module whose tensors the graph reads.
+        backend: the back end that is to run the graph.
     """
     return _Rewriter(variant, holder, backend).run()
 
@@ -70,10 +70,10 @@ def rewrite(variant: Variant, holder: nn.Module, backend: Backend) -> Rewritten:
 class _Rewriter:
     def __init__(self, variant: Variant, holder: nn.Module, backend: Backend) -> None:
         self.old, self.new, self.holder, self.backend = variant.inserted, fx.Graph(), holder, backend
-        self.seen = Survey(variant, holder, backend)
+        self.survey = Survey(variant, holder, backend)
         self.values: dict[fx.Node, fx.Node] = {}
         self.codes: dict[fx.Node, fx.Node] = {}
-        self.held: dict[str, Any] = {}
+        self.attributes: dict[str, Any] = {}
         self.kernels: dict[str, str] = {}
         self._moved: dict[tuple[fx.Node, Grid], fx.Node] = {}
         self._terms: dict[tuple[fx.Node, float], fx.Node] = {}
@@ -83,29 +83,30 @@ class _Rewriter:
             self._visit(node)
         self.new.lint()
         eliminate_dead_code(self.new)
-        held = {str(node.target): self._held(str(node.target)) for node in self.new.nodes if node.op == "get_attr"}
-        held |= {str(node.target): self._held(str(node.target)) for node in self.new.nodes if node.op == "call_module"}
-        module = runnable(held, self.new, "Integer")
-        return Rewritten(module, self.kernels, self.seen.simulated)
+        targets = {str(node.target): None for node in self.new.nodes if node.op == "get_attr"}
+        targets |= {str(node.target): None for node in self.new.nodes if node.op == "call_module"}
+        module = runnable({target: self._attribute(target) for target in targets}, self.new, "Integer")
+        return Rewritten(module, self.kernels, self.survey.simulated)
 
-    def _held(self, target: str) -> Any:
-        return self.held[target] if target in self.held else attribute(self.holder, target)
+    def _attribute(self, target: str) -> Any:
+        """The tensor or module that the new graph reads under a name."""
+        return self.attributes[target] if target in self.attributes else attribute(self.holder, target)
 
     # -- nodes of the new graph ----------------------------------------------------------------------------------------
 
     def _visit(self, node: fx.Node) -> None:
-        if node in self.seen.skipped:
+        if node in self.survey.skipped:
             return
         source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        if node in self.seen.coded:
+        if node in self.survey.coded:
             self.codes[node] = self._codes_of(node)
-        elif node in self.seen.attentions:
-            self._attention(node, self.seen.attentions[node])
-        elif node in self.seen.stems:
-            self._layer(self.seen.stems[node])
-        elif node in self.seen.sites:
+        elif node in self.survey.attentions:
+            self._attention(node, self.survey.attentions[node])
+        elif node in self.survey.stems:
+            self._layer(self.survey.stems[node])
+        elif node in self.survey.sites:
             self._product(node)
-        elif node in self.seen.targets:
+        elif node in self.survey.targets:
             self._layer_norm(node)
         elif source in self.codes and source not in self.values:
             self._follow(node, source)
@@ -117,7 +118,10 @@ class _Rewriter:
             self.values[node] = self._copy(node, self.values)
 
     def _follow(self, node: fx.Node, source: fx.Node) -> None:
-        """What reads a value that exists as codes only: moves, scalings (which are folded), questions about sizes."""
+        """Rewrites a reader of a value that exists as codes only: a move, a scaling, or a question about sizes.
+
+        A scaling leaves the codes unchanged, because the target of the quantizer includes its factor.
+        """
         if patterns.factor_of(node) is not None:
             self.codes[node] = self.codes[source]
         elif patterns.asks_for_shape(node):
@@ -125,10 +129,10 @@ class _Rewriter:
         else:
             self.codes[node] = self._copy(node, self.values | {source: self.codes[source]})
 
-    def _copy(self, node: fx.Node, known: dict[fx.Node, fx.Node]) -> fx.Node:
-        copied = self.new.node_copy(node, known.__getitem__)
+    def _copy(self, node: fx.Node, new_nodes: dict[fx.Node, fx.Node]) -> fx.Node:
+        copied = self.new.node_copy(node, new_nodes.__getitem__)
         if copied.op == "call_method" and copied.target == "view":
-            # Kernels lay their results out as suits them.
+            # Results of kernels may have strides for which `view` fails.
             copied.target = "reshape"
         return copied
 
@@ -136,12 +140,12 @@ class _Rewriter:
         return self.new.call_function(self.backend.operator(name), args, kwargs)
 
     def _hold(self, name: str, value: Tensor | nn.Module) -> str:
-        """Keeps a tensor or module, each once."""
-        for known, other in self.held.items():
+        """Stores a tensor or module and returns its target; equal tensors are stored once."""
+        for target, other in self.attributes.items():
             if isinstance(value, Tensor) and isinstance(other, Tensor) and _equal(value, other):
-                return known
-        target = f"integer.{len(self.held)}_{name}"
-        self.held[target] = value
+                return target
+        target = f"integer.{len(self.attributes)}_{name}"
+        self.attributes[target] = value
         return target
 
     def _tensor(self, name: str, value: Tensor | None) -> fx.Node | None:
@@ -154,21 +158,21 @@ class _Rewriter:
         if source in self.codes and source not in self.values:
             return self.codes[source]
         if source.op == "get_attr":
-            weight = self.seen.constant(source)
+            weight = self.survey.constant(source)
             assert weight is not None  # noqa: S101  # get_attr reads a tensor
-            if any(self.seen.is_product(user) for user in quantizer.users):
-                return self.new.get_attr(self._hold("codes", self.seen.quantizer(quantizer).encode(weight)))
-            return self.values[source]  # a layer's weight, which its own site folds
-        grid = self.seen.grid(quantizer)
+            if any(self.survey.is_product(user) for user in quantizer.users):
+                return self.new.get_attr(self._hold("codes", self.survey.quantizer(quantizer).encode(weight)))
+            return self.values[source]  # the weight of a layer: `_layer` encodes it
+        grid = self.survey.grid(quantizer)
         path: list[fx.Node] = []
         top = source
-        while patterns.is_move(top) and not {top, top.all_input_nodes[0]} & self.seen.written:
+        while patterns.is_move(top) and not {top, top.all_input_nodes[0]} & self.survey.written:
             path.append(top)
             top = top.all_input_nodes[0]
         if not path or _count(top) > _count(source):
             path, top = [], source
         codes = self._moved.get((top, grid))
-        if codes is None or top in self.seen.written:  # written over since, perhaps
+        if codes is None or top in self.survey.written:  # a call may have overwritten the value since
             terms = {"lower": grid.offset, "step": grid.scale, "levels": grid.levels}
             codes = self._moved[top, grid] = self._call("quantize", self.values[top], **terms)
         for node in reversed(path):
@@ -184,18 +188,18 @@ class _Rewriter:
         return str(site.meta["site"])
 
     def _layer(self, stem: Stem) -> None:
-        node, served = stem.layer, self.seen.sites[stem.layer]
+        node, served = stem.layer, self.survey.sites[stem.layer]
         if isinstance(served, FloatLayer):
             self._float_layer(stem)
             return
         assert isinstance(served, FusedLayer)  # noqa: S101  # stems begin with layers
         operands = self._operands(node)
-        geometry = self.seen.site(node).geometry
+        geometry = self.survey.site(node).geometry
         layer = integer_layer(
             operands.weight,
             operands.grids,
             operands.bias,
-            self.seen.grid(node.args[0]),
+            self.survey.grid(node.args[0]),
             padded=geometry is not None and any(geometry.padding),
         )
         if stem.shuffle > 1:
@@ -205,32 +209,32 @@ class _Rewriter:
         arguments = packed.arguments | packed.layer.epilogue() | epilogue
         if geometry is not None:
             arguments["shuffle"] = stem.shuffle
-        held = {
+        keywords = {
             key: self._tensor(key, value) if isinstance(value, Tensor) else value for key, value in arguments.items()
         }
         self.kernels[self._name(node)] = packed.operator
-        self._keep(stem.end, self._call(packed.operator, operands.input, columns=layer.columns, **held))
+        self._keep(stem.end, self._call(packed.operator, operands.input, columns=layer.columns, **keywords))
 
     def _operands(self, node: fx.Node) -> _Operands:
         first, second = node.args[:2]
         assert isinstance(first, fx.Node)  # noqa: S101  # as Survey made sure
         assert isinstance(second, fx.Node)  # noqa: S101
-        quantizer, weight = self.seen.quantizer(second), self.seen.constant(second.all_input_nodes[0])
+        quantizer, weight = self.survey.quantizer(second), self.survey.constant(second.all_input_nodes[0])
         assert weight is not None  # noqa: S101
         grids = quantizer.grids()
         assert not isinstance(grids, Refusal)  # noqa: S101
-        bias = self.seen.constant(argument(node, 2, "bias"))
+        bias = self.survey.constant(argument(node, 2, "bias"))
         return _Operands(self._input(first), quantizer.encode(weight), grids, bias)
 
     def _input(self, quantizer: fx.Node) -> fx.Node:
-        """The codes of an operand, also where others read its simulated values."""
+        """The codes of an operand, also where other calls read its simulated values."""
         return self.codes[quantizer] if quantizer in self.codes else self._codes_of(quantizer)
 
-    def _keep(self, end: fx.Node, made: fx.Node) -> None:
-        (self.codes if end in self.seen.targets else self.values)[end] = made
+    def _keep(self, end: fx.Node, result: fx.Node) -> None:
+        (self.codes if end in self.survey.targets else self.values)[end] = result
 
     def _epilogue(self, stem: Stem, layer: Layer) -> tuple[Layer, dict[str, Any]]:
-        """The layer, on the next grid where that can be folded into it, and the other arguments of its epilogue."""
+        """The layer and the arguments of its epilogue; the layer includes the next grid where it is linear in it."""
         epilogue: dict[str, Any] = {
             "activation": int(stem.activation),
             "slope": stem.slope,
@@ -239,12 +243,14 @@ class _Rewriter:
             "out_scale": 1.0,
             "out_offset": 0.0,
         }
-        targets = self.seen.targets.get(stem.end)
+        targets = self.survey.targets.get(stem.end)
         if targets is None:
             return layer, epilogue
         levels = torch.zeros_like(layer.scale)
         if stem.activation is Activation.NONE and stem.residual is None:
-            columns = self.seen.columns(stem.end, targets) or {next(iter(targets.values())): list(range(layer.columns))}
+            columns = self.survey.columns(stem.end, targets) or {
+                next(iter(targets.values())): list(range(layer.columns))
+            }
             scale, offset = torch.zeros_like(layer.scale), torch.zeros_like(layer.scale)
             for target, members in columns.items():
                 scale[members], offset[members] = target.scale, target.grid.zero_point
@@ -258,30 +264,33 @@ class _Rewriter:
         return layer, epilogue
 
     def _float_layer(self, stem: Stem) -> None:
-        """A convolution without a kernel: integers in floats, and the rest of its stem as torch operations."""
+        """Computes a convolution without a kernel on integers in floats; its stem holds nothing else."""
         node = stem.layer
-        operands, geometry = self._operands(node), self.seen.site(node).geometry
+        operands, geometry = self._operands(node), self.survey.site(node).geometry
         assert geometry is not None  # noqa: S101  # the back end looked at it
         module = GeneralConvolution(
-            operands.weight, operands.grids, operands.bias, grid=self.seen.grid(node.args[0]), geometry=geometry
+            operands.weight, operands.grids, operands.bias, grid=self.survey.grid(node.args[0]), geometry=geometry
         )
         self.values[node] = self.new.call_module(self._hold("convolution", module), (operands.input,))
         self.kernels[self._name(node)] = "integers in floats"
 
     def _product(self, site: fx.Node) -> None:
         first, second = site.args[:2]
-        assert isinstance(first, fx.Node)  # noqa: S101  # as _obstacle made sure
+        assert isinstance(first, fx.Node)  # noqa: S101  # as Survey made sure
         assert isinstance(second, fx.Node)  # noqa: S101
-        lhs, rhs = self.seen.grid(first), self.seen.grid(second)
+        lhs, rhs = self.survey.grid(first), self.survey.grid(second)
         self.kernels[self._name(site)] = "matmul"
         terms = product_terms(lhs, rhs)
         self.values[site] = self._call("matmul", self._input(first), self._input(second), bits=rhs.bits, out=terms)
 
     def _layer_norm(self, node: fx.Node) -> None:
-        quantizer, target = next(iter(self.seen.targets[node].items()))
+        quantizer, target = next(iter(self.survey.targets[node].items()))
         width = node.meta["shape"][-1]
-        one = self.seen.quantizer(quantizer).lower.new_ones(width).double()
-        weight, bias = self.seen.constant(argument(node, 2, "weight")), self.seen.constant(argument(node, 3, "bias"))
+        one = self.survey.quantizer(quantizer).lower.new_ones(width).double()
+        weight, bias = (
+            self.survey.constant(argument(node, 2, "weight")),
+            self.survey.constant(argument(node, 3, "bias")),
+        )
         scale = one if weight is None else weight.double()
         offset = 0.0 * one if bias is None else bias.double()
         self.codes[node] = self._call(
@@ -296,50 +305,50 @@ class _Rewriter:
     def _attention(self, mix: fx.Node, pattern: AttentionPattern) -> None:
         query, key = pattern.scores.args[:2]
         value = mix.args[1]
-        assert isinstance(query, fx.Node)  # noqa: S101  # as _obstacle made sure
+        assert isinstance(query, fx.Node)  # noqa: S101  # as Survey made sure
         assert isinstance(key, fx.Node)  # noqa: S101
         assert isinstance(value, fx.Node)  # noqa: S101
-        prob, value_grid = self.seen.grid(pattern.probabilities), self.seen.grid(value)
-        target = next(iter(self.seen.targets[mix].values())) if mix in self.seen.targets else None
-        terms = product_terms(self.seen.grid(query), self.seen.grid(key))
+        prob, value_grid = self.survey.grid(pattern.probabilities), self.survey.grid(value)
+        target = next(iter(self.survey.targets[mix].values())) if mix in self.survey.targets else None
+        terms = product_terms(self.survey.grid(query), self.survey.grid(key))
         out = product_terms(prob, value_grid)
         if target is not None:
             out = [term * target.scale for term in out]
             out[4] += target.grid.zero_point
         rows = self.new.call_method("transpose", (self._input(key), -2, -1))
         self.kernels[self._name(pattern.scores)] = self.kernels[self._name(mix)] = "attention"
-        made = self._call(
+        result = self._call(
             "attention",
             self._input(query),
             rows,
             self._input(value),
             bias=self._sum_of([term for term in pattern.terms if not term.per_window]),
             mask=self._sum_of([term for term in pattern.terms if term.per_window]),
-            key_bits=self.seen.grid(key).bits,
+            key_bits=self.survey.grid(key).bits,
             value_bits=value_grid.bits,
             logit=[pattern.factor * LOG2E * term for term in (terms[0], terms[2])],
             prob=[1.0 / prob.scale, prob.zero_point, float(prob.levels)],
             out=out,
             levels=0 if target is None else target.grid.levels,
         )
-        self._keep(mix, made)
+        self._keep(mix, result)
 
     def _sum_of(self, terms: list[Term]) -> fx.Node | None:
-        """Terms of the logits in the form the operator takes, summed."""
+        """The sum of terms of the logits, in the layout of `key_major`."""
         total: fx.Node | None = None
         for term in terms:
-            turned = self._turned(term)
-            total = turned if total is None else self.new.call_function(torch.add, (total, turned))
+            logits = self._key_major(term)
+            total = logits if total is None else self.new.call_function(torch.add, (total, logits))
         return total
 
-    def _turned(self, term: Term) -> fx.Node:
-        constant = self.seen.constant(term.tensor) if term.tensor.op == "get_attr" else None
+    def _key_major(self, term: Term) -> fx.Node:
+        constant = self.survey.constant(term.tensor) if term.tensor.op == "get_attr" else None
         if constant is not None:
             return self.new.get_attr(self._hold("logits", key_major(constant.float(), term.factor)))
-        known = (term.tensor, term.factor)
-        if known not in self._terms:
-            self._terms[known] = self.new.call_function(key_major, (self.values[term.tensor], term.factor))
-        return self._terms[known]
+        key = (term.tensor, term.factor)
+        if key not in self._terms:
+            self._terms[key] = self.new.call_function(key_major, (self.values[term.tensor], term.factor))
+        return self._terms[key]
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

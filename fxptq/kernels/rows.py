@@ -1,9 +1,9 @@
-"""Weights as dense rows, for kernels that read them at their stored width: 2, 4 or 8 bits a code, unpacked as they run.
+"""Weights as dense rows of codes at 2, 4 or 8 bits, which kernels unpack while they run.
 
 A row is cut into slices of 32 codes, the depth of one matrix instruction on bytes. At 8 bits a byte holds one centred
-code. At fewer, 32 consecutive bytes hold 4 / 2 slices side by side, the first in the lowest bits: byte i has code i of
-each slice, so that a shift and a mask give a whole slice in order. The operators here are those of ops.py on this
-layout, in plain torch; cuda/ has their kernels.
+code. At 2 or 4 bits, 32 consecutive bytes hold 4 or 2 slices side by side, the first slice in the lowest bits. Byte i
+holds code i of each slice, so that a shift and a mask give a whole slice in order. The operators `rows_linear` and
+`rows_conv2d` are `linear` and `conv2d` on this layout, in plain torch; cuda/ has their kernels.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from fxptq.kernels import ops
 from fxptq.kernels.ops import EPILOGUE, Epilogue, define
 
 SLICE = 32
-"""Codes of a slice; bytes of a group of slices."""
+"""Codes in a slice; also the number of bytes that hold slices side by side."""
 
 FLAT = 16
-"""Fewer channels than this stand without gaps between the taps of a convolution: padding them would double the work."""
+"""With fewer input channels than this, the taps are stored without gaps, because padding each would double the work."""
 
 
 def stored_bits(bits: int) -> int:
@@ -31,7 +31,7 @@ def stored_bits(bits: int) -> int:
 
 
 def tap_channels(channels: int) -> int:
-    """Codes that a tap takes up in a row: whole slices, but for few channels."""
+    """The number of codes that one tap takes in a row: whole slices, or `channels` if there are fewer than `FLAT`."""
     return channels if channels < FLAT else channels + -channels % SLICE
 
 
@@ -39,11 +39,12 @@ def pack_rows(weight: Tensor, bits: int) -> Tensor:
     """Packs centred codes.
 
     Args:
-        weight: int8 [N, K], what `centred` gives for codes of `bits` bits.
-        bits: of the codes, 1 to 8.
+        weight: int8 [N, K], results of `centred` for codes of `bits` bits.
+        bits: width of the codes, 1 to 8.
 
     Returns:
-        uint8 [N, bytes], whole groups of slices. What stands beyond K is unspecified: the activations are 0 there.
+        uint8 [N, bytes], a multiple of 32 bytes a row. The codes beyond K have any value, because the activations are 0
+        there.
     """
     width = stored_bits(bits)
     if width == 8:
@@ -57,7 +58,7 @@ def pack_rows(weight: Tensor, bits: int) -> Tensor:
 
 
 def unpack_rows(packed: Tensor, bits: int) -> Tensor:
-    """The centred codes of `pack_rows` with what stands beyond them: int8 [N, bytes * 8 / stored bits]."""
+    """The centred codes in the result of `pack_rows`, with the codes beyond K: int8 [N, bytes * 8 / stored bits]."""
     width = stored_bits(bits)
     if width == 8:
         return packed.view(torch.int8)
@@ -69,22 +70,22 @@ def unpack_rows(packed: Tensor, bits: int) -> Tensor:
 
 
 def pack_conv_rows(weight: Tensor, bits: int) -> Tensor:
-    """Packs [N, C, height, width] for `rows_conv2d`: channels fastest, each tap `tap_channels` codes."""
+    """Packs [N, C, height, width] for `rows_conv2d`: channels fastest, `tap_channels` codes for each tap."""
     channels = weight.shape[1]
     taps = F.pad(weight.permute(0, 2, 3, 1), (0, tap_channels(channels) - channels))
     if bits < 8:
-        # A centred code below 8 bits is odd: zero has none, and any other does, for it meets activations that are 0.
+        # Below 8 bits every centred code is odd, so none is 0. Any code will do here, because the activations are 0.
         taps[..., channels:] = 1 - 2**bits
     return pack_rows(taps.flatten(1), bits)
 
 
 def start_of(packed: Tensor, bits: int, largest: int) -> Tensor | None:
-    """What the sums begin with where activations of up to `largest` do not fit a signed byte.
+    """The start values of the sums, for activations of up to `largest` that do not fit a signed byte.
 
-    The kernels then take them less 128, those that are 0 beyond a row included.
+    The kernels then subtract 128 from every activation, also from the zeros beyond a row.
 
     Returns:
-        int32 [N], 128 times the sum of each row, what stands beyond it included; None where they fit.
+        int32 [N], 128 times the sum of each row with the codes beyond K; None where the activations fit.
     """
     if largest < 128:
         return None
@@ -101,8 +102,8 @@ def rows_linear(
     bias: Tensor,
     **epilogue: Unpack[Epilogue],
 ) -> Tensor:
-    """As `linear`, with a weight from `pack_rows` and `start` from `start_of`."""
-    del start  # the plain form takes activations as they are
+    """`linear` with a weight from `pack_rows` and `start` from `start_of`."""
+    del start  # the plain form subtracts nothing from the activations
     signed = unpack_rows(weight, bits)[:columns, : codes.shape[-1]]
     return ops.multiplied(codes, signed, bias, epilogue)
 
@@ -122,13 +123,13 @@ def rows_conv2d(
     taps: Tensor | None,
     **epilogue: Unpack[Epilogue],
 ) -> Tensor:
-    """As `conv2d`, with a weight from `pack_conv_rows` and `start` from `start_of`."""
+    """`conv2d` with a weight from `pack_conv_rows` and `start` from `start_of`."""
     del start
     channels = codes.shape[1]
     depth = kernel_size[0] * kernel_size[1] * tap_channels(channels)
     signed = unpack_rows(weight, bits)[:, :depth].reshape(columns, *kernel_size, -1)[..., :channels]
-    place = {"stride": stride, "padding": padding}
-    return ops.convolved(codes, signed.permute(0, 3, 1, 2), bias, taps, epilogue, shuffle=shuffle, **place)
+    weight = signed.permute(0, 3, 1, 2)
+    return ops.convolved(codes, weight, bias, taps, epilogue, stride=stride, padding=padding, shuffle=shuffle)
 
 
 define(

@@ -1,8 +1,8 @@
-"""Shapes of a graph's values at other sizes than that of its capture, so that nothing is fused by coincidence.
+"""Shapes of a graph's values at several sizes of the input, so that nothing is fused because of a coincidence.
 
 Two tensors of one image may have the same shape by chance: a position map [1, N, C] and the features it is added to, a
 mask for each window and a bias for each head. At two images, or at twice the size, the shapes differ. Every pattern
-that needs equal shapes asks here, and holds only where the shapes are equal at every size tried.
+that needs equal shapes asks `Shapes`, and it matches only where the shapes are equal at every size.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ Shape = tuple[int, ...]
 
 
 class Shapes:
-    """The shapes of each value of a graph, one for each size that was tried.
+    """The shapes of each value of a graph, one for each size of the input.
 
     Args:
         variant: a graph with quantizers; its nodes carry the shapes of the capture.
-        holder: what the graph reads.
+        holder: the module whose tensors the graph reads.
     """
 
     def __init__(self, variant: Variant, holder: nn.Module) -> None:
         nodes = list(variant.inserted.nodes)
-        self._found: dict[fx.Node, tuple[Shape, ...]] = {
+        self._shapes: dict[fx.Node, tuple[Shape, ...]] = {
             node: (tuple(node.meta["shape"]),) for node in nodes if "shape" in node.meta
         }
         for inputs in _other_inputs(nodes):
-            seen = _shapes_at(variant, holder, inputs)
-            if seen is not None:
-                self._found = {node: (*shapes, seen[node]) for node, shapes in self._found.items() if node in seen}
+            there = _shapes_at(variant, holder, inputs)
+            if there is not None:
+                self._shapes = {node: (*shapes, there[node]) for node, shapes in self._shapes.items() if node in there}
 
     def of(self, node: fx.Node) -> tuple[Shape, ...]:
         """The shapes of a value: at the capture's size first, then at the others; empty if it is no tensor."""
-        return self._found.get(node, ())
+        return self._shapes.get(node, ())
 
     def same(self, first: fx.Node, second: fx.Node) -> bool:
         """Whether two values have one shape, at every size."""
@@ -46,7 +46,7 @@ class Shapes:
 
 
 def _other_inputs(nodes: list[fx.Node]) -> Iterator[tuple[Tensor, ...]]:
-    """Inputs of another batch, and of twice the height and width."""
+    """Inputs with twice the number of images, and inputs of twice the height and width."""
     placeholders = [node for node in nodes if node.op == "placeholder"]
     shapes = [tuple(node.meta.get("shape", ())) for node in placeholders]
     dtypes = [node.meta.get("dtype", torch.float32) for node in placeholders]
@@ -61,7 +61,7 @@ def _other_inputs(nodes: list[fx.Node]) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _changed(shape: Shape, batch: int, sides: list[int], repeat: int, stretch: int) -> Shape:
-    """A shape with more images, or with larger pictures where it is one."""
+    """A shape with `repeat` times the images, and `stretch` times the sides where it has the sides of a picture."""
     first = shape[:1] if not shape or shape[0] != batch else (batch * repeat,)
     rest = shape[1:]
     if list(rest[-2:]) == sides:
@@ -75,14 +75,14 @@ def _shapes_at(variant: Variant, holder: nn.Module, inputs: tuple[Tensor, ...]) 
     inputs = tuple(x.to(device) for x in inputs)
     if not variant.capture.holds(holder, inputs):
         return None
-    # Tensors without values are quick, but not every operation takes them; the network itself takes longest.
-    for recorder, given in (
+    # Tensors without values are quick, but not every operation takes them; a run with values takes longest.
+    for recorder, tensors in (
         (_WithoutValues(variant.module), tuple(x.to("meta") for x in inputs)),
         (_Recorder(variant.module), tuple(x.clone() for x in inputs)),
     ):
         try:
             with torch.no_grad():
-                recorder.run(*given)
+                recorder.run(*tensors)
         except Exception:  # noqa: BLE001, S112  # a size that the network does not take, whatever it raises
             continue
         return recorder.shapes
@@ -106,7 +106,7 @@ class _Recorder(fx.Interpreter):
 
 
 class _WithoutValues(_Recorder):
-    """The same on tensors that have a shape and no values."""
+    """A recorder that runs the graph on tensors with a shape and without values."""
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """The tensor there, without its values."""

@@ -1,8 +1,8 @@
-// Sixteen lanes of float or int32, on whatever the compiler is told to build for.
+// Sixteen lanes of float or int32, on the processor that the compiler builds for.
 //
 // The types are GCC/Clang vector extensions: arithmetic, comparison and selection are operators, and the compiler splits
-// them into the registers there are (one AVX-512, two AVX2, four NEON). Only what the extensions cannot say, the dot
-// product of bytes above all, is written per instruction set. `fxptq_isa()` names what was built.
+// them into registers (one AVX-512, two AVX2, four NEON). Only operations that the extensions lack, the dot product of
+// bytes above all, are written for each instruction set. `fxptq_isa()` names the instruction set of the build.
 #pragma once
 
 #include <cmath>
@@ -202,7 +202,7 @@ FXPTQ_INLINE Floats square_root(Floats v) {
 #endif
 }
 
-// The first n of 64 values as codes: nearest integer, ties to even, below 0 raised to 0; the caller has cut them at 255.
+// The first n of 64 values as codes: nearest integer, ties to even, below 0 raised to 0; values are at most 255.
 FXPTQ_INLINE void store_codes(uint8_t* p, const Floats y[4], int n) {
 #if FXPTQ_AVX512
   // Packing saturates, which is the lower clip; it works within 128 bits, so that the words come out interleaved.
@@ -299,7 +299,7 @@ FXPTQ_INLINE Bytes first_of_rows(int n) {
   return join(first, first, first, first);
 }
 
-// Of each run of sixteen signed bytes: two numbers that add up to their sum.
+// For each run of sixteen signed bytes, two numbers that add up to the sum of the run.
 FXPTQ_INLINE Sums row_sums(Bytes codes) {
 #if FXPTQ_AVX512
   // Bytes plus 128, summed by eights.
@@ -318,7 +318,7 @@ FXPTQ_INLINE Words by_word(Bytes rows) {
   return __builtin_shufflevector(w, w, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
 }
 
-// Each run of sixteen bytes as four by four, turned around.
+// Transposes each run of sixteen bytes as a 4 x 4 matrix.
 FXPTQ_INLINE Bytes turn_fours(Bytes b) {
 #if FXPTQ_AVX512
   const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -347,7 +347,7 @@ FXPTQ_INLINE Words four_codes(const Floats y[4], uint8_t levels) {
 #endif
 }
 
-// The sixteen bytes of each lane of four vectors one after the other: lane i at to + 16 * i.
+// Stores the sixteen bytes of each lane of four vectors one after the other, lane i at to + 16 * i.
 FXPTQ_INLINE void rows_of_words(const Words words[4], uint8_t* to) {
 #if FXPTQ_AVX512
   const __m512i a = _mm512_unpacklo_epi32((__m512i)words[0], (__m512i)words[1]);
@@ -377,11 +377,11 @@ FXPTQ_INLINE Words splat_word(const void* p) {
 
 // ---- elementary functions -----------------------------------------------------------------------------------------
 
-// These take several vectors at once and go through them step by step: a processor finds more to do among the steps of
-// independent vectors than along the chain of one.
+// These functions take several vectors at once and go through them step by step, because a processor can overlap the steps
+// of independent vectors, but not the steps of one.
 
-// 2^x for x <= 127, to a relative error of 2e-7 above 2^-125 and nearly zero below it; large for larger x, where it matters
-// only that the result is large.
+// 2^x for x <= 127, to a relative error of 2e-7 above 2^-125 and nearly zero below it. For larger x the result is only
+// large; callers need no more.
 template <int N>
 FXPTQ_INLINE void exp2(Floats (&x)[N]) {
   // Least maximum relative error on [0, 1], degree 5, by weighted least squares.

@@ -1,7 +1,7 @@
-"""What there is to rewrite in an inserted graph: sites, what goes with them in one go, and which values become codes.
+"""Plans the rewriting of an inserted graph: its sites, the calls to fuse with them, and the values that become codes.
 
-Nothing is changed here. patterns.py knows what a structure looks like; this module finds each of them, settles which of
-those that overlap is taken, and says of every site that stays simulated why.
+`Survey` changes nothing. patterns.py recognizes one structure at a node. `Survey` finds all structures of a graph,
+chooses among those that overlap, and gives the reason for every site that stays simulated.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ class Target:
 
     @property
     def scale(self) -> float:
-        """Of the value, in units of the grid's own."""
+        """The factor from the value to the code."""
         return self.factor / self.grid.scale
 
 
 class Survey:
-    """What a graph holds for the rewriter.
+    """The plan for rewriting one graph.
 
     Args:
         variant: a graph with quantizers, and its sites.
-        holder: what the graph reads.
+        holder: the module whose tensors the graph reads.
         backend: decides which sites are computed on codes, and how.
 
     Attributes:
         written: nodes whose memory some call writes into.
-        shapes: of the graph's values, at more sizes than one.
+        shapes: the shapes of the graph's values, at several sizes of the input.
         sites: nodes that are computed on codes, and how the back end does it.
         simulated: the other quantized sites by name, with the reason.
         coded: quantizers whose readers all take codes.
         attentions: whole attentions by their last node.
-        stems: layers with what follows them, by their last node.
-        targets: values that are made as codes: for each, the target of each quantizer that reads it.
-        skipped: nodes inside an attention or a stem, whose values never exist.
+        stems: layers with the calls that are fused with them, by their last node.
+        targets: the nodes whose operator makes codes, with the target of each quantizer that reads the node.
+        skipped: nodes inside an attention or a stem, whose values are never stored.
     """
 
     def __init__(self, variant: Variant, holder: nn.Module, backend: Backend) -> None:
@@ -83,7 +83,7 @@ class Survey:
         return isinstance(self.sites.get(node), Product)
 
     def is_fused(self, layer: fx.Node) -> bool:
-        """Whether one operator computes a layer together with what follows it."""
+        """Whether one operator computes a layer together with the calls after it."""
         return isinstance(self.sites.get(layer), FusedLayer)
 
     def site(self, node: fx.Node) -> Site:
@@ -107,35 +107,35 @@ class Survey:
         return isinstance(node, fx.Node) and "quantizer" in node.meta
 
     def quantizer(self, node: fx.Node) -> Quantizer:
-        """What a quantizer node calls."""
-        found: Quantizer = attribute(self.holder, str(node.target))
-        return found
+        """The quantizer that a quantizer node calls."""
+        module: Quantizer = attribute(self.holder, str(node.target))
+        return module
 
     def grid(self, node: object) -> Grid:
         """The grid of a quantizer node whose quantizer has one range."""
         assert isinstance(node, fx.Node)  # noqa: S101  # a quantizer node, as _served made sure
-        found = self.quantizer(node).grids()
-        assert not isinstance(found, Refusal)  # noqa: S101  # likewise
-        return found[0]
+        grids = self.quantizer(node).grids()
+        assert not isinstance(grids, Refusal)  # noqa: S101  # likewise
+        return grids[0]
 
     def constant(self, node: object) -> Tensor | None:
-        """The tensor a get_attr node reads; None for any other."""
+        """The tensor that a get_attr node reads; None for any other node."""
         if not isinstance(node, fx.Node) or node.op != "get_attr":
             return None
-        found: Tensor = attribute(self.holder, str(node.target))
-        return found.detach()
+        tensor: Tensor = attribute(self.holder, str(node.target))
+        return tensor.detach()
 
     def _served(self, node: fx.Node) -> Served | Refusal:
-        """How a site is computed: what the graph allows, and what the back end says."""
+        """The way to compute a site, or the first reason against it: from the graph, or from the back end."""
         site = self.site(node)
         if site.operands and name_of(node) != site.kind:
             return Refusal(f"no integer kernel for {name_of(node)}")
         grids: dict[str, tuple[Grid, ...]] = {}
         for operand, factor in zip(site.operands, node.args, strict=False):
-            found = self._grids(factor)
-            if isinstance(found, Refusal):
-                return found
-            grids[operand.slot] = found
+            of_factor = self._grids(factor)
+            if isinstance(of_factor, Refusal):
+                return of_factor
+            grids[operand.slot] = of_factor
         obstacle = ""
         if "weight" in grids:
             obstacle = self._weight_obstacle(node.args[1], grids["weight"]) or self._bias_obstacle(node)
@@ -148,8 +148,8 @@ class Survey:
         quantizer = self.quantizer(factor)
         if quantizer.mode != "on":
             return Refusal("a quantizer is off")
-        found = quantizer.grids()
-        return Refusal(f"{quantizer.scheme}: {found.reason}") if isinstance(found, Refusal) else found
+        grids = quantizer.grids()
+        return Refusal(f"{quantizer.scheme}: {grids.reason}") if isinstance(grids, Refusal) else grids
 
     def _weight_obstacle(self, factor: object, grids: tuple[Grid, ...]) -> str:
         """Why a weight cannot be taken as codes ahead of time; empty if it can."""
@@ -177,27 +177,27 @@ class Survey:
         return found
 
     def _find_stems(self) -> dict[fx.Node, Stem]:
-        """By their last node."""
-        taken: dict[fx.Node, Stem] = {}
+        """The stems by their last node."""
+        stems: dict[fx.Node, Stem] = {}
         for node in self.graph.nodes:
             if node not in self.sites or self.is_product(node):
                 continue
             bare = node in self.written or not self.is_fused(node)
             stem = Stem(node, node) if bare else patterns.stem_of(node, self.shapes, self.written)
-            # Two layers summed: the later one's stem takes the sum, the earlier one is its residual.
-            if stem.end in taken:
-                earlier = taken.pop(stem.end)
-                taken[earlier.layer] = Stem(earlier.layer, earlier.layer)
-            taken[stem.end] = stem
-        return taken
+            # If two layers are summed, the stem of the later layer has the sum, and the earlier layer is the residual.
+            if stem.end in stems:
+                earlier = stems.pop(stem.end)
+                stems[earlier.layer] = Stem(earlier.layer, earlier.layer)
+            stems[stem.end] = stem
+        return stems
 
     def _find_targets(self) -> dict[fx.Node, dict[fx.Node, Target]]:
-        """Values that are made as codes: for each, the target of each quantizer that reads it."""
+        """The nodes whose operator makes codes, with the target of each quantizer that reads the node."""
         found: dict[fx.Node, dict[fx.Node, Target]] = {}
         for node in self.graph.nodes:
             stem = self.stems.get(node)
-            made = node in self.attentions or self._is_plain_layer_norm(node)
-            if not (made or (stem is not None and self.is_fused(stem.layer))) or node in self.written:
+            encodes = node in self.attentions or self._is_plain_layer_norm(node)
+            if not (encodes or (stem is not None and self.is_fused(stem.layer))) or node in self.written:
                 continue
             uses = patterns.uses(node, self.coded)
             if uses is None:
@@ -216,23 +216,23 @@ class Survey:
         return constant and isinstance(shape, (tuple, list)) and len(shape) == 1 and isinstance(shape[0], int)
 
     def columns(self, end: fx.Node, targets: dict[fx.Node, Target]) -> dict[Target, list[int]] | None:
-        """The channels of a bare layer by the target they go to, if each goes to one."""
+        """The channels of a layer without an epilogue by their target; None unless each channel has exactly one."""
         stem = self.stems.get(end)
         if stem is None or stem.activation is not Activation.NONE or stem.residual is not None or stem.shuffle > 1:
             return None
         axis = len(end.meta["shape"]) + (kind_named(self.site(stem.layer).kind).channel_axis or 0)
-        found: dict[Target, set[int]] = {}
+        by_target: dict[Target, set[int]] = {}
         for quantizer, target in targets.items():
             channels = patterns.arrivals(end, axis, quantizer)
             if channels is None:
                 return None
-            found.setdefault(target, set()).update(channels)
-        if sum(len(channels) for channels in found.values()) != len(set().union(*found.values())):
+            by_target.setdefault(target, set()).update(channels)
+        if sum(len(channels) for channels in by_target.values()) != len(set().union(*by_target.values())):
             return None
-        return {target: sorted(channels) for target, channels in found.items()}
+        return {target: sorted(channels) for target, channels in by_target.items()}
 
     def _find_skipped(self) -> frozenset[fx.Node]:
-        """Nodes inside an attention or a stem, whose values never exist."""
+        """The nodes inside an attention or a stem, whose values are never stored."""
         skipped: set[fx.Node] = set()
         for pattern in self.attentions.values():
             skipped |= pattern.inner
@@ -245,6 +245,6 @@ class Survey:
 
 
 def _codes_hold(quantizer: Quantizer, weight: Tensor) -> bool:
-    """Whether the codes of a weight give its quantized values back, also in ranges of zero width."""
+    """Whether the codes of a weight decode to its quantized values, also in ranges of zero width."""
     with torch.no_grad():
         return torch.equal(quantizer.decode(quantizer.encode(weight)), quantizer(weight))

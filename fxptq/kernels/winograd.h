@@ -1,10 +1,10 @@
 // 3x3 convolution with stride 1 by Winograd's F(2x2, 3x3) in exact integers: 16 products for 4 pixels in place of 36.
 //
 // A 4x4 patch of codes d goes to V = B^T d B, sums and differences of at most four codes, and the weights beforehand to
-// U = 4 G g G^T, small integers too; then 4 y = A^T (sum over channels of U V) A, and the 4 is folded into the scale. Codes
-// of up to 6 bits keep V within a byte once twice the largest code is added where V can be negative, which the start values
-// of the sums take off again. The bytes of V are computed modulo 256, in which the offset makes them exact. The weights are
-// transformed in each call, which costs a hundredth of it: they stay packed in between.
+// U = 4 G g G^T, small integers too; then 4 y = A^T (sum over channels of U V) A, and the scale includes the 1 / 4. Codes
+// of up to 6 bits keep V within a byte once twice the largest code is added where V can be negative; the start values of
+// the sums subtract it again. The bytes of V are computed modulo 256, in which the offset makes them exact. The weights
+// stay packed and are transformed in each call, at a hundredth of its cost.
 // (Winograd 1980; Lavin and Gray, arXiv 1509.09308, equations for F(2x2, 3x3).)
 #pragma once
 
@@ -15,12 +15,12 @@ namespace fxptq {
 constexpr int kPositions = 16;
 constexpr int kPatches = 12;  // patches of a row that go through all steps together, to stay in cache
 
-// U of the packed taps [9][blocks][words][64], laid out alike [16][blocks][words][64], and what the sums of each position
-// begin with, [16][columns to whole groups]. Modulo 256 like V, in which the caller knows U to fit.
+// U of the packed taps [9][blocks][words][64], laid out alike [16][blocks][words][64], and the start values of the sums of
+// each position, [16][columns to whole groups]. U is computed modulo 256 like V; the caller has checked that it fits.
 inline void transform_weight(const int8_t* taps, int blocks, int words, int64_t channels, int largest, int8_t* u, int32_t* start,
                              int64_t start_stride) {
   const int64_t panels = (int64_t)blocks * words * 64;
-  Bytes last;  // what the last word has beyond the channels must not meet the offset
+  Bytes last;  // masks the bytes of the last word beyond the channels, which must not be multiplied by the offset
   for (int i = 0; i < 64; ++i) last[i] = channels % 4 == 0 || i % 4 < channels % 4 ? 255 : 0;
   for (int64_t v = 0; v < (int64_t)blocks * words; ++v) {
     Bytes t[4][3];

@@ -1,6 +1,6 @@
-"""Passes: what happens to a network's quantizers, one after the other.
+"""Passes: the steps that set, train and round a network's quantizers, one after the other.
 
-Importing this package imports every module in it, and a module registers its passes: adding a pass is adding a file.
+Importing this package imports every module in it, and a module registers its passes, so adding a pass is adding a file.
 """
 
 from importlib import import_module

@@ -1,9 +1,8 @@
-"""What a pass is, how it is found by name, and how several run one after the other.
+"""The interface of passes, their registry, and `run_passes`, which runs several one after the other.
 
 A pass is a class with a frozen dataclass of settings and a `run` that works on a network's quantizers. Adding a method
-is adding a file with a class under `@register("name")`; other packages do so through the entry-point group
-`fxptq.passes`. Statistics are declared, not fetched: a pass names what it `needs`, and the pass that `provides` it runs
-before.
+is adding a file with a class under `@register("name")`; other packages use the entry-point group `fxptq.passes`. A pass
+declares the statistics that it `needs`, and the pass that `provides` them runs before it.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from fxptq.sizes import ANY_SIZE, Sizes
 
 
 class Operand(Protocol):
-    """What passes read of an operand (fxptq.graph.sites.Operand)."""
+    """The part of an operand (fxptq.graph.sites.Operand) that passes read."""
 
     @property
     def role(self) -> str:
@@ -50,12 +49,12 @@ class Operand(Protocol):
 
     @property
     def quantizer(self) -> str:
-        """The key of its quantizer; empty in float."""
+        """The key of its quantizer; empty for an operand in float."""
         ...
 
 
 class Site(Protocol):
-    """What passes read of a place of arithmetic (fxptq.graph.sites.Site)."""
+    """The part of a site (fxptq.graph.sites.Site) that passes read."""
 
     @property
     def kind(self) -> str:
@@ -69,23 +68,23 @@ class Site(Protocol):
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of each operand by slot, and of `output`."""
+        """The shape of each operand by slot, and of `output`."""
         ...
 
     @property
     def geometry(self) -> Geometry | None:
-        """How a convolution walks over its input; None for anything else, and where the network computes that."""
+        """Stride, padding, dilation and groups of a convolution; None elsewhere, and where the network computes one."""
         ...
 
 
 class QuantizedNetwork(Protocol):
-    """What passes use of a captured network (fxptq.graph.program.Program)."""
+    """The part of a captured network (fxptq.graph.program.Program) that passes use."""
 
     quantizers: dict[str, Quantizer]
 
     @property
     def sites(self) -> Sequence[Site]:
-        """Where its arithmetic is."""
+        """The sites of the network, in the order of execution."""
         ...
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -93,7 +92,7 @@ class QuantizedNetwork(Protocol):
         ...
 
     def with_features(self, *inputs: Tensor) -> tuple[Any, list[Tensor]]:
-        """The output, and the features at the end of each residual stage."""
+        """The output, and the features: the values at the ends of the residual stages."""
         ...
 
     def operands(self) -> Mapping[str, Operand]:
@@ -101,36 +100,36 @@ class QuantizedNetwork(Protocol):
         ...
 
     def weight_of(self, key: str) -> Tensor | None:
-        """The float weight that quantizer reads; None if it reads an activation."""
+        """The float weight that the quantizer reads; None if it reads an activation."""
         ...
 
     def has_other_readers(self, key: str) -> bool:
-        """Whether anything but that quantizer reads the weight it quantizes."""
+        """Whether anything but the quantizer reads its weight."""
         ...
 
     def set_weight(self, key: str, value: Tensor) -> None:
-        """Overwrite that weight in place."""
+        """Overwrite the weight of the quantizer in place."""
         ...
 
 
 @dataclass
 class Context:
-    """What passes work on, shared by all of a run.
+    """The networks, inputs and statistics that all passes of a run share.
 
     Attributes:
         student: the network whose quantizers are set.
         teacher: the same network in float.
         images: calibration inputs, [1, C, H, W] each, in the network's own range; a tuple each for a network of several
             inputs.
-        sizes: the sizes of input that the network takes.
+        sizes: the input sizes that the network takes.
         batches: whether the network takes several pictures at once.
         picture: where the restored picture stands in the networks' outputs.
         statistics: by quantizer key, the distribution of the tensor it sees in float; filled by `observe`.
-        moments: by key of a weight's quantizer, the sum of x x^T over the inputs x its rows multiply,
+        moments: by key of a weight's quantizer, the sum of x x^T over the inputs x that its rows multiply,
             [groups, inputs, inputs] with the groups of a grouped convolution; filled by `moments`.
         collected: names of the statistics gathered so far.
-        seed: of everything random.
-        progress: where passes report how far they are.
+        seed: seed of everything random.
+        progress: shows the progress of the passes.
     """
 
     student: QuantizedNetwork
@@ -147,25 +146,25 @@ class Context:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """The device of the networks."""
         quantizer = next(iter(self.student.quantizers.values()), None)
         return torch.device("cpu") if quantizer is None else quantizer.lower.device
 
     def placed(self, image: Inputs) -> tuple[Tensor, ...]:
-        """A calibration input as the networks are called with it: a tuple, where they are."""
+        """A calibration input as the tuple of arguments for the networks, on their device."""
         return tuple(x.to(self.device) for x in (image if isinstance(image, tuple) else (image,)))
 
 
 @dataclass(frozen=True)
 class PassReport:
-    """What a pass did.
+    """The results of a pass.
 
     Attributes:
         quantizers: by key, named figures: bounds, mean squared `error`, `snr_db`, ...
         series: named figures over the course of the pass, such as a loss.
         notes: sentences for a person.
-        name: of the pass; filled in by `run_passes`.
-        seconds: it took; filled in by `run_passes`.
+        name: the name of the pass; filled in by `run_passes`.
+        seconds: the duration of the pass; filled in by `run_passes`.
     """
 
     quantizers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -181,8 +180,8 @@ class Pass(ABC):
     Attributes:
         Settings: a frozen dataclass whose fields are the settings a recipe may give; it raises InputError for values
             out of range.
-        needs: names of the statistics it reads.
-        provides: names of the statistics it gathers.
+        needs: names of the statistics that it reads.
+        provides: names of the statistics that it gathers.
         sets_bounds: whether it sets the first bounds of quantizers; reports score the network after the last such pass.
         settings: an instance of `Settings`.
     """
@@ -197,7 +196,7 @@ class Pass(ABC):
 
     @abstractmethod
     def run(self, ctx: Context) -> PassReport:
-        """Do it."""
+        """Run the pass on the networks of `ctx` and report its figures."""
 
 
 P = TypeVar("P", bound=type[Pass])
@@ -235,13 +234,13 @@ def get_pass(name: str) -> type[Pass]:
     """The pass of that name; a package that offers a pass of another name is not imported.
 
     Raises:
-        InputError: if there is none, or two, or the package that offers it cannot be imported.
+        InputError: if no pass or two have that name, or the package that offers it cannot be imported.
     """
     return _checked(name, _PASSES.get(name))
 
 
 def build_pass(name: str, options: Mapping[str, object] | None = None) -> Pass:
-    """The pass of that name with settings as a recipe gives them; what is left out keeps its default.
+    """The pass of that name with settings as a recipe gives them; a setting that is left out keeps its default.
 
     Raises:
         InputError: for an unknown pass or setting (naming the nearest), a value of the wrong type or out of range.
@@ -253,10 +252,10 @@ def build_pass(name: str, options: Mapping[str, object] | None = None) -> Pass:
     for key, value in (options or {}).items():
         if key not in fields:
             raise InputError(f"pass {name!r} has no setting {key!r}{nearest(key, fields)}")
-        # TOML knows no tuples.
-        given = tuple(value) if isinstance(value, list) else value
+        # TOML has lists and no tuples.
+        setting = tuple(value) if isinstance(value, list) else value
         try:
-            values[key] = TypeAdapter(hints[key]).validate_python(given, strict=True)
+            values[key] = TypeAdapter(hints[key]).validate_python(setting, strict=True)
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise InputError(f"pass {name!r}, setting {key!r}: {value!r} will not do; {problem}") from None
@@ -267,14 +266,14 @@ def build_pass(name: str, options: Mapping[str, object] | None = None) -> Pass:
 
 
 def run_passes(passes: Iterable[tuple[str, Mapping[str, object]]], ctx: Context) -> tuple[PassReport, ...]:
-    """Run passes in order, gathering first the statistics that one needs and none before it has gathered.
+    """Run passes in order. Before a pass, run the passes that gather the statistics that it needs and nobody gathered.
 
     Args:
-        passes: (name, settings) of each, as in a recipe; all are checked before the first runs.
-        ctx: what they work on.
+        passes: (name, settings) of each pass, as in a recipe; all are checked before the first runs.
+        ctx: the networks and inputs that they work on.
 
     Returns:
-        A report of each, those that gathered statistics included.
+        The report of every pass that ran, also of the passes that gathered statistics.
 
     Raises:
         InputError: for an unknown pass, setting or statistic.
@@ -297,16 +296,16 @@ def _run(name: str, step: Pass, ctx: Context) -> PassReport:
 
 
 def _provider(statistic: str, wanted_by: str) -> str:
-    """The name of a pass that gathers a statistic; other packages are asked only if no pass that is loaded does."""
+    """The name of a pass that gathers a statistic; other packages are imported only if no loaded pass gathers it."""
     broken = []
-    known = _PASSES.bundled()
-    for name in (*sorted(known), *pass_names()):
+    loaded = _PASSES.bundled()
+    for name in (*sorted(loaded), *pass_names()):
         try:
-            found = known[name] if name in known else get_pass(name)
+            cls = loaded[name] if name in loaded else get_pass(name)
         except InputError as error:
             broken.append(str(error))
         else:
-            if statistic in found.provides:
+            if statistic in cls.provides:
                 return name
     without = f" ({'; '.join(broken)})" if broken else ""
     raise InputError(f"pass {wanted_by!r} needs the statistic {statistic!r}, which no pass provides{without}")

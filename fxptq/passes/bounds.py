@@ -1,4 +1,4 @@
-"""What the passes that set bounds share: each quantizer is searched on its own distribution and switched on."""
+"""The common part of the passes that set bounds: search each quantizer on its own distribution, and switch it on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.search import Bounds
 
 Search = Callable[[Distribution, Quantizer, Operand], Bounds]
-"""Bounds for a distribution, the quantizer that sees it and the operand it is for."""
+"""Finds bounds for a distribution, given the quantizer of these values and its operand."""
 
 
 def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport:
@@ -20,8 +20,8 @@ def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport
     Weights are searched on their exact values, range by range; activations on `ctx.statistics`.
 
     Returns:
-        For each quantizer the `lower` and `upper` bound (of several ranges the extremes), the mean squared `error` and
-        `snr_db`, the signal-to-noise ratio.
+        For each quantizer the `lower` and `upper` bound (the extremes over its ranges), the mean squared `error`, and
+        `snr_db`, the signal-to-noise ratio in dB.
 
     Raises:
         CalibrationError: if an activation has no statistics, or a weight is not finite; the quantizer is named.
@@ -32,15 +32,15 @@ def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport
         for key, quantizer in student.quantizers.items():
             try:
                 values = _distribution(ctx, key, quantizer)
-                found = search(values, quantizer, operands[key])
-                quantizer.set_bounds(found.lower, found.upper)
+                bounds = search(values, quantizer, operands[key])
+                quantizer.set_bounds(bounds.lower, bounds.upper)
             except CalibrationError as error:
                 raise CalibrationError(f"{key}: {error}") from None
             quantizer.mode = "on"
-            mse = float(found.error.mean())
+            mse = float(bounds.error.mean())
             figures[key] = {
-                "lower": float(found.lower.min()),
-                "upper": float(found.upper.max()),
+                "lower": float(bounds.lower.min()),
+                "upper": float(bounds.upper.max()),
                 "error": mse,
                 "snr_db": signal_to_noise(float(values.power.mean()), mse),
             }

@@ -1,8 +1,8 @@
-"""Batches out of calibration inputs: random ones to train on, fixed ones to judge by.
+"""Batches out of calibration inputs: random batches to train on, fixed batches to evaluate on.
 
-Of pictures they are crops of a size that the network takes, flipped and turned at random. Inputs of a network that
-takes several are used whole: only the network knows what a crop of one means for another. Pictures of a network that
-takes no crop of them are used whole, too.
+A batch of pictures holds crops of a size that the network takes, flipped and turned at random. A network of several
+inputs gets them whole, because only the network knows how a crop of one input relates to another. A network that takes
+no crop of its pictures gets them whole, too.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from fxptq.sizes import ANY_SIZE, Size, Sizes
 
 
 def split(images: Sequence[Inputs], fraction: float, generator: torch.Generator) -> tuple[list[Inputs], list[Inputs]]:
-    """Part the images at random into those to train on and those to judge by.
+    """Part the images at random into images to train on and images to evaluate on.
 
     Args:
-        images: at least one.
-        fraction: of the images to judge by, 0..1; at least one is, and at least one is left. A single image is both.
+        images: at least one image.
+        fraction: share of the images to evaluate on, 0..1; each part gets at least one image. A single image is in
+            both.
         generator: source of randomness.
+
+    Returns:
+        The images to train on, and the images to evaluate on.
     """
     order = torch.randperm(len(images), generator=generator).tolist()
-    held = min(max(1, round(fraction * len(images))), len(images) - 1)
-    chosen = [images[i] for i in order]
-    return (chosen[held:], chosen[:held]) if held else (chosen, chosen)
+    holdout = min(max(1, round(fraction * len(images))), len(images) - 1)
+    shuffled = [images[i] for i in order]
+    return (shuffled[holdout:], shuffled[:holdout]) if holdout else (shuffled, shuffled)
 
 
 class Crops:
@@ -44,7 +48,7 @@ class Crops:
         self._images, self._size, self._generator = images, size, generator
 
     def plain(self, count: int) -> Tensor:
-        """Random crops as they are, [count, C, *size]."""
+        """Random crops without augmentation, [count, C, *size]."""
         return torch.cat([self._crop() for _ in range(count)])
 
     def augmented(self, count: int) -> Tensor:
@@ -67,19 +71,19 @@ class Crops:
 
 
 class Batches:
-    """Batches to train on, and those to judge by.
+    """Batches to train on, and batches to evaluate on.
 
     Args:
         images: pictures [1, C, H, W], or tuples of a network's several inputs.
         size: side of a crop of pictures in pixels.
         sizes: the sizes that the network takes; a crop has the size among them that fits, see `Sizes.crop`.
-        batch: how many crops; of inputs that are used whole always one.
-        fraction: of the images to judge by, see `split`.
-        crops: how many crops to judge by.
+        batch: number of crops in a batch; inputs that are used whole form batches of one.
+        fraction: share of the images to evaluate on, see `split`.
+        crops: number of crops to evaluate on.
         generator: source of randomness.
 
     Attributes:
-        held: the batches to judge by.
+        held: the batches to evaluate on.
 
     Raises:
         InputError: if a picture is not [1, C, H, W].
@@ -96,17 +100,17 @@ class Batches:
         crops: int,
         generator: torch.Generator,
     ) -> None:
-        self._training, judging = split(images, fraction, generator)
+        self._training, holdout = split(images, fraction, generator)
         self._batch, self._generator = batch, generator
         self._crops: Crops | None = None
-        self.held: list[Inputs] = list(judging)
-        cropped = _crop_size(images, size, sizes)
-        if cropped is not None:
-            self._crops = Crops(_pictures(self._training), cropped, generator)
-            self.held = list(torch.split(Crops(_pictures(judging), cropped, generator).plain(crops), batch))
+        self.held: list[Inputs] = list(holdout)
+        crop_size = _crop_size(images, size, sizes)
+        if crop_size is not None:
+            self._crops = Crops(_pictures(self._training), crop_size, generator)
+            self.held = list(torch.split(Crops(_pictures(holdout), crop_size, generator).plain(crops), batch))
 
     def draw(self) -> Inputs:
-        """One to train on."""
+        """A random batch to train on."""
         if self._crops is None:
             return self._training[int(torch.randint(len(self._training), (), generator=self._generator))]
         return self._crops.augmented(self._batch)
@@ -126,7 +130,7 @@ def _crop_size(images: Sequence[Inputs], side: int, sizes: Sizes) -> Size | None
 
 
 def check_single(images: Sequence[Tensor]) -> None:
-    """Whether every image is one picture.
+    """Checks that every image is one picture.
 
     Raises:
         InputError: if an image is not [1, C, H, W].

@@ -19,7 +19,7 @@ def output_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], scale: FeatureScale) -> Tensor:
-    """L_F: how far the features point apart, each taken as one vector a sample, of unit length.
+    """L_F: the distance of the features, after each is scaled to a vector of unit length for every picture.
 
     With d_i = || q_i / ||q_i|| - f_i / ||f_i|| ||_2 (0 to 2), averaged over the batch, it is
 
@@ -28,7 +28,7 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], scale: Fe
 
     Args:
         student: features of the quantized network, [N, ...] each.
-        teacher: those of the float network, of the same shapes.
+        teacher: features of the float network, of the same shapes.
         scale: `relative` or `paper`.
 
     Returns:
@@ -36,8 +36,8 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], scale: Fe
     """
     terms = []
     for q, f in zip(student, teacher, strict=True):
-        apart = F.normalize(q.flatten(1), dim=1) - F.normalize(f.flatten(1), dim=1)
-        distance = torch.linalg.vector_norm(apart, dim=1).mean()
+        difference = F.normalize(q.flatten(1), dim=1) - F.normalize(f.flatten(1), dim=1)
+        distance = torch.linalg.vector_norm(difference, dim=1).mean()
         terms.append(distance / (q[0].numel() if scale == "paper" else len(student)))
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
@@ -47,8 +47,8 @@ class DistillationLoss:
     """L_O + weight * L_F.
 
     Attributes:
-        weight: lambda; with 0 the features are not looked at.
-        scale: of the features' part, see `feature_loss`.
+        weight: lambda, the factor of the feature loss; with 0 it is not computed.
+        scale: scale of the feature loss, see `feature_loss`.
     """
 
     weight: float

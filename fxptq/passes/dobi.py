@@ -1,4 +1,4 @@
-"""DOBI: bounds that minimise the squared error of what is quantized, stage 1 of 2DQuant (arXiv 2406.06649)."""
+"""DOBI: bounds that minimise the squared error of the quantized values, stage 1 of 2DQuant (arXiv 2406.06649)."""
 
 from __future__ import annotations
 

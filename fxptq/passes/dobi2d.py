@@ -1,4 +1,4 @@
-"""DOBI over both bounds at once: each moves on its own, so that skewed values need no case of their own."""
+"""DOBI over both bounds at once: each bound moves on its own, so that skewed values need no separate search."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """DQC: the float network teaches the quantized one and bounds learn, stage 2 of 2DQuant (arXiv 2406.06649).
 
-What the paper leaves open is explicit here: how the feature loss is scaled, the unit of the learning rate (each
-quantizer's initial step, so that one rate fits all), and which state is kept: that of least loss on crops of
-calibration images that were held out, never on a benchmark. The state at the start is a candidate, so the pass never
-makes matters worse there. Beyond the paper, weights may learn to change their codes too.
+Three points that the paper leaves open are explicit here: the scale of the feature loss, the unit of the learning rate
+(each quantizer's initial step, so that one rate fits all), and the choice of the final state. It is the state of least
+loss on held-out crops of calibration images, never on a benchmark. The initial state is a candidate, so the pass never
+raises that loss. Beyond the paper, weights may learn to change their codes too.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ class Dqc(Pass):
 
     @dataclass(frozen=True)
     class Settings:
-        """Settings; the defaults are those of the paper but for what it leaves open.
+        """Settings; the defaults are the values of the paper, where it gives one.
 
         Attributes:
-            steps: of the optimizer (Adam).
-            batch: crops a step; one for a network that takes one picture at a time.
+            steps: number of steps of the optimizer (Adam).
+            batch: crops in a step; one for a network that takes one picture at a time.
             patch: side of a crop in pixels of the input.
-            lr: learning rate of bounds in units of each quantizer's initial step: what does no harm at 2 bits would
-                throw a bound at 8 bits off by many steps if it were in units of the width.
-            backoff: what the learning rate is multiplied by, from the best state on, when a judgement is worse than the
-                untrained start: the rate was too high for this network. 1 for never; nor with `rounding_lr`, for codes
-                that change make things worse before they make them better.
-            betas: of Adam.
+            lr: learning rate of bounds in units of each quantizer's initial step. In units of the width, a rate that
+                suits 2 bits would move a bound at 8 bits by many steps.
+            backoff: factor for the learning rate. When a held-out evaluation is worse than before training, training
+                restarts from the best state with the rate multiplied by this. 1 disables it. It is always off when
+                `rounding_lr` > 0, because weight codes that change raise the loss for a while before they lower it.
+            betas: coefficients of Adam.
             schedule: `cosine` lowers the rate to zero over the run, `constant` keeps it.
             warmup: steps over which the rate rises from zero.
-            feature_weight: lambda, the weight of the features' part of the loss.
+            feature_weight: lambda, the factor of the feature loss.
             feature_scale: `relative` or `paper`, see fxptq.passes.distill.feature_loss.
             train_weight_bounds: whether bounds of weights learn too.
-            rounding_lr: learning rate of what is added to each weight before it is rounded, in units of the grid's step
-                (as in AdaRound, arXiv 2004.10568, weights choose among neighbouring codes); 0 leaves weights alone.
-            holdout: fraction of the images to judge by.
+            rounding_lr: learning rate of the offset that is added to each weight before rounding, in units of the
+                grid's step (as in AdaRound, arXiv 2004.10568, weights choose among neighbouring codes); 0 for none.
+            holdout: share of the images to evaluate on, 0..1.
             holdout_crops: number of fixed crops of those images.
-            eval_every: steps between two judgements.
-            patience: judgements without a better one after which to stop; 0 for never.
-            time_limit_s: seconds to stop after, the schedule fitted to them; the state at that time is judged, too. The
-                result depends on the machine. None for no limit.
+            eval_every: steps between two evaluations.
+            patience: number of evaluations without progress after which training stops; 0 for never.
+            time_limit_s: limit of the training in seconds; the schedule is fitted to it, and the last state is
+                evaluated, too. With a limit the result depends on the machine. None for no limit.
         """
 
         steps: int = 3000
@@ -103,7 +103,7 @@ class Dqc(Pass):
 
         Raises:
             InputError: if no bounds are set, or there are no images.
-            CalibrationError: if the loss or a bound is not finite. The best state so far is in place then.
+            CalibrationError: if the loss or a bound is not finite. The quantizers then have the best state so far.
         """
         learners = self._learners(ctx.student)
         if all(quantizer.mode == "on" and not quantizer.trainables() for quantizer in ctx.student.quantizers.values()):
@@ -127,13 +127,13 @@ class Dqc(Pass):
 
 
 class _Run:
-    """One training: what it works with, and the best state so far."""
+    """One training run: its networks, batches, parameters and optimizer."""
 
     def __init__(
         self, settings: Dqc.Settings, ctx: Context, learners: dict[str, Quantizer], offsets: list[nn.Parameter]
     ) -> None:
         self.settings, self.ctx, self.learners = settings, ctx, learners
-        self.reached = True  # whether the loss depends on what learns
+        self.reached = True  # whether the loss depends on a trained parameter
         self.loss = DistillationLoss(settings.feature_weight, settings.feature_scale)
         generator = torch.Generator().manual_seed(ctx.seed)
         self.batches = Batches(
@@ -146,11 +146,11 @@ class _Run:
             generator=generator,
         )
         self.held = [self._teach(batch) for batch in self.batches.held]
-        trained = [one for quantizer in learners.values() for one in quantizer.trainables()]
-        self.parameters = [one.parameter for one in trained] + offsets
+        trainables = [trainable for quantizer in learners.values() for trainable in quantizer.trainables()]
+        self.parameters = [trainable.parameter for trainable in trainables] + offsets
         by_steps: dict[float, list[nn.Parameter]] = {}
-        for one in trained:
-            by_steps.setdefault(one.steps, []).append(one.parameter)
+        for trainable in trainables:
+            by_steps.setdefault(trainable.steps, []).append(trainable.parameter)
         rates = [_at_rate(parameters, settings.lr / steps) for steps, parameters in by_steps.items()]
         if offsets:
             rates.append(_at_rate(offsets, settings.rounding_lr))
@@ -159,9 +159,9 @@ class _Run:
 
     def run(self) -> PassReport:
         settings, start = self.settings, time.perf_counter()
-        first = best = self._judge()
-        kept, kept_at, waited = self._state(), 0, 0
-        losses, judged, retreats, last = [], [first], 0, False
+        first = best = self._evaluate()
+        best_state, best_step, waited = self._state(), 0, 0
+        losses, evaluations, retreats, last = [], [first], 0, False
         backs_off = settings.backoff < 1 and settings.rounding_lr == 0
         try:
             with self.ctx.progress.task("dqc", settings.steps) as advance:
@@ -171,38 +171,38 @@ class _Run:
                         break
                     last = self._done(step, time.perf_counter() - start) >= 1
                     if step % settings.eval_every == 0 or last:
-                        judged.append(self._judge())
+                        evaluations.append(self._evaluate())
                         waited += 1
-                        if judged[-1] < best:
-                            best, kept, kept_at, waited = judged[-1], self._state(), step, 0
-                        elif judged[-1] > first and backs_off and not last:
-                            self._back_off(kept)
+                        if evaluations[-1] < best:
+                            best, best_state, best_step, waited = evaluations[-1], self._state(), step, 0
+                        elif evaluations[-1] > first and backs_off and not last:
+                            self._back_off(best_state)
                             retreats += 1
-                    advance(note=f"loss {judged[-1]:.4g}")
+                    advance(note=f"loss {evaluations[-1]:.4g}")
                     if last or (settings.patience and waited >= settings.patience):
                         break
         finally:
-            self._restore(kept)
+            self._restore(best_state)
         if not self.reached:
             return PassReport(notes=("no gradient reaches the bounds from the picture: nothing was trained",))
-        notes = [f"loss on held-out crops {first:.5g} -> {best:.5g}, at step {kept_at} of {len(losses)}"]
+        notes = [f"loss on held-out crops {first:.5g} -> {best:.5g}, at step {best_step} of {len(losses)}"]
         if retreats:
             notes.append(f"the learning rate was too high and lowered {retreats} times, by {settings.backoff:g} each")
         figures = {key: quantizer.figures() for key, quantizer in self.learners.items()}
         return PassReport(
             quantizers=figures,
-            series={"loss": tuple(losses), "held_out_loss": tuple(judged)},
+            series={"loss": tuple(losses), "held_out_loss": tuple(evaluations)},
             notes=tuple(notes),
         )
 
     def _done(self, steps: int, seconds: float) -> float:
-        """Which part of the run is over, 0..1: by steps or by time, whichever is further."""
+        """The part of the run that is over, from 0 on: by steps or by time, whichever is further."""
         limit = self.settings.time_limit_s
         return max(steps / self.settings.steps, seconds / limit if limit else 0.0)
 
     def _step(self, step: int, done: float) -> float:
         inputs, lesson = self._teach(self.batches.draw())
-        loss = self.loss(self._seen(self.ctx.student, inputs), lesson)
+        loss = self.loss(self._outputs(self.ctx.student, inputs), lesson)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise CalibrationError(f"dqc: the loss is {value} at step {step}; try a lower `lr`")
@@ -227,29 +227,29 @@ class _Run:
     @torch.no_grad()
     def _teach(self, batch: Inputs) -> Taught:
         inputs = self.ctx.placed(batch)
-        picture, features = self._seen(self.ctx.teacher, inputs)
+        picture, features = self._outputs(self.ctx.teacher, inputs)
         if not bool(picture.isfinite().all()):
             raise CalibrationError(
                 "dqc: the float network makes NaN or infinite values of a calibration crop; calibrate on other images"
             )
         return inputs, (picture, features)
 
-    def _seen(self, network: QuantizedNetwork, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+    def _outputs(self, network: QuantizedNetwork, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         """The picture that a network restores, and its features."""
         output, features = network.with_features(*inputs)
         return self.ctx.picture.pick(output), features
 
     @torch.no_grad()
-    def _judge(self) -> float:
-        """Loss on the held-out crops."""
-        total = sum(float(self.loss(self._seen(self.ctx.student, x), taught)) * len(x[0]) for x, taught in self.held)
+    def _evaluate(self) -> float:
+        """The mean loss on the held-out crops."""
+        total = sum(float(self.loss(self._outputs(self.ctx.student, x), lesson)) * len(x[0]) for x, lesson in self.held)
         value = total / sum(len(x[0]) for x, _ in self.held)
         if not math.isfinite(value):
             raise CalibrationError(f"dqc: the loss on held-out crops is {value}")
         return value
 
     def _back_off(self, state: list[Tensor]) -> None:
-        """Go on from that state at a lower rate; Adam's moments belong to the way that was given up."""
+        """Go on from a former state at a lower rate, without Adam's moments, which belong to the later states."""
         self._restore(state)
         self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
@@ -270,7 +270,7 @@ def _at_rate(parameters: list[nn.Parameter], peak: float) -> dict[str, Any]:
 
 @contextmanager
 def _only_learning(student: QuantizedNetwork, learners: dict[str, Quantizer]) -> Iterator[None]:
-    """Gradients reach the learners' bounds alone; afterwards the quantizers absorb what they learned."""
+    """Within, only the learners' parameters get gradients; afterwards the learners absorb the trained values."""
     parameters = [(key, p) for key, quantizer in student.quantizers.items() for p in quantizer.parameters()]
     before = [p.requires_grad for _, p in parameters]
     try:

@@ -1,4 +1,4 @@
-"""GPTQ: weights rounded so that each layer's output is right for the inputs it gets (arXiv 2210.17323)."""
+"""GPTQ: rounds weights so that the error of each layer's output is small for the observed inputs (arXiv 2210.17323)."""
 
 from __future__ import annotations
 
@@ -46,34 +46,34 @@ class Gptq(Pass):
         """See Pass.
 
         Returns:
-            For each weight the signal-to-noise ratio in dB of its layer's output for the observed inputs, `snr_db`, and
-            what rounding to nearest would have given, `nearest_snr_db`.
+            For each weight `snr_db`, the signal-to-noise ratio in dB of its layer's output for the observed inputs, and
+            `nearest_snr_db`, the ratio that rounding to nearest would have given.
 
         Raises:
-            InputError: if the bounds of no such weight are set.
+            InputError: if no weight with moments has bounds.
         """
-        student, figures, left = ctx.student, dict[str, dict[str, float]](), list[str]()
+        student, figures, notes = ctx.student, dict[str, dict[str, float]](), list[str]()
         weights = {key: weight for key, weight in movable_weights(student).items() if key in ctx.moments}
         grids = {key: student.quantizers[key].grids() for key in weights}
         with ctx.progress.task("gptq", len(weights)) as advance:
             for key, weight in weights.items():
-                of_rows = grids[key]
-                if isinstance(of_rows, Refusal):
-                    left.append(f"{key} keeps its weights: {of_rows.reason}")
+                row_grids = grids[key]
+                if isinstance(row_grids, Refusal):
+                    notes.append(f"{key} keeps its weights: {row_grids.reason}")
                 else:
-                    rounded, figures[key] = self._round(weight, of_rows, ctx.moments[key])
+                    rounded, figures[key] = self._round(weight, row_grids, ctx.moments[key])
                     student.set_weight(key, rounded)
                 advance()
         if not figures:
             raise InputError("gptq rounds weights to bounds that are set: run a pass such as `dobi` before it")
-        return PassReport(quantizers=figures, notes=tuple(left))
+        return PassReport(quantizers=figures, notes=tuple(notes))
 
     def _round(self, weight: Tensor, grids: tuple[Grid, ...], moments: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The weight on its grid, and figures; every group of a grouped convolution has moments of its own."""
+        """The weight on its grid, and its figures; every group of a grouped convolution has moments of its own."""
         rows, bits = len(weight) // len(grids), grids[0].bits
         scale = weight.new_tensor([grid.scale for grid in grids]).repeat_interleave(rows)[:, None]
         offset = weight.new_tensor([grid.offset for grid in grids]).repeat_interleave(rows)[:, None]
-        flat = scale == 0  # such rows are not quantized; any grid will do, for their weights are kept
+        flat = scale == 0  # such rows keep their weights, so any scale will do for them
         parts = [t.chunk(len(moments)) for t in (weight.flatten(1), scale.masked_fill(flat, 1.0), offset)]
         rounded, power, error, nearest = [], 0.0, 0.0, 0.0
         for w, unit, start, m in zip(*parts, moments, strict=True):

@@ -1,4 +1,4 @@
-"""MinMax: bounds at the smallest and the largest value, the baseline every paper compares with."""
+"""MinMax: bounds at the smallest and the largest value, the baseline with which every paper compares."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fxptq.quant.quantizer import Quantizer
 
 @register("minmax")
 class MinMax(Pass):
-    """Sets the bounds of all quantizers to the range of what they see."""
+    """Sets the bounds of all quantizers to the smallest and the largest value that they see."""
 
     @dataclass(frozen=True)
     class Settings:
-        """It has none."""
+        """The pass has no settings."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"histogram"})
     sets_bounds: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Moments: E x x^T of what each layer's weight multiplies, over all calibration images, as the student stands."""
+"""Moments: E x x^T of the inputs x that each layer's weight multiplies, over all calibration images, in the student."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from fxptq.passes.base import Context, Pass, PassReport, Site, register
 class Moments(Pass):
     """Runs the calibration images through the student and fills `ctx.moments` for weights whose rows make one output.
 
-    Linear layers and convolutions have such weights, and transposed convolutions do not. Inputs are taken behind their
-    quantizers: quantized, if those are on. Layers whose input has no quantizer are left out, and so are convolutions
-    whose network computes a stride, padding or dilation from sizes.
+    Linear layers and convolutions have such weights, and transposed convolutions do not. Inputs are the outputs of
+    their quantizers, so they are quantized if the quantizers are on. The pass skips layers whose input has no
+    quantizer, and convolutions whose network computes a stride, padding or dilation from sizes.
     """
 
     @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Moments(Pass):
         """Settings.
 
         Attributes:
-            rows: at most so many positions of an image are taken for each layer, evenly spread.
+            rows: largest number of positions of an image that are used for each layer, evenly spread.
         """
 
         rows: int = 2048
@@ -68,8 +68,8 @@ class Moments(Pass):
             return
 
         def take(_module: object, _inputs: object, x: Tensor) -> None:
-            found = _second_moments(x.detach(), site, self.settings.rows)
-            sums[keys["weight"]] = _added(sums.get(keys["weight"]), found)
+            moments = _second_moments(x.detach(), site, self.settings.rows)
+            sums[keys["weight"]] = _added(sums.get(keys["weight"]), moments)
 
         handle = ctx.student.quantizers[keys["input"]].register_forward_hook(take)
         try:
@@ -79,7 +79,7 @@ class Moments(Pass):
 
 
 def _is_covered(site: Site) -> bool:
-    """Whether each row of the weight makes one output: of linear layers and convolutions, but not transposed ones."""
+    """Whether each row of the weight makes one output, as in linear layers and plain convolutions."""
     if site.geometry is None:
         return len(site.shapes.get("weight", ())) == 2 and site.shapes["weight"][1] == site.shapes["input"][-1]
     return not site.geometry.transposed
@@ -98,30 +98,30 @@ def _second_moments(x: Tensor, site: Site, rows: int) -> Tensor:
 
 
 def _patches(x: Tensor, kernel: Sequence[int], geometry: Geometry, rows: int) -> tuple[Tensor, int]:
-    """What the rows of a convolution's weight multiply at evenly spread positions.
+    """The inputs that the rows of a convolution's weight multiply, at evenly spread positions.
 
     Args:
         x: [B, C, *image] or [C, *image].
         kernel: size of the kernel.
-        geometry: of the convolution.
-        rows: at most so many positions.
+        geometry: stride, padding, dilation and groups of the convolution.
+        rows: largest number of positions.
 
     Returns:
-        [groups, positions, channels of a group x kernel], in the order of the weight, and the distance of two
-        neighbouring positions that were taken.
+        [groups, positions, channels of a group x kernel], in the order of the weight, and the step between two
+        positions.
     """
     windows = geometry.windows(x, kernel)
     windows = windows.movedim(1, -1 - len(kernel))  # [B, *positions, C, *kernel]
-    places = windows.shape[: 1 + len(kernel)]
-    step = -(-prod(places) // rows)
-    chosen = torch.unravel_index(torch.arange(0, prod(places), step, device=x.device), places)
-    patches = windows[chosen].reshape(len(chosen[0]), geometry.groups, -1)
+    positions = windows.shape[: 1 + len(kernel)]
+    step = -(-prod(positions) // rows)
+    indices = torch.unravel_index(torch.arange(0, prod(positions), step, device=x.device), positions)
+    patches = windows[indices].reshape(len(indices[0]), geometry.groups, -1)
     return patches.transpose(0, 1).contiguous(), step
 
 
-def _added(known: Tensor | None, found: Tensor) -> Tensor:
-    """The sum of moments of a weight that several sites read, in as many groups as all of them need."""
-    if known is None:
-        return found
-    groups = lcm(len(known), len(found))
-    return known.repeat_interleave(groups // len(known), 0) + found.repeat_interleave(groups // len(found), 0)
+def _added(total: Tensor | None, moments: Tensor) -> Tensor:
+    """The sum of moments of a weight that several sites read, in the least number of groups that all of them divide."""
+    if total is None:
+        return moments
+    groups = lcm(len(total), len(moments))
+    return total.repeat_interleave(groups // len(total), 0) + moments.repeat_interleave(groups // len(moments), 0)

@@ -1,4 +1,4 @@
-"""Observe: statistics of what every activation quantizer sees, over all calibration images, in float."""
+"""Observe: statistics of the values that every activation quantizer sees, over all calibration images, in float."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fxptq.quant.observer import Histogram
 class Observe(Pass):
     """Runs the calibration images through the float network and fills `ctx.statistics`.
 
-    Memory and the cost of later searches do not depend on the number of images. The quantizers' modes are as they were
-    when it is done.
+    Memory and the cost of later searches do not depend on the number of images. At the end every quantizer has its
+    former mode.
     """
 
     @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Observe(Pass):
         """Settings.
 
         Attributes:
-            bins: of each histogram.
+            bins: number of bins of each histogram.
         """
 
         bins: int = 8192
@@ -43,7 +43,7 @@ class Observe(Pass):
 
         Raises:
             InputError: if there are no images.
-            CalibrationError: if a tensor is not finite or a quantizer sees none; it is named.
+            CalibrationError: if a tensor is not finite, or a quantizer sees no values; the message names the quantizer.
         """
         if not ctx.images:
             raise InputError("observing needs at least one calibration image")

@@ -1,4 +1,4 @@
-"""Weights that may move before they are rounded: what lets training choose between neighbouring codes."""
+"""Offsets that are added to weights before rounding; training them chooses between neighbouring codes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fxptq.quant.quantizer import Quantizer
 
 
 def movable_weights(student: QuantizedNetwork) -> dict[str, Tensor]:
-    """Weights by their quantizer's key, of quantizers that are on and the only ones to read their weight.
+    """The weights that may change, by quantizer key: the quantizer is on, and it is the only reader of the weight.
 
-    A weight that is read at two widths or along two axes has no one grid, and a scheme that stores no codes has none at
-    all. A weight that something reads in float (a layer left in float, a sum over the weight) must stay as it is for
-    that reader.
+    A weight that is read at two widths or along two axes has two grids, and a scheme that stores no codes has no grid.
+    A weight that something reads in float (a layer left in float, a sum over the weight) must not change for that
+    reader.
     """
     weights = {key: weight for key in student.quantizers if (weight := student.weight_of(key)) is not None}
     readers = Counter(weight.data_ptr() for weight in weights.values())
@@ -38,7 +38,7 @@ def learned_offsets(student: QuantizedNetwork, weights: Mapping[str, Tensor]) ->
 
     Args:
         student: the network.
-        weights: those to move, by their quantizer's key.
+        weights: the weights that get offsets, by quantizer key.
 
     Yields:
         The offsets by key, of the weights' shapes, in units of the step at the start; zero to begin with.
@@ -69,6 +69,6 @@ def learned_offsets(student: QuantizedNetwork, weights: Mapping[str, Tensor]) ->
 
 @torch.no_grad()
 def _step_of_each(quantizer: Quantizer, weight: Tensor) -> Tensor:
-    """The step of the grid of each element, of the weight's shape."""
+    """The step of the grid at each element, in the shape of the weight."""
     codes = torch.zeros_like(weight, dtype=torch.uint8)
     return quantizer.decode(codes + 1) - quantizer.decode(codes)

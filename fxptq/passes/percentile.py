@@ -15,7 +15,7 @@ from fxptq.quant.quantizer import Quantizer
 
 @register("percentile")
 class Percentile(Pass):
-    """Sets the bounds of all quantizers to percentiles of what they see; one-sided operands keep their lower end."""
+    """Sets the bounds of all quantizers to percentiles of their values; one-sided operands keep their lower end."""
 
     @dataclass(frozen=True)
     class Settings:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _BLOCK = 1 << 17
-"""Elements a CPU thread takes through all operations before the next block: they stay in its cache."""
+"""Elements that a CPU thread takes through all operations before the next block, so that they stay in its cache."""
 
 _ROUNDING = 2.0**-21
 """Offsets of signed codes below this share of the largest value are the float32 rounding of a symmetric range."""
@@ -157,12 +157,12 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _inner(a: Tensor, b: Tensor, low: Tensor) -> Tensor:
-    """Sum of a * b over what shares a bound; `a` is spent."""
+    """The sum of a * b over the elements that share a bound; `a` is overwritten."""
     return torch.dot(a, b) if low.dim() == 0 else a.mul_(b).sum_to_size(low.shape)
 
 
 def _flatten(bounds: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Per-tensor bounds as scalars and dense tensors as flat views in the order of memory; anything else as it is.
+    """Per-tensor bounds as scalars, and dense tensors as flat views in the order of memory; others stay unchanged.
 
     The last of `tensors` comes from `empty_like(first)`: it has the strides of the first only if that one is dense.
     """

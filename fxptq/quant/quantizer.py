@@ -1,8 +1,8 @@
-"""The Quantizer: what stands on the edge into a matmul, linear or convolution, whatever its scheme.
+"""The Quantizer: the module on the edge into a matmul, linear layer or convolution, whatever its scheme.
 
-A quantizer is `off` until its bounds are set, may `observe` the values that pass, and is then `on`. Everything that
-depends on how values become codes is left to the scheme, a subclass (fxptq.quant.scheme): the tensors it stores, the
-clipping ranges it admits, the parameters that distillation trains, and the grid that integer kernels may use.
+A quantizer is `off` until its bounds are set, may `observe` the values that pass, and is then `on`. A scheme is a
+subclass (fxptq.quant.scheme). It decides how values become codes, and therefore the tensors that a checkpoint stores,
+the clipping ranges, the parameters that distillation trains, and the grid that integer kernels may use.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Trainable:
     """A parameter that distillation trains.
 
     Attributes:
-        parameter: of any shape.
-        steps: by how many steps of the grid a change of 1 moves a bound. Learning rates are given in steps, so that one
-            rate fits quantizers of every width and number of bits.
+        parameter: a parameter of any shape.
+        steps: the number of grid steps by which a change of 1 moves a bound. Learning rates are given in steps, so that
+            one rate fits quantizers of every width and number of bits.
     """
 
     parameter: nn.Parameter
@@ -58,17 +58,17 @@ class Quantizer(nn.Module, ABC):
         bits: 2 to 8.
         ranges: number of equal contiguous blocks along `axis`, each with its own bounds: 1 is per tensor, 3 a fused
             qkv weight, the size of the axis is per channel.
-        axis: the axis the ranges range over; it matters only with more than one range.
-        role: what is known of the values: `symmetric`, `one_sided` (after softmax, ReLU, ...) or `constant`.
+        axis: the axis that the ranges divide; it matters only with more than one range.
+        role: the distribution of the values: `symmetric`, `one_sided` (after softmax, ReLU, ...) or `constant`.
 
     Attributes:
-        scheme: the name it is registered under; set by `fxptq.quant.scheme.register`.
+        scheme: the name that the class is registered under; set by `fxptq.quant.scheme.register`.
         stores_codes: whether codes and `stored()` give a tensor back, so that a checkpoint can hold a weight as codes.
         mode: `off` and `observe` are the identity, `on` quantizes.
-        observer: takes in what passes while the mode is `observe`.
+        observer: takes in the values that pass while the mode is `observe`.
 
     Raises:
-        InputError: for bits outside 2..8, fewer than one range, or a role unknown.
+        InputError: for bits outside 2..8, fewer than one range, or an unknown role.
     """
 
     scheme: ClassVar[str] = ""
@@ -87,7 +87,7 @@ class Quantizer(nn.Module, ABC):
         self.observer: Observer | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` itself unless `on`, then the values of the scheme that stand for it."""
+        """The quantized values of `x` if the mode is `on`; otherwise `x` itself."""
         if self.mode == "on":
             return self.quantize(x)
         if self.mode == "observe" and self.observer is not None:
@@ -112,7 +112,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def set_bounds(self, lower: Tensor | float, upper: Tensor | float) -> None:
-        """Set the clipping range and forget what was trained.
+        """Set the clipping range and discard the trained values.
 
         Args:
             lower: a scalar, or [ranges].
@@ -133,11 +133,11 @@ class Quantizer(nn.Module, ABC):
         """Upper ends of the clipping range, [ranges]."""
 
     def admissible(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """The clipping ranges that the scheme can have, nearest to those that a search proposes.
+        """The possible clipping ranges of the scheme that are nearest to the proposals of a search.
 
         Args:
             lower: proposals, [ranges, candidates], float64.
-            upper: of that shape, nowhere below `lower`.
+            upper: proposals of the same shape, nowhere below `lower`.
         """
         return lower, upper
 
@@ -146,9 +146,9 @@ class Quantizer(nn.Module, ABC):
         """Squared error of quantizing `values` in each of many admissible clipping ranges.
 
         Args:
-            values: what the quantizer sees.
-            lower: [ranges, candidates], float64.
-            upper: of that shape.
+            values: the values that the quantizer sees.
+            lower: lower ends, [ranges, candidates], float64.
+            upper: upper ends, of the same shape.
 
         Returns:
             Sums of squares, [ranges, candidates].
@@ -158,11 +158,11 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def stored(self) -> dict[str, Tensor]:
-        """The tensors that a checkpoint keeps, by name; `absorb` first what was trained."""
+        """The tensors that a checkpoint stores, by name; they hold no trained values before `absorb`."""
 
     @abstractmethod
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Read back what `stored` gave: the forward pass is then the same bit for bit.
+        """Read back the tensors of `stored`; the forward pass is then the same bit for bit.
 
         Raises:
             CalibrationError: the tensors are no state of this scheme.
@@ -171,18 +171,18 @@ class Quantizer(nn.Module, ABC):
     # -- training ------------------------------------------------------------------------------------------------------
 
     def trainables(self) -> tuple[Trainable, ...]:
-        """What distillation trains; nothing by default."""
+        """The parameters that distillation trains; none by default."""
         return ()
 
     def absorb(self) -> None:  # a scheme that trains nothing has nothing to absorb
-        """Move what was trained into the stored tensors; the forward pass stays the same bit for bit."""
+        """Move the trained values into the stored tensors; the forward pass stays the same bit for bit."""
 
     def is_sound(self) -> bool:
         """Whether training has left every number finite and no range has shrunk to nothing."""
         return True
 
     def figures(self) -> dict[str, float]:
-        """What reports show of the state."""
+        """The figures that reports show, by name."""
         with torch.no_grad():
             return {"lower": float(self.lower.min()), "upper": float(self.upper.max())}
 
@@ -190,7 +190,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def grids(self) -> tuple[Grid, ...] | Refusal:
-        """The grid of each range, for integer kernels and exporters; a refusal where codes have no fixed values."""
+        """The grid of each range, for integer kernels and exporters; a refusal if codes stand for no fixed values."""
 
     # -- shared by schemes ---------------------------------------------------------------------------------------------
 
@@ -200,10 +200,10 @@ class Quantizer(nn.Module, ABC):
         return f"bits={self.bits}{where}, role={self.role}, mode={self.mode}"
 
     def per_range(self, value: Tensor | float, like: Tensor) -> Tensor:
-        """A number or [ranges] as [ranges], with the type and device of `like`.
+        """A number, or one for each range, as a tensor [ranges] with the type and device of `like`.
 
         Raises:
-            InputError: it has another number of elements.
+            InputError: `value` has another number of elements.
         """
         numbers = torch.as_tensor(value, dtype=like.dtype, device=like.device).detach()
         if numbers.numel() not in (1, self.ranges):
@@ -213,7 +213,7 @@ class Quantizer(nn.Module, ABC):
         return numbers.reshape(-1).expand(self.ranges)
 
     def spread(self, per_range: Tensor, x: Tensor) -> Tensor:
-        """[ranges] as it is broadcast to `x`: [1], or the length of the axis followed by ones.
+        """Numbers [ranges] in a shape that broadcasts to `x`: [1], or the length of the axis followed by ones.
 
         Raises:
             InputError: the ranges do not divide the axis of `x`.

@@ -1,8 +1,8 @@
-"""Schemes: how values become codes, found by name.
+"""The registry of schemes, the ways to turn values into codes.
 
-A scheme is a subclass of `Quantizer` under `@register("name")`; the name stands on every operand that uses it
-(`Operand.scheme`) and in the checkpoint. Adding a scheme is adding a file to fxptq/quant/schemes, or, from another
-package, an entry point in the group `fxptq.schemes`.
+A scheme is a subclass of `Quantizer` under `@register("name")`. Every operand that uses a scheme holds its name
+(`Operand.scheme`), and so does the checkpoint. Adding a scheme is adding a file to fxptq/quant/schemes, or, from
+another package, an entry point in the group `fxptq.schemes`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def get_scheme(name: str) -> Scheme:
     """The scheme of that name.
 
     Raises:
-        InputError: if there is none, two, or its package cannot be imported.
+        InputError: if no scheme or two have that name, or the package cannot be imported.
     """
     return _SCHEMES.get(name)
 

@@ -1,7 +1,7 @@
 """Searches for bounds on a Distribution: pure functions, one for each method, vectorised over ranges.
 
-A search proposes clipping ranges; the scheme of the quantizer (`Space`) says which ranges it can have and how large the
-error of each is. Candidates run from the widest inwards. Every search returns the candidate of least squared error, and
+A search proposes clipping ranges; the scheme of the quantizer (`Space`) gives the nearest possible ranges and the error
+of each. Candidates run from the widest inwards. Every search returns the candidate of least squared error, and
 the first of equal ones, as a loop over candidates with a strict `<` does. `lowest` is a lower end known from the
 network (0 after a softmax or a ReLU); it replaces the smallest observed value.
 """

@@ -1,1 +1,1 @@
-"""Back ends, one file each: what computes a quantized network on integers, and where; found by their place."""
+"""The bundled back ends, one file each; fxptq.kernels.backend imports every module of this folder."""

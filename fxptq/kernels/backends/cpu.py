@@ -1,4 +1,4 @@
-"""The CPU: C++ kernels compiled for this very processor (kernels/build.py), on weights in panels."""
+"""The back end of the CPU: C++ kernels compiled for this very processor (kernels/build.py), with weights in panels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fxptq.refusal import Refusal
 
 @register("cpu")
 class Cpu(Backend):
-    """Compiled kernels, or plain torch in their place where nothing can be compiled."""
+    """Runs compiled kernels, or plain torch where nothing can be compiled."""
 
     device = "cpu"
 

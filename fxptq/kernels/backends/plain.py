@@ -1,4 +1,4 @@
-"""Plain torch: the operators' own definitions, with no kernel behind them; exact everywhere and slow."""
+"""The back end in plain torch: it runs the definitions of the operators without kernels, exactly and slowly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Plain(Backend):
     """The reference that every other back end is compared with."""
 
     def install(self) -> Installed:
-        """There is nothing to install."""
+        """Installs nothing, because the plain forms need no kernels."""
         return Installed("torch", "it was asked for by name")
 
     def serves(self, site: Site, grids: Grids) -> Served | Refusal:
@@ -27,5 +27,5 @@ class Plain(Backend):
         return serve(site, grids, PANELS)
 
     def operator(self, name: str) -> Callable[..., Tensor]:
-        """The plain form, even where a kernel is installed."""
+        """The plain form of an operator, even where a kernel is installed."""
         return ops.PLAIN[name]

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs: Triton kernels (kernels/cuda), on weights in rows at their stored width."""
+"""The back end of NVIDIA GPUs: Triton kernels (kernels/cuda), with weights in rows at their stored width."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fxptq.refusal import Refusal
 
 @register("triton")
 class Triton(Backend):
-    """Kernels that Triton compiles at their first call, or plain torch on the GPU where Triton cannot run."""
+    """Runs kernels that Triton compiles at their first call, or plain torch on the GPU where Triton cannot run."""
 
     device = "cuda"
 

@@ -1,1 +1,1 @@
-"""The bundled schemes, one file each; fxptq.quant.scheme finds them by their place."""
+"""The bundled schemes, one file each; fxptq.quant.scheme imports every module of this folder."""

@@ -1,6 +1,6 @@
-"""Uniform: a clipping range per range, cut into 2**bits - 1 equal steps (2DQuant, arXiv 2406.06649).
+"""Uniform: a pair of bounds for each range, with 2**bits - 1 equal steps between them (2DQuant, arXiv 2406.06649).
 
-The range lives in buffers (`lower0`, `width0`) and trained offsets (`shift`, `log_scale`), with
+The bounds are stored in buffers (`lower0`, `width0`) and trained parameters (`shift`, `log_scale`), with
 lower = lower0 + width0 * shift and width = width0 * exp(log_scale): the width stays positive whatever the optimizer
 does, and learning rates are in units of the initial width. `absorb` leaves the forward pass unchanged bit for bit, and
 so does storing `lower` and `width` and restoring them.
@@ -76,7 +76,7 @@ class Uniform(Quantizer):
         return torch.where(flat, x, grid.fake_quantize(x, width.masked_fill(flat, 1.0) / n, lower, self.bits))
 
     def encode(self, x: Tensor) -> Tensor:
-        """uint8 codes of `x`, of its shape; 0 throughout a range of zero width (which no code can stand for)."""
+        """uint8 codes of `x`, of its shape; 0 in a range of zero width, whose values no code can stand for."""
         scale = self.spread(self.scale, x)
         codes = grid.encode(x, scale, self.spread(self.lower, x), self.bits)
         return codes.masked_fill_(scale == 0, 0) if self._some_flat else codes
@@ -123,20 +123,20 @@ class Uniform(Quantizer):
         self._note_flat_ranges()
 
     def _note_flat_ranges(self) -> None:
-        """Remember on the Python side whether a range has zero width, so that `quantize` need not look at data."""
+        """Note in a Python value whether a range has zero width, so that `quantize` need not wait for tensor data."""
         self._some_flat = bool((self.width0 == 0).any())
 
     # -- training ------------------------------------------------------------------------------------------------------
 
     def trainables(self) -> tuple[Trainable, ...]:
-        """`shift` and `log_scale`, which are in units of the initial width; nothing where every width is zero."""
+        """`shift` and `log_scale`, which are in units of the initial width; none if every width is zero."""
         if not bool((self.width0 > 0).any()):
             return ()
         steps = grid.levels(self.bits)
         return Trainable(self.shift, steps), Trainable(self.log_scale, steps)
 
     def absorb(self) -> None:
-        """Move the trained part into the stored range; the forward pass stays the same bit for bit."""
+        """Move the trained parameters into the stored bounds; the forward pass stays the same bit for bit."""
         self._set(self.lower.detach(), self.width.detach())
 
     def is_sound(self) -> bool:
@@ -145,7 +145,7 @@ class Uniform(Quantizer):
         return bool((lower.isfinite() & width.isfinite() & ((width > 0) == (self.width0 > 0))).all())
 
     def figures(self) -> dict[str, float]:
-        """The range, and how far training has moved (in widths) and scaled it."""
+        """The bounds, the largest move of a lower bound by training (in widths), and the mean factor of the widths."""
         with torch.no_grad():
             return super().figures() | {
                 "moved": float(self.shift.abs().max()),
