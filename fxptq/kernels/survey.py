@@ -163,8 +163,13 @@ class Survey:
 
     def _bias_obstacle(self, node: fx.Node) -> str:
         """Why a bias cannot be added to sums of codes; empty if it can."""
-        bias = self.constant(argument(node, 2, "bias"))
-        return "" if bias is None or bool(bias.isfinite().all()) else "the bias holds NaN or infinite values"
+        given = argument(node, 2, "bias")
+        if given is None:
+            return ""
+        bias = self.constant(given)
+        if bias is None:
+            return "the bias is computed from the image"
+        return "" if bool(bias.isfinite().all()) else "the bias holds NaN or infinite values"
 
     def _find_attentions(self) -> dict[fx.Node, AttentionPattern]:
         products = frozenset(node for node in self.sites if self.is_product(node))

@@ -259,6 +259,31 @@ def test_layers_of_other_widths_read_what_was_moved(move: Callable[[Tensor], Ten
     assert float(off.mean()) < 1e-3
 
 
+class BiasOfThePicture(nn.Module):
+    """A linear layer and a convolution whose weights are constant and whose biases the picture makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.mix, self.tail = nn.Conv2d(3, 16, 1), nn.Linear(16, 16), nn.Conv2d(16, 3, 1)
+        self.bias = nn.Parameter(torch.randn(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(x, self.head.weight, bias=self.bias * x.mean())
+        y = F.linear(y.movedim(1, 3), self.mix.weight, self.bias * x.amax()).movedim(3, 1)
+        return self.tail(y)
+
+
+def test_a_bias_made_from_the_picture_is_not_lost() -> None:
+    torch.manual_seed(0)
+    program, fast = integers(BiasOfThePicture(), torch.rand(1, 3, 8, 8))
+    reason = "the bias is computed from the image"
+    assert fast.lowering.simulated == {"conv2d_0": reason, "linear_0": reason}
+    for scale in (1.0, 0.2):
+        x = torch.rand(1, 3, 8, 8) * scale
+        with torch.no_grad():
+            assert float((fast(x) - program(x)).abs().max()) < 0.05
+
+
 def test_a_dead_channel_leaves_its_layer_on_integers() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 3, 3, padding=1))
