@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo.one import declare_missing_operators
-from fxptq.api import QuantizedModel, metadata_of, plan_of
+from fxptq.api import QuantizedModel, plan_of
 from fxptq.checkpoint.state import coded_weights, put_weights_on_grid, round_floats
 from fxptq.commands.scores import score_sets
 from fxptq.commands.source import Source, example_of, open_network
@@ -31,7 +31,7 @@ from fxptq.evaluate.tiles import Run
 from fxptq.graph import Bits, Program
 from fxptq.io.files import write_json
 from fxptq.kernels.lower import lower
-from fxptq.origin import weights_digest
+from fxptq.origin import metadata_of, weights_digest
 from fxptq.passes.base import Context, PassReport, get_pass, run_passes
 from fxptq.progress import Progress, Silent
 from fxptq.quant.distribution import Distribution

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fxptq._version import __version__
 from fxptq.checkpoint import file as checkpoints
 from fxptq.checkpoint.metadata import (
     MOST_EXAMPLE,
-    ExampleRecord,
-    FloatSite,
     Metadata,
-    PassRecord,
     fits,
-    version_for,
 )
 from fxptq.checkpoint.state import (
     check_fits,
@@ -31,7 +25,6 @@ from fxptq.checkpoint.state import (
     program_of,
     put_weights_on_grid,
     round_floats,
-    site_records,
     to_checkpoint,
 )
 from fxptq.data.degrade import Degradation
@@ -50,10 +43,10 @@ from fxptq.graph.plan import FLOAT
 from fxptq.graph.precision import OTHERS, converted_inputs, in_precision, precision_of, to_float32
 from fxptq.graph.tensors import lazy_tensors
 from fxptq.graph.wrappers import network_of
-from fxptq.origin import rebuilds, weights_digest
+from fxptq.origin import dtype_name, metadata_of
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.progress import Progress, Silent
-from fxptq.recipe import DEFAULT, BitsLike, PassEntry, QuantizeSettings, Recipe, as_bits, parse_bits
+from fxptq.recipe import DEFAULT, BitsLike, QuantizeSettings, Recipe, as_bits, parse_bits
 from fxptq.sizes import Sizes
 
 _log = logging.getLogger("fxptq")
@@ -403,27 +396,27 @@ def quantize_for(
     lazy = next(lazy_tensors(model), None)
     if lazy is not None:
         raise InputError(f"{lazy} does not exist yet: its lazy layer was never run; load weights or call the network")
-    dtype_of_network = (example[0] if isinstance(example, tuple) else example).dtype
+    own_dtype = (example[0] if isinstance(example, tuple) else example).dtype
     example = converted_inputs(example)
     inputs = example if isinstance(example, tuple) else (example,)
     images, described = _images(calib, facts, inputs, chosen.images, seed)
     images = [converted_inputs(image) for image in images]
     with progress.task("capture", 2) as advance:
         plain = make_weights_plain(independent_copy(model))
-        if dtype_of_network in OTHERS:
+        if own_dtype in OTHERS:
             _log.warning(
-                "a network in %s is quantized in float32; it still takes and gives %s", *[_name(dtype_of_network)] * 2
+                "a network in %s is quantized in float32; it still takes and gives %s", *[dtype_name(own_dtype)] * 2
             )
-            to_float32(plain, dtype_of_network)
+            to_float32(plain, own_dtype)
         rounded = independent_copy(plain)
         round_floats(rounded, dtype)
         try:
             student = Program(rounded, inputs, plan_of(chosen.quantize, bits, work.sites))
         except CaptureError as error:
-            if dtype_of_network not in OTHERS:
+            if own_dtype not in OTHERS:
                 raise
             raise CaptureError(
-                f"a network in {_name(dtype_of_network)} is quantized in float32, which this one refuses: {error}. "
+                f"a network in {dtype_name(own_dtype)} is quantized in float32, which this one refuses: {error}. "
                 "Let it take float32, and pass model.float() and example.float()"
             ) from error
         damage = damaged_tensor(student)
@@ -479,58 +472,6 @@ def plan_of(settings: QuantizeSettings, bits: Bits, sites: Mapping[str, Bits | L
         ),
         schemes=tuple(settings.schemes.items()),
     )
-
-
-def metadata_of(
-    student: Program,
-    model: nn.Module,
-    example: Inputs,
-    bits: Bits,
-    recipe: Recipe,
-    passes: Sequence[PassEntry],
-    *,
-    dtype: torch.dtype,
-    seed: int,
-    calibration: str,
-) -> Metadata:
-    """The metadata of a quantized network.
-
-    Args:
-        student: the network with its quantizers set.
-        model: the network that it was made from.
-        example: the inputs that it was captured with.
-        bits: the requested widths.
-        recipe: the recipe, with the task and perhaps the network.
-        passes: the passes that were run, in order.
-        dtype: the storage type of float tensors.
-        seed: seed of everything random.
-        calibration: one line on the images.
-    """
-    first, *more = example if isinstance(example, tuple) else (example,)
-    records = site_records(student)
-    return Metadata(
-        created_by=f"fxptq {__version__}",
-        recipe=recipe.name if rebuilds(recipe, model, first) else None,
-        task=recipe.model_dump(mode="json", include={"name", "title", "scale", "input", "degradation"}),
-        bits_w=bits.w,
-        bits_a=bits.a,
-        sites=records,
-        float_sites=[FloatSite(name=site.name, reason=site.reason) for site in student.sites if site.reason],
-        example_shape=list(first.shape),
-        example_dtype=_name(first.dtype),
-        more_examples=[ExampleRecord(shape=list(x.shape), dtype=_name(x.dtype)) for x in more],
-        seed=seed,
-        calibration=calibration,
-        passes=[PassRecord(name=step.name, settings=dict(step.settings)) for step in passes],
-        float_dtype=_name(dtype),
-        format_version=version_for(records),
-        versions={"python": platform.python_version(), "torch": torch.__version__},
-        source_sha256=weights_digest(model),
-    )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _check_example(example: Inputs) -> None:

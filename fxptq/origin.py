@@ -1,16 +1,23 @@
-"""The origin of a checkpoint's network: whether a bundled recipe rebuilds it, and the digest of its weights."""
+"""The origin of a checkpoint: its metadata, whether a bundled recipe rebuilds its network, the weights' digest."""
 
 from __future__ import annotations
 
 import hashlib
+import platform
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fxptq._version import __version__
+from fxptq.checkpoint.metadata import ExampleRecord, FloatSite, Metadata, PassRecord, version_for
+from fxptq.checkpoint.state import site_records
+from fxptq.data.sources import Inputs
+from fxptq.graph import Bits, Program
 from fxptq.graph.copies import independent_copy
 from fxptq.graph.tensors import stored_tensors
 from fxptq.graph.verify import difference, run_network
-from fxptq.recipe import Recipe
+from fxptq.recipe import PassEntry, Recipe
 
 
 def rebuilds(recipe: Recipe, model: nn.Module, picture: Tensor) -> bool:
@@ -58,3 +65,56 @@ def weights_digest(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def metadata_of(
+    student: Program,
+    model: nn.Module,
+    example: Inputs,
+    bits: Bits,
+    recipe: Recipe,
+    passes: Sequence[PassEntry],
+    *,
+    dtype: torch.dtype,
+    seed: int,
+    calibration: str,
+) -> Metadata:
+    """The metadata of a quantized network.
+
+    Args:
+        student: the network with its quantizers set.
+        model: the network that it was made from.
+        example: the inputs that it was captured with.
+        bits: the requested widths.
+        recipe: the recipe, with the task and perhaps the network.
+        passes: the passes that were run, in order.
+        dtype: the storage type of float tensors.
+        seed: seed of everything random.
+        calibration: one line on the images.
+    """
+    first, *more = example if isinstance(example, tuple) else (example,)
+    records = site_records(student)
+    return Metadata(
+        created_by=f"fxptq {__version__}",
+        recipe=recipe.name if rebuilds(recipe, model, first) else None,
+        task=recipe.model_dump(mode="json", include={"name", "title", "scale", "input", "degradation"}),
+        bits_w=bits.w,
+        bits_a=bits.a,
+        sites=records,
+        float_sites=[FloatSite(name=site.name, reason=site.reason) for site in student.sites if site.reason],
+        example_shape=list(first.shape),
+        example_dtype=dtype_name(first.dtype),
+        more_examples=[ExampleRecord(shape=list(x.shape), dtype=dtype_name(x.dtype)) for x in more],
+        seed=seed,
+        calibration=calibration,
+        passes=[PassRecord(name=step.name, settings=dict(step.settings)) for step in passes],
+        float_dtype=dtype_name(dtype),
+        format_version=version_for(records),
+        versions={"python": platform.python_version(), "torch": torch.__version__},
+        source_sha256=weights_digest(model),
+    )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a type as checkpoints write it: `float32`."""
+    return str(dtype).removeprefix("torch.")
