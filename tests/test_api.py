@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fxptq
 from fxptq import Bits, CaptureError, CheckpointError, InputError, QuantizedModel, Recipe
 from fxptq.checkpoint import file as checkpoints
-from fxptq.checkpoint.file import Checkpoint, sizes
+from fxptq.checkpoint.file import Checkpoint, byte_counts
 from fxptq.checkpoint.state import to_checkpoint
 from fxptq.recipe import PresetTable
 from tests.tiny import Medley, edsr, inputs, settings, swinir
@@ -504,5 +504,5 @@ def test_four_bit_swinir_light_is_five_times_smaller(tmp_path: Path) -> None:
     model = recipe.build_model()
     q = fxptq.quantize(model, inputs(1, 24), Bits(4, 4), inputs(2, 24), recipe, preset="quick")
     q.save(tmp_path / "m.safetensors")
-    parts, whole = sizes(tmp_path / "m.safetensors"), 4 * sum(p.numel() for p in model.parameters())
+    parts, whole = byte_counts(tmp_path / "m.safetensors"), 4 * sum(p.numel() for p in model.parameters())
     assert whole / parts.total >= 5, f"{whole} / {parts.total} bytes = {whole / parts.total:.2f}: {parts}"

@@ -32,16 +32,16 @@ from fxptq.errors import CheckpointError, InputError
 from fxptq.io.files import remove_abandoned, write_bytes
 
 __all__ = [
+    "ByteCounts",
     "Checkpoint",
     "FloatSite",
     "Metadata",
     "PackedCodes",
     "PassRecord",
-    "Sizes",
     "Stored",
+    "byte_counts",
     "open_file",
     "read",
-    "sizes",
     "write",
 ]
 
@@ -79,7 +79,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ByteCounts:
     """The number of bytes of each part of a checkpoint file; `total` is the size of the file."""
 
     codes: int
@@ -218,11 +218,11 @@ def open_file(path: str | Path) -> Stored:
     return Stored(source, index, tensors, size)
 
 
-def sizes(path: str | Path) -> Sizes:
+def byte_counts(path: str | Path) -> ByteCounts:
     """Count the bytes of each part of a checkpoint file; raises CheckpointError as `read` does."""
     tensors, total = _load(Path(path))
     nbytes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
-    return Sizes(
+    return ByteCounts(
         codes=nbytes.get(_CODES, 0),
         bounds=nbytes.get(_BOUNDS, 0),
         floats=sum(size for name, size in nbytes.items() if name.startswith((_FLOATS, _DEFLATED))),

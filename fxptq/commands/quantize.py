@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fxptq.api import QuantizedModel, check_work, quantize_for
-from fxptq.checkpoint.file import Sizes, sizes
+from fxptq.checkpoint.file import ByteCounts, byte_counts
 from fxptq.commands.scores import open_sets, score_sets
 from fxptq.commands.source import Source, device_of, example_of, open_network, parse_site
 from fxptq.data.sources import SYNTHETIC
@@ -65,7 +65,7 @@ class Outcome:
     model: QuantizedModel
     scores: dict[str, list[SetScore]]
     fp32_bytes: int
-    sizes: Sizes
+    sizes: ByteCounts
     seconds: dict[str, float]
     peak_mb: float
     out: Path
@@ -148,7 +148,7 @@ def run(options: Options, progress: Progress) -> Outcome:
     )
     quantized.save(options.out)
     parameters = sum(p.numel() for p in model.parameters()) * 4
-    parts, peak = sizes(options.out), peak_mb()
+    parts, peak = byte_counts(options.out), peak_mb()
     return Outcome(source, quantized, scores, parameters, parts, seconds, peak, options.out, facts.inferred)
 
 

@@ -98,7 +98,7 @@ def test_equal_checkpoints_are_equal_files(sample: Checkpoint, stored: Path, tmp
 
 
 def test_sizes_account_for_every_byte(stored: Path) -> None:
-    sizes = ck.sizes(stored)
+    sizes = ck.byte_counts(stored)
     assert sizes.codes == 9 + 4
     assert sizes.bounds == 4 * 2 * 4
     assert sizes.floats == 20 * 4 + 6 * 8 + 4 + 3 * 2 + 2
@@ -219,7 +219,7 @@ def test_overhead_of_a_light_swinir_is_small(tmp_path: Path) -> None:
             floats[f"{block}.{norm}.weight"] = floats[f"{block}.{norm}.bias"] = torch.ones(60)
         floats[f"{block}.attn.relative_position_bias_table"] = torch.ones(225, 6)
     ck.write(tmp_path / "m", Checkpoint(metadata(sites=sites), codes, bounds, floats))
-    sizes = ck.sizes(tmp_path / "m")
+    sizes = ck.byte_counts(tmp_path / "m")
     assert sizes.bounds == 2 * 4 * len(bounds)
     assert sizes.metadata + sizes.header < 10_000
 
@@ -243,7 +243,7 @@ def test_a_run_of_masks_is_deflated_and_comes_back(tmp_path: Path) -> None:
     index = torch.arange(64)[:, None] - torch.arange(64)
     kept = {"attn_mask": masks, "weight": torch.randn(1000), **{f"index_{i}": index.clone() for i in range(8)}}
     ck.write(tmp_path / "m", Checkpoint(metadata(), {}, {}, kept))
-    assert ck.sizes(tmp_path / "m").floats < 4000 + 20_000
+    assert ck.byte_counts(tmp_path / "m").floats < 4000 + 20_000
     back = ck.read(tmp_path / "m").floats
     assert list(back) == list(kept)
     for name, tensor in kept.items():

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import fxptq
-from fxptq.checkpoint.file import Sizes
+from fxptq.checkpoint.file import ByteCounts
 from fxptq.commands.quantize import Outcome
 from fxptq.commands.source import Source
 from fxptq.errors import InputError
@@ -40,7 +40,7 @@ def outcome() -> Outcome:
     recipe = settings().model_copy(update={"title": NASTY})
     scores = [SetScore(NASTY, Score(30.125, 0.9, 29.0), {"a[b]": Score(30.125, 0.9, 29.0)})]
     stages = {"fp": scores, "dobi": scores, "final": scores}
-    sizes, seconds = Sizes(1000, 20, 3, 4, 5), {"capture": 1.25}
+    sizes, seconds = ByteCounts(1000, 20, 3, 4, 5), {"capture": 1.25}
     return Outcome(Source(NASTY, model, recipe), q, stages, 12345, sizes, seconds, 99.5, Path("out[1].safetensors"))
 
 
