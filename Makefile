@@ -45,7 +45,7 @@ FXPTQ_FUZZ ?= 10000
 test-fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 FXPTQ_FUZZ=$(FXPTQ_FUZZ) $(BIN)/pytest -n 2 -m fuzz
 
-# Processes that are killed, disks that are full, folders that cannot be written: FXPTQ_KILLS moments in all.
+# Processes that are killed, disks that are full, folders that cannot be written: FXPTQ_KILLS moments of each command.
 FXPTQ_KILLS ?= 100
 
 test-faults: $(STAMP)

@@ -15,7 +15,7 @@ from fxptq.checkpoint import file as checkpoints
 from fxptq.checkpoint.file import Checkpoint, byte_counts
 from fxptq.checkpoint.state import to_checkpoint
 from fxptq.recipe import PresetTable
-from tests.tiny import Medley, edsr, inputs, settings, swinir
+from tests.tiny import Medley, edsr, inputs, picture, settings, swinir
 
 FOUR = Bits(4, 4)
 DQC = '{ name = "minmax" }, { name = "dqc", steps = 2, batch = 1, patch = 16, holdout_crops = 1, eval_every = 1 }'
@@ -473,6 +473,7 @@ def test_readme_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
     code = readme.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "small.png", 20)
     names: dict[str, object] = {"MyNetwork": Small}
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102  # the text is our own
     q, fast, x = names["q"], names["fast"], inputs(1, 64)

@@ -71,7 +71,7 @@ def fetch() -> Victim:
     patience = Patience(stall=20, retries=2, pause=0.01)
 
     def work() -> None:
-        download(url, SHA256, target, patience=patience)
+        download(url, SHA256, target, lambda *_: time.sleep(0.02), patience)  # long enough to be struck
         assert target.read_bytes() == CONTENT
 
     return Victim(work, (str(target),))
