@@ -127,7 +127,8 @@ class IntegerModel(nn.Module):
         with torch.no_grad():
             rewritten = rewrite(variant, self.program.holder, backend)
         self._graphs += 1
-        compiled = self._compile and self._graphs <= self.program.limit and backend.install().native
+        native = backend.install().native  # also where nothing is compiled: without it the operators run in plain torch
+        compiled = native and self._compile and self._graphs <= self.program.limit
         found = _Lowered(variant, rewritten, COMPILED_SIZES if compiled else 0)
         # What the program has dropped goes here, too; what is kept keeps its variant, whose id stays its own.
         kept = {id(other) for other in self.program.variants}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fxptq.errors import InputError
-from fxptq.kernels.backend import backend_for, backend_names, get_backend
+from fxptq.kernels.backend import Installed, backend_for, backend_names, get_backend
 from fxptq.kernels.lower import lower
 from fxptq.quant.grid import Grid
 from fxptq.refusal import Refusal
@@ -83,3 +83,21 @@ def test_an_input_of_several_ranges_is_refused() -> None:
     grids = {"input": (Grid(0.1, 0.0, 4), Grid(0.2, 0.0, 4)), "weight": (Grid(0.1, -0.75, 4),)}
     found = get_backend("cpu").serves(site, grids)
     assert found == Refusal("the input has several ranges, or one of zero width")
+
+
+class Recording(get_backend("torch").__class__):  # type: ignore[misc]
+    """Counts how often its kernels are asked for."""
+
+    installs = 0
+
+    def install(self) -> Installed:
+        type(self).installs += 1
+        return super().install()
+
+
+@pytest.mark.parametrize("compiling", [True, False])
+def test_kernels_are_installed_before_the_first_call_whether_or_not_torch_compiles(compiling: bool) -> None:
+    program, _ = quantized("plain", 4)
+    Recording.installs = 0
+    lower(program, compile=compiling, backend=Recording())
+    assert Recording.installs > 0
