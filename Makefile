@@ -28,7 +28,7 @@ types: $(STAMP)
 unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not cuda and not zoo and not fuzz and not faults and not networks"
 
-# 60 and more small networks, one for each construct, through everything: about ten minutes on two cores.
+# 99 small networks, one for each construct, through everything: a minute or two on two cores.
 test-networks: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/networks
 
