@@ -31,8 +31,8 @@ from fxptq.kernels.once import once
 
 _log = logging.getLogger("fxptq")
 
-_HERE = Path(__file__).parent
-_SOURCE = _HERE / "ops.cpp"
+_SOURCES = Path(__file__).parent / "native"
+_SOURCE = _SOURCES / "ops.cpp"
 _TIMEOUT = 600  # seconds
 _TRIAL = "import sys, torch; torch.ops.load_library(sys.argv[1]); print(torch.ops.fxptq_native.isa())"
 
@@ -137,7 +137,7 @@ def _digest(compiler: str, target: Sequence[str]) -> str:
     macros = _run([compiler, *target, "-dM", "-E", "-x", "c++", os.devnull])
     digest = hashlib.sha256(macros.encode())
     digest.update(f"{torch.__version__} {platform.libc_ver()} {[*_options(target), *_link_options()]}".encode())
-    for source in sorted([_SOURCE, *_HERE.glob("*.h")]):
+    for source in sorted([_SOURCE, *_SOURCES.rglob("*.h")]):
         digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:24]
 
