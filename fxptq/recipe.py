@@ -195,7 +195,8 @@ class QuantizeSettings(Frozen):
         high_bits: bits of the protected sites.
         high_sites: globs of site names that keep `high_bits`.
         sites: bits of single sites, by glob of their names, before all other rules; the first match wins.
-        schemes: the scheme of operands by glob of `site.slot`, such as "*.qkv.input"; the first match wins. Operands
+        schemes: the scheme of operands by glob of `site.slot`, such as "*.qkv.input", or in an attention of
+            `site.part`, such as "*.attention" (parts: query, key, attention, value); the first match wins. Operands
             that match none are uniform.
     """
 

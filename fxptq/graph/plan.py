@@ -9,10 +9,14 @@ from typing import Literal, Protocol
 
 from fxptq.errors import InputError
 from fxptq.graph.kinds import kind_named, quantizable
+from fxptq.graph.parts import PARTS
 from fxptq.graph.sites import Operand, Site
 from fxptq.quant.scheme import UNIFORM, get_scheme
 
 FLOAT: Literal["float"] = "float"
+
+_GENERAL = frozenset(f"*.{name}" for name in ("input", "weight", "lhs", "rhs", *PARTS))
+"""Patterns of all operands of a slot or part. They say nothing of one network, so they may match none."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,9 @@ class Plan:
         connective: the bits of the convolutions of a transformer, which only join its stages; None for no exception. A
             network counts as a transformer if its linear layers and products do most of the work.
         overrides: (glob pattern of site names, bits or "float"), the first match wins.
-        schemes: (glob pattern of `site.slot`, name of a scheme), the first match wins; operands that match none are
-            uniform.
+        schemes: (glob pattern of `site.slot` or `site.part`, name of a scheme), the first match wins; operands that
+            match none are uniform. Parts are the operands of attentions: query, key, attention and value. A pattern
+            of all operands of a slot or part, such as `*.attention`, may match none.
     """
 
     bits: Bits
@@ -95,13 +100,13 @@ class Plan:
             InputError: an override that matches no site, or a pattern of schemes that matches no operand.
         """
         sites = tuple(sites)
-        operands = [f"{site.name}.{operand.slot}" for site in sites for operand in site.operands]
+        operands = [name for site in sites for operand in site.operands for name in _names(operand, site)]
         for patterns, what, names in (
             (self.overrides, "site", [site.name for site in sites]),
             (self.schemes, "operand", operands),
         ):
             for pattern, _ in patterns:
-                if not any(fnmatchcase(name, pattern) for name in names):
+                if pattern not in _GENERAL and not any(fnmatchcase(name, pattern) for name in names):
                     raise InputError(f"the pattern {pattern!r} matches no {what}; `fxptq inspect` lists their names")
         transformer = _is_transformer(sites)
         keys: dict[tuple[object, ...], str] = {}
@@ -123,8 +128,9 @@ class Plan:
     def _operand(self, operand: Operand, site: Site, bits: Bits) -> Operand:
         """The operand with its bits, ranges and scheme."""
         width = bits.w if operand.slot == "weight" or operand.role == "constant" else bits.a
-        name = f"{site.name}.{operand.slot}"
-        scheme = next((scheme for pattern, scheme in self.schemes if fnmatchcase(name, pattern)), UNIFORM)
+        names = _names(operand, site)
+        matches = (scheme for pattern, scheme in self.schemes if any(fnmatchcase(name, pattern) for name in names))
+        scheme = next(matches, UNIFORM)
         return replace(operand, bits=width, ranges=self._ranges(operand, site), scheme=scheme)
 
     def _ranges(self, operand: Operand, site: Site) -> int:
@@ -133,6 +139,11 @@ class Plan:
         if self.granularity == "channel":
             return site.shapes["weight"][operand.axis]
         return operand.parts
+
+
+def _names(operand: Operand, site: Site) -> tuple[str, ...]:
+    """The names of an operand in patterns: by its slot, and in an attention by its part."""
+    return tuple(f"{site.name}.{name}" for name in (operand.slot, operand.part) if name)
 
 
 def _grid_of(operand: Operand) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,6 +20,7 @@ from fxptq.graph.functions import is_custom_operator, writes
 from fxptq.graph.fused import fused_parts, leading_to_products
 from fxptq.graph.geometry import Geometry
 from fxptq.graph.kinds import OTHER, Kind, Slot, kind_of, layers
+from fxptq.graph.parts import Part, attention_parts
 from fxptq.graph.roles import Role, role_of
 from fxptq.graph.topology import skeleton
 from fxptq.graph.tracer import IMAGE
@@ -47,6 +48,7 @@ class Operand:
         scheme: the name of its quantizer's scheme (fxptq.quant.scheme).
         quantizer: the key of its quantizer; empty in float. Operands that read one tensor at one width share it.
         version: for memory that calls write into, a number that differs when such a call stands between two reads.
+        part: its part in an attention: query, key, attention (the weights behind the softmax) or value; "" elsewhere.
     """
 
     slot: Slot
@@ -60,6 +62,7 @@ class Operand:
     scheme: str = UNIFORM
     quantizer: str = ""
     version: int = 0
+    part: Part = ""
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
         if node.meta.get("follows") == IMAGE and (kind is not None or _is_hidden(node)):
             found.append((node, kind, version))
     names = _names(node for node, _, _ in found)
-    flow = _Flow(_reaching(graph), leading_to_products(graph))
+    flow = _Flow(_reaching(graph), leading_to_products(graph), attention_parts(graph))
     sites = [_site(node, kind, name, version, flow) for (node, kind, version), name in zip(found, names, strict=True)]
     return _with_edges(graph, sites)
 
@@ -166,10 +169,12 @@ class _Flow:
     Attributes:
         reaching: the nodes whose values reach the output, and not only through a choice (argmin, topk, a comparison).
         to_products: see `fused.leading_to_products`.
+        parts: see `parts.attention_parts`.
     """
 
     reaching: frozenset[fx.Node]
     to_products: frozenset[fx.Node]
+    parts: Mapping[tuple[fx.Node, int], Part]
 
 
 def _reaching(graph: fx.Graph) -> frozenset[fx.Node]:
@@ -221,7 +226,14 @@ def _why_other(node: fx.Node, kind: Kind | None) -> str:
 
 def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node, version: int, flow: _Flow) -> Operand:
     role, lowest = role_of(source)
-    operand = Operand(slot, source.name, role, lowest, version=version if source.meta.get("written") else 0)
+    operand = Operand(
+        slot,
+        source.name,
+        role,
+        lowest,
+        version=version if source.meta.get("written") else 0,
+        part=flow.parts.get((node, kind.slots.index(slot)), ""),
+    )
     if slot != "weight" or kind.weight_axis is None:
         return operand
     parts = 1

@@ -51,7 +51,7 @@ def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport
 def _distribution(ctx: Context, key: str, quantizer: Quantizer) -> Distribution:
     weight = ctx.student.weight_of(key)
     if weight is not None:
-        return Distribution.of(weight, quantizer.ranges, quantizer.axis)
+        return Distribution.of(quantizer.normalize(weight), quantizer.ranges, quantizer.axis)
     if key not in ctx.statistics:
         raise CalibrationError("nothing was observed here; run `observe` first")
     return ctx.statistics[key]

@@ -91,7 +91,7 @@ class Quantizer(nn.Module, ABC):
         if self.mode == "on":
             return self.quantize(x)
         if self.mode == "observe" and self.observer is not None:
-            self.observer.update(x.detach())
+            self.observer.update(self.normalize(x.detach()))
         return x
 
     # -- values and codes ----------------------------------------------------------------------------------------------
@@ -107,6 +107,10 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
         """The values that `codes` stand for, of their shape; only where `stores_codes`."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """The values of `x` in the unit of the bounds, of its shape: `x` itself unless the scheme maps it first."""
+        return x
 
     # -- bounds --------------------------------------------------------------------------------------------------------
 

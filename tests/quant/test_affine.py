@@ -1,0 +1,152 @@
+"""The affine scheme: uniform behind a map, equal to uniform without one; stored, trained, and refused with a reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fxptq.errors import CalibrationError, InputError
+from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.schemes.affine import Affine
+from fxptq.quant.schemes.uniform import Uniform
+from fxptq.refusal import Refusal
+
+
+def on(q: Quantizer, lower: float = -0.9, upper: float = 1.2) -> Quantizer:
+    q.set_bounds(lower, upper)
+    q.mode = "on"
+    return q
+
+
+def mapped(bits: int = 3, seed: int = 0, shape: tuple[int, ...] = (6,), ranges: int = 1) -> Affine:
+    generator = torch.Generator().manual_seed(seed)
+    q = Affine(bits, ranges=ranges)
+    q.set_map(torch.rand(shape, generator=generator) + 0.2, torch.randn(shape, generator=generator))
+    on(q)
+    return q
+
+
+@settings(max_examples=60, deadline=None)
+@given(bits=st.integers(2, 8), ranges=st.sampled_from([1, 2, 4]), seed=st.integers(0, 99))
+def test_without_a_map_it_equals_uniform_bit_for_bit(bits: int, ranges: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(4, 6, generator=generator)
+    lower = -torch.rand(ranges, generator=generator)
+    affine, uniform = Affine(bits, ranges=ranges), Uniform(bits, ranges=ranges)
+    for q in (affine, uniform):
+        q.set_bounds(lower, lower + 1.5)
+        q.mode = "on"
+    assert torch.equal(affine(x), uniform(x))
+    assert torch.equal(affine.encode(x), uniform.encode(x))
+    assert affine.grids() == uniform.grids()
+    assert affine.stored().keys() == uniform.stored().keys()
+    assert affine.normalize(x) is x
+
+
+@settings(max_examples=60, deadline=None)
+@given(bits=st.integers(2, 8), seed=st.integers(0, 99))
+def test_values_are_the_nearest_of_each_channels_own_grid(bits: int, seed: int) -> None:
+    q = mapped(bits, seed)
+    x = 2 * torch.randn(50, 6, generator=torch.Generator().manual_seed(seed + 1))
+    levels = torch.arange(2**bits, dtype=torch.float64)
+    scale, offset = q.scale.double(), q.lower.double()
+    grid = q.factor.double()[:, None] * (scale * levels + offset) + q.center.double()[:, None]  # [6, levels]
+    nearest = (x.double()[..., None] - grid).abs().amin(-1)
+    torch.testing.assert_close((x - q(x)).abs().double(), nearest, rtol=0, atol=1e-5)
+    assert torch.equal(q.decode(q.encode(x)), q(x))
+    assert all(len(q(x)[:, c].unique()) <= 2**bits for c in range(6))
+
+
+@pytest.mark.parametrize(
+    ("shape", "operand"), [((6,), (2, 5, 6)), ((6, 1, 1), (2, 6, 4, 5)), ((3, 1, 6), (2, 3, 7, 6)), ((), (4,))]
+)
+def test_maps_lie_along_trailing_axes(shape: tuple[int, ...], operand: tuple[int, ...]) -> None:
+    q = mapped(8, shape=shape)
+    x = torch.randn(operand).clamp(-0.5, 0.5) * q.factor + q.center
+    torch.testing.assert_close(q(x), x, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("operand", [(2, 5), (6, 2), (0,)], ids=["another-size", "another-axis", "empty"])
+def test_a_map_of_another_operand_is_refused(operand: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"a map of shape \(6,\) does not fit a tensor of shape"):
+        mapped()(torch.zeros(operand))
+
+
+def test_a_map_with_more_axes_than_the_operand_is_refused() -> None:
+    with pytest.raises(InputError, match="does not fit"):
+        mapped(shape=(6, 1, 1))(torch.zeros(6, 1))
+
+
+@pytest.mark.parametrize(
+    ("factor", "center", "message"),
+    [
+        (torch.tensor([1.0, 0.0]), 0.0, "positive"),
+        (1.0, float("nan"), "finite"),
+        (torch.ones(2), torch.ones(3), "of one shape"),
+    ],
+)
+def test_impossible_maps_are_refused_and_change_nothing(
+    factor: torch.Tensor | float, center: torch.Tensor | float, message: str
+) -> None:
+    q = mapped()
+    before, x = q.stored(), torch.randn(4, 6)
+    expected = q(x)
+    with pytest.raises(CalibrationError, match=message):
+        q.set_map(factor, center)
+    assert torch.equal(q(x), expected)
+    assert all(tensor is before[name] or torch.equal(tensor, before[name]) for name, tensor in q.stored().items())
+
+
+@pytest.mark.parametrize("ranges", [1, 4])
+def test_stored_tensors_give_it_back_bit_for_bit(ranges: int) -> None:
+    q, x = mapped(ranges=ranges), torch.randn(4, 6)
+    other = Affine(3, ranges=ranges)
+    other.restore(q.stored())
+    other.mode = "on"
+    assert torch.equal(other(x), q(x))
+    loaded = Affine(3, ranges=ranges)
+    loaded.load_state_dict(q.state_dict())
+    loaded.mode = "on"
+    assert torch.equal(loaded(x), q(x))
+
+
+def test_half_a_map_is_no_state() -> None:
+    tensors = mapped().stored()
+    del tensors["center"]
+    with pytest.raises(CalibrationError, match="factor and center"):
+        Affine(3).restore(tensors)
+
+
+def test_a_weight_on_its_grid_stays_there() -> None:
+    q = mapped(ranges=4)
+    weight = q(torch.randn(4, 6))
+    assert torch.equal(q(weight), weight)
+
+
+def test_observers_see_what_the_bounds_speak_of() -> None:
+    class Keep:
+        def update(self, x: torch.Tensor) -> None:
+            self.seen = x
+
+    q, x, keep = mapped(), torch.randn(4, 6), Keep()
+    q.observer, q.mode = keep, "observe"
+    assert q(x) is x
+    assert torch.equal(keep.seen, (x - q.center) / q.factor)
+
+
+def test_gradients_reach_the_bounds_and_pass_where_nothing_is_clipped() -> None:
+    q, x = mapped(), torch.randn(50, 6, requires_grad=True)
+    q(x).square().sum().backward()
+    z = (x.detach() - q.center) / q.factor
+    inside = (z > q.lower) & (z < q.upper)
+    torch.testing.assert_close(x.grad, 2 * q(x).detach() * inside, rtol=1e-4, atol=1e-5)
+    assert q.shift.grad is not None
+    assert bool(q.shift.grad.any())
+
+
+def test_integers_refuse_a_map_and_say_why() -> None:
+    grids = mapped().grids()
+    assert isinstance(grids, Refusal)
+    assert grids.reason == "its channels have factors and centers of their own, which no integer kernel carries yet"
