@@ -60,9 +60,10 @@ class Affine(Uniform):
         like = self.lower0
         pair = [torch.as_tensor(t, dtype=like.dtype, device=like.device).detach() for t in (factor, center)]
         try:
-            new_factor, new_center = (t.clone() for t in torch.broadcast_tensors(*pair))
+            shape = (pair[0] + pair[1]).shape
         except RuntimeError as error:
             raise CalibrationError(f"a map has a factor and a center of one shape: {error}") from None
+        new_factor, new_center = (t.expand(shape).clone() for t in pair)
         if not (new_factor.isfinite().all() and new_center.isfinite().all() and (new_factor > 0).all()):
             raise CalibrationError("the factors of a map must be finite and positive, and its centers finite")
         self.factor, self.center = new_factor, new_center

@@ -20,6 +20,7 @@ from fxptq.quant.distribution import Distribution
 from fxptq.quant.grid import Grid
 from fxptq.quant.quantizer import Quantizer, Role, Trainable
 from fxptq.quant.scheme import UNIFORM, register
+from fxptq.refusal import Refusal
 
 
 @register(UNIFORM)
@@ -154,7 +155,7 @@ class Uniform(Quantizer):
 
     # -- integers ------------------------------------------------------------------------------------------------------
 
-    def grids(self) -> tuple[Grid, ...]:
+    def grids(self) -> tuple[Grid, ...] | Refusal:
         """The grid of each range; the scale is 0 in a range of zero width."""
         with torch.no_grad():
             pairs = zip(self.scale.tolist(), self.lower.tolist(), strict=True)
