@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from fxptq.errors import CaptureError, FxptqError, InputError
 from fxptq.graph.cache import Cache
+from fxptq.graph.calls import argument
 from fxptq.graph.capture import Capture, capture
 from fxptq.graph.constants import attribute
 from fxptq.graph.copies import independent_copy
@@ -32,6 +33,9 @@ from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.scheme import make_quantizer
 
 Shapes = tuple[tuple[tuple[int, ...], torch.dtype], ...]
+
+_OWN = "model."
+"""The names of the network's own tensors in the holder begin so; other tensors belong to one graph."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class Program(nn.Module):
         self._cache: Cache[Variant] = Cache()
         self._sources: dict[str, str | None] = {}
         self._shared: frozenset[str] = frozenset()
+        self._biases: dict[str, str] = {}
         self.sites: tuple[Site, ...] = ()
         self.quantizers: dict[str, Quantizer] = {}
         self._proved = twin.variants[0].capture if twin is not None else None
@@ -108,6 +113,7 @@ class Program(nn.Module):
         self._first = first.capture  # quantizers read its constants, even when its graph has gone
         self._sources = _sources(first, self.operands())
         self._shared = _shared(first, self.operands())
+        self._biases = _biases(first)
 
     # -- graphs --------------------------------------------------------------------------------------------------------
 
@@ -274,6 +280,24 @@ class Program(nn.Module):
             raise InputError(f"{key} quantizes an activation; only a weight can be set")
         weight.copy_(value)
 
+    def bias_of(self, key: str) -> Tensor | None:
+        """The bias of the layer whose weight a quantizer reads, [outputs]; None where no bias can be changed.
+
+        A bias can be changed if it is a tensor of the network and nothing but the one call of the layer reads it.
+        """
+        target = self._biases.get(key)
+        if target is None:
+            return None
+        bias: Tensor = attribute(self.holder, target)
+        return bias.detach()
+
+    def set_bias(self, key: str, value: Tensor) -> None:
+        """Overwrites the bias of the layer whose weight that quantizer reads, in place, so that every graph sees it."""
+        bias = self.bias_of(key)
+        if bias is None:
+            raise InputError(f"{key}: the layer has no bias that can be set")
+        bias.copy_(value)
+
 
 def _as_calibrated(site: Site, known: Site | None) -> Site:
     """A site of a later graph: as the site of that name in the first graph, or in float, as it was not calibrated.
@@ -334,3 +358,23 @@ def _shared(variant: Variant, operands: dict[str, Operand]) -> frozenset[str]:
         if nodes[operand.source].meta.get("folded")
         or any((user.name, operand.source, key) not in readers for user in nodes[operand.source].users)
     )
+
+
+def _biases(variant: Variant) -> dict[str, str]:
+    """Where the bias lives that belongs to each quantizer of a weight, for layers with a bias of their own."""
+    nodes = {node.name: node for node in variant.capture.graph.nodes}
+    layers: dict[str, list[fx.Node]] = {}
+    for site in variant.sites:
+        for operand in site.operands:
+            if operand.slot == "weight" and operand.quantizer:
+                layers.setdefault(operand.quantizer, []).append(nodes[site.node])
+    biases = {key: argument(calls[0], 2, "bias") for key, calls in layers.items() if len(calls) == 1}
+    return {
+        key: str(bias.target)
+        for key, bias in biases.items()
+        if isinstance(bias, fx.Node)
+        and bias.op == "get_attr"
+        and str(bias.target).startswith(_OWN)
+        and len(bias.users) == 1
+        and not bias.meta.get("folded")
+    }

@@ -52,6 +52,11 @@ class Operand(Protocol):
         """The key of its quantizer; empty for an operand in float."""
         ...
 
+    @property
+    def part(self) -> str:
+        """query, key, attention or value in an attention; empty elsewhere."""
+        ...
+
 
 class Site(Protocol):
     """The part of a site (fxptq.graph.sites.Site) that passes read."""
@@ -109,6 +114,14 @@ class QuantizedNetwork(Protocol):
 
     def set_weight(self, key: str, value: Tensor) -> None:
         """Overwrite the weight of the quantizer in place."""
+        ...
+
+    def bias_of(self, key: str) -> Tensor | None:
+        """The bias of the layer whose weight the quantizer reads; None where no bias can be changed."""
+        ...
+
+    def set_bias(self, key: str, value: Tensor) -> None:
+        """Overwrite the bias of the layer whose weight the quantizer reads, in place."""
         ...
 
 

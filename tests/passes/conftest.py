@@ -20,6 +20,7 @@ class Operand:
     quantizer: str
     role: str = "symmetric"
     lowest: float | None = None
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ class TinyNetwork(nn.Module):
         weight = self.weight_of(key)
         assert weight is not None
         weight.copy_(value)
+
+    def bias_of(self, key: str) -> Tensor | None:  # noqa: ARG002  # as a program's
+        return None
+
+    def set_bias(self, key: str, value: Tensor) -> None:
+        raise NotImplementedError
 
     def with_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         q = self.quantizers

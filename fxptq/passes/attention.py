@@ -1,0 +1,319 @@
+"""Attention: maps for the query, key and value of each attention, and the ceiling of its weights.
+
+What a static map may do depends on the axes of a product whose size never changes with the picture. Two factors of a
+product may share a factor s and 1 / s along the summed axis; the outer axes may have factors of their own, which leave
+the sum. The center of a key adds to all logits of a row alike, and a softmax does not see it. So integer kernels need
+sums of codes, factors in the epilogue, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxptq.errors import FxptqError, InputError
+from fxptq.passes.base import Context, Operand, Pass, PassReport, QuantizedNetwork, register
+from fxptq.passes.judge import Judge, State
+from fxptq.passes.samples import Take, evenly, in_memory, sample
+from fxptq.quant.distribution import Distribution
+from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.schemes.affine import Affine
+from fxptq.quant.schemes.shares import Shares
+from fxptq.quant.schemes.uniform import Uniform
+from fxptq.quant.search import dobi2d
+
+_BALANCES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Powers of the query's ranges in the factor that query and key share: 0 makes the key's ranges equal."""
+
+_CEILINGS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+
+_VALUES = 60_000
+"""Values that a search for bounds reads, spread over the ranges; each range gets at least `_LEAST`."""
+
+_LEAST = 2048
+_QUERY, _KEY, _ATTENTION, _VALUE = "query", "key", "attention", "value"
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of an attention.
+
+    Attributes:
+        lhs: the query, or the attention weights.
+        rhs: the key, or the value.
+        windows: number of windows in one picture at the example's size, at least 1.
+        nbytes: memory of the factors of one window.
+    """
+
+    lhs: Operand
+    rhs: Operand
+    windows: int
+    nbytes: int
+
+
+@register("attention")
+class Attention(Pass):
+    """Sets the maps and bounds of attentions with affine queries, keys and values and with weights as shares.
+
+    Each product is judged by the error of its output with both factors quantized (of logits: about the mean of their
+    row), and the network by its output on held-out inputs, a stage of products at a time; a stage that makes it worse
+    is taken back. The pass needs bounds that are set.
+    """
+
+    @dataclass(frozen=True)
+    class Settings:
+        """Settings.
+
+        Attributes:
+            windows: number of windows, over all calibration inputs, that errors are measured on.
+            k: number of candidates for each bound.
+            holdout: share of the calibration inputs to judge the network by, 0..1.
+            stages: number of parts of the network that are judged one after the other.
+        """
+
+        windows: int = 48
+        k: int = 50
+        holdout: float = 0.25
+        stages: int = 4
+
+        def __post_init__(self) -> None:
+            if min(self.windows, self.k, self.stages) < 1:
+                raise InputError("windows, k and stages must be at least 1")
+            if not 0 < self.holdout < 1:
+                raise InputError(f"holdout lies between 0 and 1, unlike {self.holdout}")
+
+    settings: Settings
+
+    @torch.no_grad()
+    def run(self, ctx: Context) -> PassReport:
+        """See Pass.
+
+        Raises:
+            InputError: if there are no images.
+        """
+        products = list(_products(ctx.student))
+        if not products:
+            return PassReport(notes=("no attention has quantizers that are on and of the schemes affine and shares",))
+        judge = Judge(ctx, self.settings.holdout)
+        start = judge.error
+        each = -(-self.settings.windows // len(judge.inputs))
+        keys = [operand.quantizer for product in products for operand in (product.lhs, product.rhs)]
+        sizes = _shapes_elsewhere(ctx, keys)
+        states: list[State] = []
+        with ctx.progress.task("attention", len(products)) as advance:
+            for part in in_memory(products, lambda one: one.nbytes * min(each, one.windows) * len(judge.inputs)):
+                samples = sample(ctx, judge.inputs, _takes(part, each))
+                for product in part:
+                    factors = [samples.pop(operand.quantizer) for operand in (product.lhs, product.rhs)]
+                    others = [sizes[operand.quantizer] for operand in (product.lhs, product.rhs)]
+                    states.append(self._choose(ctx.student, product, factors, others))
+                    advance()
+        states = [state for state in states if state]
+        kept = judge.keeps_states(states, self.settings.stages)
+        note = f"{len(products)} products, {len(states)} with a choice, {kept} kept"
+        return PassReport(notes=(f"{note}; squared error of the output {start:.3g} -> {judge.error:.3g}",))
+
+    def _choose(
+        self,
+        student: QuantizedNetwork,
+        product: Product,
+        factors: Sequence[Sequence[Tensor]],
+        others: Sequence[Sequence[Tensor]],
+    ) -> State:
+        """The quantizers' tensors for a product; none where its factors do not lie as those of an attention."""
+        pairs = [_joined(samples) for samples in factors]
+        if any(x is None or x.dim() != 4 for x in pairs) or not all(others):
+            return {}
+        lhs, rhs = (x for x in pairs if x is not None)
+        if lhs.shape[:2] != rhs.shape[:2]:
+            return {}
+        fixed = [
+            frozenset(axis for axis in (-3, -2, -1) if x.shape[axis] == int(sizes[0][axis]))
+            for x, sizes in zip((lhs, rhs), others, strict=True)
+        ]
+        own = [student.quantizers[operand.quantizer] for operand in (product.lhs, product.rhs)]
+        searches = _Search(self.settings.k)
+        chosen = (
+            searches.scores(own, lhs, rhs, fixed) if product.lhs.part == _QUERY else searches.mix(own, lhs, rhs, fixed)
+        )
+        return {
+            operand.quantizer: quantizer.stored()
+            for operand, quantizer in zip((product.lhs, product.rhs), chosen, strict=True)
+        }
+
+
+class _Search:
+    """The choice of quantizers for the two kinds of product.
+
+    Args:
+        k: number of candidates for each bound.
+    """
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+
+    def scores(
+        self, own: Sequence[Quantizer], query: Tensor, key: Tensor, fixed: Sequence[frozenset[int]]
+    ) -> tuple[Quantizer, Quantizer]:
+        """Quantizers of the query [windows, heads, N, d] and the key [windows, heads, d, M]."""
+        heads = frozenset((-3,))
+        if -1 not in fixed[0] or -2 not in fixed[1]:
+            # The sum runs over positions, so the channels are the outer axes.
+            outer = fixed[0] & {-3, -2}, fixed[1] & {-3, -1}
+            return self._ranged(own[0], query, outer[0]), self._ranged(own[1], key, outer[1])
+        reference = _about_row(query @ key)
+        mean = key.mean((0, 3), keepdim=True) if -3 in fixed[1] else key.mean((0, 1, 3), keepdim=True)
+        pairs = [self._pair(own, query, key, mean, None, heads & fixed[0])]
+        ranges = [_spread(query, 2, fixed[0]), _spread(key, 3, fixed[1]).transpose(-2, -1)]  # [1, H or 1, 1, d]
+        for power in _BALANCES:
+            factor = ranges[0] ** power / ranges[1] ** (1 - power)
+            factor = factor / factor.log().mean(-1, keepdim=True).exp()
+            pairs.append(self._pair(own, query, key, mean, factor, heads & fixed[0]))
+        errors = [float((_about_row(a(query) @ b(key)) - reference).square().mean()) for a, b in pairs]
+        return pairs[errors.index(min(errors))]
+
+    def _pair(
+        self,
+        own: Sequence[Quantizer],
+        query: Tensor,
+        key: Tensor,
+        mean: Tensor,
+        factor: Tensor | None,
+        heads: frozenset[int],
+    ) -> tuple[Quantizer, Quantizer]:
+        """Quantizers with a factor [1, H or 1, 1, d] for the query and its inverse for the key.
+
+        The query's grid is symmetric, so that the offset of the key's codes gives the same number for all keys.
+        """
+        factor = torch.ones(1, 1, 1, 1) if factor is None else factor
+        across = factor.transpose(-2, -1)
+        largest = self._symmetric(own[0].bits, query / factor, heads)
+        first = _affine(own[0], factor[0] * largest, torch.zeros(()), -1.0, 1.0)
+        centred = (key - mean) * across
+        lower, width = self._bounds(own[1].bits, centred, heads)
+        second = _affine(own[1], width / across[0], mean[0] + lower / across[0], 0.0, 1.0)
+        return first, second
+
+    def mix(
+        self, own: Sequence[Quantizer], attention: Tensor, value: Tensor, fixed: Sequence[frozenset[int]]
+    ) -> tuple[Quantizer, Quantizer]:
+        """Quantizers of the attention weights [windows, heads, N, M] and the value [windows, heads, M, d]."""
+        second = self._ranged(own[1], value, fixed[1] & {-3, -1})
+        coded, reference = second(value), attention @ value
+        firsts = []
+        for ceiling in _CEILINGS:
+            first = Shares(own[0].bits)
+            first.set_bounds(0.0, ceiling)
+            first.mode = "on"
+            firsts.append(first)
+        errors = [float((first(attention) @ coded - reference).square().mean()) for first in firsts]
+        return firsts[errors.index(min(errors))], second
+
+    def _ranged(self, own: Quantizer, x: Tensor, axes: frozenset[int]) -> Quantizer:
+        """A quantizer with bounds of its own along some axes."""
+        lower, width = self._bounds(own.bits, x, axes)
+        return _affine(own, width, lower, 0.0, 1.0)
+
+    def _bounds(self, bits: int, x: Tensor, axes: frozenset[int]) -> tuple[Tensor, Tensor]:
+        """Lower bounds and widths along some of the last three axes, of length 1 along the others of them."""
+        values, shape = _by_range(x, axes)
+        found = dobi2d(Distribution.of(values, len(values)), Uniform(bits, len(values)), self.k)
+        width = (found.upper - found.lower).clamp(min=1e-9)
+        return found.lower.float().view(shape), width.float().view(shape)
+
+    def _symmetric(self, bits: int, x: Tensor, axes: frozenset[int]) -> Tensor:
+        """The ends of ranges about zero along some axes, shaped as by `_bounds`."""
+        values, shape = _by_range(x, axes)
+        distribution = Distribution.of(values, len(values))
+        ends = values.abs().amax(1, keepdim=True).double().clamp(min=1e-9) * torch.linspace(1, 0.2, self.k).double()
+        error = distribution.squared_error(-ends, ends, bits)
+        return ends.gather(1, error.argmin(1, keepdim=True)).float().view(shape)
+
+
+def _by_range(x: Tensor, axes: frozenset[int]) -> tuple[Tensor, tuple[int, ...]]:
+    """Values as rows, one for each place along `axes` among the last three axes, and the shape of such numbers."""
+    kept = sorted(axes)
+    others = [axis for axis in range(-x.dim(), 0) if axis not in axes]
+    shape = tuple(x.shape[axis] if axis in axes else 1 for axis in (-3, -2, -1))
+    rows = x.permute(*kept, *others).reshape(max(1, torch.Size(shape).numel()), -1)
+    return evenly(rows, max(_LEAST, _VALUES // len(rows)), 1), shape
+
+
+def _spread(x: Tensor, positions: int, fixed: frozenset[int]) -> Tensor:
+    """The range of nearly all values of each head and channel; axis `positions` and the windows are gone over."""
+    gone = [0, positions] + ([] if -3 in fixed else [1])
+    kept = [axis for axis in range(4) if axis not in gone]
+    rows = x.permute(*kept, *gone).flatten(len(kept))
+    rows = evenly(rows, 1 << 14, -1)
+    wide = (rows.quantile(0.999, -1) - rows.quantile(0.001, -1)).clamp(min=1e-5)
+    return wide.view([1 if axis in gone else x.shape[axis] for axis in range(4)])
+
+
+def _about_row(logits: Tensor) -> Tensor:
+    """Logits about the mean of their row, because a softmax sees no more."""
+    return logits - logits.mean(-1, keepdim=True)
+
+
+def _affine(own: Quantizer, factor: Tensor, center: Tensor, lower: float, upper: float) -> Affine:
+    quantizer = Affine(own.bits, own.ranges, own.axis, own.role)
+    quantizer.set_map(factor, center)
+    quantizer.set_bounds(lower, upper)
+    quantizer.mode = "on"
+    return quantizer
+
+
+def _products(student: QuantizedNetwork) -> Iterator[Product]:
+    """The products of attentions whose quantizers are on, of the right scheme, and read nowhere else."""
+    readers: dict[str, int] = {}
+    for site in student.sites:
+        for operand in site.operands:
+            readers[operand.quantizer] = readers.get(operand.quantizer, 0) + 1
+    for site in student.sites:
+        parts = [operand.part for operand in site.operands]
+        schemes = (Affine, Affine) if parts == [_QUERY, _KEY] else (Shares, Affine)
+        if parts not in ([_QUERY, _KEY], [_ATTENTION, _VALUE]) or min(len(site.shapes[s]) for s in ("lhs", "rhs")) < 3:
+            continue
+        quantizers = [student.quantizers.get(operand.quantizer) for operand in site.operands]
+        if all(
+            isinstance(quantizer, scheme) and quantizer.mode == "on" and readers[operand.quantizer] == 1
+            for quantizer, scheme, operand in zip(quantizers, schemes, site.operands, strict=True)
+        ):
+            shapes = [site.shapes[slot] for slot in ("lhs", "rhs")]
+            windows = max(torch.Size(shape[:-3]).numel() for shape in shapes)
+            nbytes = sum(4 * torch.Size(shape[-3:]).numel() for shape in shapes)
+            yield Product(site.operands[0], site.operands[1], windows, nbytes)
+
+
+def _takes(products: Sequence[Product], windows: int) -> Mapping[str, Take]:
+    def take(x: Tensor) -> Tensor:
+        lead = (-1, 1) if x.dim() == 3 else (-1, x.shape[-3])  # a product without heads
+        return evenly(x.reshape(*lead, *x.shape[-2:]), windows)
+
+    return {operand.quantizer: take for product in products for operand in (product.lhs, product.rhs)}
+
+
+def _joined(samples: Sequence[Tensor]) -> Tensor | None:
+    """Samples of one shape as one tensor; None where there are none."""
+    alike = [x for x in samples if x.shape[1:] == samples[0].shape[1:]]
+    return torch.cat(alike) if alike else None
+
+
+def _shape(x: Tensor) -> Tensor:
+    return torch.tensor(x.shape)
+
+
+def _shapes_elsewhere(ctx: Context, keys: Sequence[str]) -> dict[str, list[Tensor]]:
+    """The shapes of operands for an input of another size and batch, as far as the network takes one."""
+    takes = dict.fromkeys(keys, _shape)
+    first = ctx.images[0]
+    if isinstance(first, Tensor) and ctx.sizes.fixed is None:
+        height, width = first.shape[-2:]
+        size = ctx.sizes.at_least(height, 2 * width)
+        tiled = first.repeat(1, 1, -(-size[0] // height), -(-size[1] // width))[..., : size[0], : size[1]]
+        with suppress(FxptqError):  # a network of fewer sizes than it seemed: no map can fail at others
+            return sample(ctx, [tiled.repeat(2, 1, 1, 1) if ctx.batches else tiled], takes)
+    return sample(ctx, [first], takes)

@@ -1,0 +1,284 @@
+"""Channels: a factor and a center for each input channel of a layer, chosen by the error of the layer's output.
+
+With the input's quantizer at the factor f and the center z, and the weight's at the factor 1 / f, the layer computes
+the sum of W f (x - z) / f and the constant W z. In float this changes nothing. On grids, wide channels no longer decide
+the step of narrow ones, and the weights share the burden. Integer kernels need one multiply-add a channel where the
+input becomes codes, and a larger bias; sums of codes stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fxptq.errors import InputError
+from fxptq.passes.base import Context, Pass, PassReport, QuantizedNetwork, Site, register
+from fxptq.passes.judge import Judge, State
+from fxptq.passes.samples import Take, evenly, in_memory, sample
+from fxptq.quant.distribution import Distribution
+from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.schemes.affine import Affine
+from fxptq.quant.search import Bounds, dobi2d
+
+_EXPONENTS = (0.25, 0.5, 0.75, 1.0)
+"""Powers of a channel's width that its factor may have: 0 would leave the widths, 1 makes them equal."""
+
+_VALUES = 60_000
+"""Values of an input's sample that the bounds are searched on."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The layers that read one input through one quantizer.
+
+    Attributes:
+        key: the quantizer of the input.
+        lowest: the known floor of the input.
+        layers: each layer's site, and the key of its weight's quantizer.
+        scalable: whether the channels may have factors, because no other input meets the weights.
+    """
+
+    key: str
+    lowest: float | None
+    layers: tuple[tuple[Site, str], ...]
+    scalable: bool
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the channels are the last axis of the input."""
+        return self.layers[0][0].kind == "linear"
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels."""
+        return self.layers[0][0].shapes["weight"][1]
+
+    def axes(self, by_channel: Tensor) -> Tensor:
+        """Numbers [C] in the shape that broadcasts to the input and to the weights."""
+        return by_channel if self.is_linear else by_channel.view(-1, 1, 1)
+
+
+@register("channels")
+class Channels(Pass):
+    """Gives the inputs of layers with an affine scheme factors and centers, and sets their bounds and their weights'.
+
+    Candidates are powers of the widths and largest values of channels (as in SmoothQuant, arXiv 2211.10438, and
+    RepQ-ViT, arXiv 2212.08254). The best for the outputs of the layers, with inputs and weights quantized, is tried in
+    the network, a stage of layers at a time; a stage that makes the network's output worse is taken back. Operands of 8
+    bits keep their grid, which is fine enough. The pass needs bounds that are set.
+    """
+
+    @dataclass(frozen=True)
+    class Settings:
+        """Settings.
+
+        Attributes:
+            rows: number of positions of each input that errors are measured on.
+            k: number of candidates for each bound of an input; those of weights get a quarter.
+            holdout: share of the calibration inputs to judge the network by, 0..1.
+            stages: number of parts of the network that are judged one after the other.
+        """
+
+        rows: int = 1536
+        k: int = 50
+        holdout: float = 0.25
+        stages: int = 4
+
+        def __post_init__(self) -> None:
+            if min(self.rows, self.k, self.stages) < 1:
+                raise InputError("rows, k and stages must be at least 1")
+            if not 0 < self.holdout < 1:
+                raise InputError(f"holdout lies between 0 and 1, unlike {self.holdout}")
+
+    settings: Settings
+
+    @torch.no_grad()
+    def run(self, ctx: Context) -> PassReport:
+        """See Pass.
+
+        Raises:
+            InputError: if there are no images.
+        """
+        groups = list(_groups(ctx.student))
+        if not groups:
+            return PassReport(notes=("no layer has affine quantizers below 8 bits whose bounds are set",))
+        judge = Judge(ctx, self.settings.holdout)
+        start = judge.error
+        chosen: list[tuple[Group, str, State]] = []
+        with ctx.progress.task("channels", len(groups)) as advance:
+            for part in in_memory(groups, self._nbytes):
+                samples = sample(ctx, judge.inputs, {group.key: self._take(group, judge) for group in part})
+                for group in part:
+                    name, state = self._choose(ctx.student, group, samples.pop(group.key))
+                    chosen.append((group, name, state))
+                    advance(note=name)
+        changed = [(group, name, state) for group, name, state in chosen if state]
+        kept = judge.keeps_states([state for _, _, state in changed], self.settings.stages)
+        return PassReport(
+            notes=(
+                f"{len(groups)} inputs, {len(changed)} with a better map for their layers, {kept} kept; "
+                f"squared error of the output {start:.3g} -> {judge.error:.3g}",
+                *sorted({f"{name}: {sum(n == name for _, n, _ in chosen)}" for _, name, _ in chosen}),
+            )
+        )
+
+    def _nbytes(self, group: Group) -> int:
+        return 4 * self.settings.rows * group.channels * (1 if group.is_linear else 3)  # crops have rims
+
+    def _take(self, group: Group, judge: Judge) -> Take:
+        """Rows [n, C] of a linear layer's input; a crop [B, C, h, w] out of the middle of a convolution's."""
+        rows = -(-self.settings.rows // len(judge.inputs))
+        if group.is_linear:
+            return lambda x: evenly(x.reshape(-1, x.shape[-1]), rows)
+        rim = max(max(_spans(site)) for site, _ in group.layers) - 1
+        side = int(rows**0.5) + rim
+
+        def crop(x: Tensor) -> Tensor:
+            x = x if x.dim() == 4 else x[None]
+            top, left = ((size - min(size, side)) // 2 for size in x.shape[-2:])
+            return x[..., top : top + side, left : left + side].clone()
+
+        return crop
+
+    def _choose(self, student: QuantizedNetwork, group: Group, samples: Sequence[Tensor]) -> tuple[str, State]:
+        """The name of the best candidate and the quantizers' tensors for it; none where no map is better."""
+        x = torch.cat([part for part in samples if part.shape[1:] == samples[0].shape[1:]])
+        rows = x if group.is_linear else x.movedim(1, -1).reshape(-1, x.shape[1])
+        weights = {key: _weight(student, key).cpu() for _, key in group.layers}
+        references = [_about_mean(_apply(site, x, weights[key])) for site, key in group.layers]
+        input_quantizer = student.quantizers[group.key]
+        best, best_name, best_state = float("inf"), "", State()
+        for name, factor, center in _candidates(
+            rows, input_quantizer.bits, list(weights.values()), scalable=group.scalable
+        ):
+            probe = _probe(input_quantizer)
+            probe.set_map(group.axes(factor), group.axes(center))
+            values = evenly(probe.normalize(x).flatten(), _VALUES)
+            floor = group.lowest if name == "none" else None
+            _set_bounds(probe, dobi2d(Distribution.of(values), probe, self.settings.k, floor))
+            coded, state, error = probe(x), {group.key: probe.stored()}, 0.0
+            for (site, key), reference in zip(group.layers, references, strict=True):
+                own = _probe(student.quantizers[key])
+                own.set_map(group.axes(1 / factor))
+                values_of = Distribution.of(own.normalize(weights[key]), own.ranges, own.axis)
+                _set_bounds(own, dobi2d(values_of, own, max(1, self.settings.k // 4)))
+                off = _about_mean(_apply(site, coded, own(weights[key]))) - reference
+                error += float(off.square().sum() / reference.square().sum().clamp(min=1e-30))
+                state[key] = own.stored()
+            if error < best:
+                best, best_name, best_state = error, name, {} if name == "none" else state
+        return best_name, best_state
+
+
+def _groups(student: QuantizedNetwork) -> Iterator[Group]:
+    """The groups of plain layers whose quantizers are affine and on, and one of them below 8 bits."""
+    readers: dict[str, list[tuple[Site, str, str, float | None]]] = {}
+    inputs: dict[str, set[str]] = {}
+    for site in student.sites:
+        by_slot = {operand.slot: operand.quantizer for operand in site.operands}
+        weight = by_slot.get("weight", "")
+        inputs.setdefault(weight, set()).add(by_slot.get("input", ""))
+        for operand in site.operands:
+            readers.setdefault(operand.quantizer, []).append((site, operand.slot, weight, operand.lowest))
+    for key, reads in readers.items():
+        layers = {(site.kind, site.geometry, weight): (site, weight) for site, _, weight, _ in reads}.values()
+        keys = [key, *(weight for _, weight in layers)]
+        one_layout = len({site.kind == "linear" for site, _ in layers}) == 1
+        plain = all(slot == "input" and _is_plain(site) for site, slot, _, _ in reads)
+        affine = all(_is_affine(student.quantizers.get(each)) for each in keys)
+        if plain and one_layout and affine and any(student.quantizers[each].bits < 8 for each in keys):
+            yield Group(key, reads[0][3], tuple(layers), all(len(inputs[weight]) == 1 for _, weight in layers))
+
+
+def _is_plain(site: Site) -> bool:
+    """Whether the layer multiplies every input channel with the same axis of its weight, in one group."""
+    weight = site.shapes.get("weight", ())
+    if site.geometry is None:
+        return site.kind == "linear" and len(weight) == 2 and weight[1] == site.shapes["input"][-1]
+    return len(weight) == 4 and site.geometry.groups == 1 and not site.geometry.transposed
+
+
+def _is_affine(quantizer: Quantizer | None) -> bool:
+    return isinstance(quantizer, Affine) and quantizer.mode == "on"
+
+
+def _candidates(
+    rows: Tensor, bits: int, weights: Sequence[Tensor], *, scalable: bool
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Maps to try: a name, the factor and the center of each channel, [C] each.
+
+    Args:
+        rows: values of the input, [positions, C].
+        bits: the bits of the input, which decide how many values a good range clips.
+        weights: the weights of the layers, [outputs, C, ...].
+        scalable: whether factors are allowed.
+    """
+    ones, zeros = torch.ones(rows.shape[1]), torch.zeros(rows.shape[1])
+    yield "none", ones, zeros
+    by_channel = Distribution.of(rows.T.contiguous(), rows.shape[1])
+    range_of_each = dobi2d(by_channel, Affine(bits, rows.shape[1]), 40)
+    width = _positive((range_of_each.upper - range_of_each.lower).float())
+    middle = ((range_of_each.upper + range_of_each.lower) / 2).float()
+    yield "center", ones, middle
+    if not scalable:
+        return
+    strength = _positive(torch.stack([w.abs().transpose(0, 1).flatten(1).amax(1) for w in weights]).amax(0))
+    for power in _EXPONENTS:
+        yield f"width^{power:g}, center", _scaled(width**power), middle
+    for power in _EXPONENTS[:-1]:
+        yield f"width^{power:g}/weight^{1 - power:g}, center", _scaled(width**power / strength ** (1 - power)), middle
+    largest = _positive(torch.quantile(rows.abs(), 0.9995, 0))
+    for power in (0.5, 1.0):
+        yield f"largest^{power:g}", _scaled(largest**power), zeros
+
+
+def _positive(x: Tensor) -> Tensor:
+    """Numbers at least 1/4096 of the largest: a channel that is still in the sample may move in other pictures."""
+    return x.clamp(min=float(x.max().clamp(min=1e-30)) / 4096)
+
+
+def _scaled(factor: Tensor) -> Tensor:
+    """Factors with the geometric mean 1."""
+    return factor / factor.log().mean().exp()
+
+
+def _probe(quantizer: Quantizer) -> Affine:
+    """A quantizer of the same bits, ranges and axis, on the CPU, whose map and bounds are yet to be set."""
+    probe = Affine(quantizer.bits, quantizer.ranges, quantizer.axis, quantizer.role)
+    probe.mode = "on"
+    return probe
+
+
+def _set_bounds(quantizer: Quantizer, bounds: Bounds) -> None:
+    quantizer.set_bounds(bounds.lower, bounds.upper)
+
+
+def _weight(student: QuantizedNetwork, key: str) -> Tensor:
+    weight = student.weight_of(key)
+    assert weight is not None  # a quantizer of a weight  # noqa: S101
+    return weight
+
+
+def _spans(site: Site) -> list[int]:
+    """Height and width of the input that one output of a convolution sees."""
+    assert site.geometry is not None  # a convolution  # noqa: S101
+    kernel = site.shapes["weight"][2:]
+    return [step * (side - 1) + 1 for step, side in zip(site.geometry.dilation, kernel, strict=True)]
+
+
+def _apply(site: Site, x: Tensor, weight: Tensor) -> Tensor:
+    """The layer's output without bias, [positions, outputs] or [B, outputs, h, w]; crops of pictures get no padding."""
+    geometry = site.geometry
+    if geometry is None:
+        return x @ weight.T
+    if all(size >= span for size, span in zip(x.shape[-2:], _spans(site), strict=True)):
+        geometry = replace(geometry, padding=(0, 0), trailing=(0, 0))
+    return geometry.apply(x, weight, 1)
+
+
+def _about_mean(y: Tensor) -> Tensor:
+    """Values about the mean of their output channel, because a bias makes up for the error of a mean."""
+    return y - y.mean([axis for axis in range(y.dim()) if axis != 1], keepdim=True)

@@ -1,0 +1,169 @@
+"""Judges changes of the student by the error of its output on held-out inputs, and takes the bad ones back.
+
+The best choice for one layer is not always good for the network, because errors of residual branches add up. So a pass
+that chooses by layers asks a `Judge` after each stage of its changes. Held-out inputs are calibration inputs that no
+such pass chooses by; the same seed holds out the same inputs in every pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fxptq.data.sources import Inputs
+from fxptq.errors import InputError
+from fxptq.passes.base import Context, QuantizedNetwork
+from fxptq.passes.crops import split
+
+State = dict[str, dict[str, Tensor]]
+"""The tensors of quantizers (`Quantizer.stored`), by key."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of some quantizers, and of the weights and biases behind them.
+
+    Attributes:
+        student: the network.
+        stored: the tensors of each quantizer, by key.
+        weights: weights by the key of their quantizer.
+        biases: biases by the key of their weight's quantizer.
+    """
+
+    student: QuantizedNetwork
+    stored: State
+    weights: dict[str, Tensor]
+    biases: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, student: QuantizedNetwork, keys: Iterable[str]) -> Snapshot:
+        """Copies the state of the quantizers of these keys; trained values must be absorbed."""
+        keys = tuple(keys)
+        stored = {key: _copies(student.quantizers[key].stored()) for key in keys}
+        weights = {key: weight for key in keys if (weight := student.weight_of(key)) is not None}
+        biases = {key: bias for key in keys if (bias := student.bias_of(key)) is not None}
+        return cls(student, stored, _copies(weights), _copies(biases))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Gives the network this state again."""
+        for key, tensors in self.stored.items():
+            self.student.quantizers[key].restore(tensors)
+        for key, weight in self.weights.items():
+            self.student.set_weight(key, weight)
+        for key, bias in self.biases.items():
+            self.student.set_bias(key, bias)
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+class Judge:
+    """The error of the student's output on held-out inputs.
+
+    Args:
+        ctx: the networks and the calibration inputs.
+        fraction: share of the inputs to hold out, 0..1; see `crops.split`.
+
+    Attributes:
+        inputs: the inputs to choose by, which the error does not see (unless there is only one input).
+        error: mean squared error of the output in the state that was judged last.
+
+    Raises:
+        InputError: there are no calibration inputs.
+    """
+
+    def __init__(self, ctx: Context, fraction: float) -> None:
+        if not ctx.images:
+            raise InputError("choosing by the output needs at least one calibration image")
+        self._ctx = ctx
+        inputs, holdout = split(ctx.images, fraction, torch.Generator().manual_seed(ctx.seed))
+        self.inputs: list[Inputs] = inputs
+        self._held = [ctx.placed(batch) for batch in batches(ctx, holdout)]
+        with torch.no_grad():
+            self._references = [ctx.picture.pick(ctx.teacher(*batch)) for batch in self._held]
+        self.error = self._measure()
+
+    def keeps(self, keys: Iterable[str], change: Callable[[], None]) -> bool:
+        """Makes a change and keeps it if the error becomes smaller; otherwise takes it back.
+
+        Args:
+            keys: the quantizers that the change concerns, with their weights and biases.
+            change: changes the student.
+        """
+        before = Snapshot.of(self._ctx.student, keys)
+        change()
+        error = self._measure()
+        if error < self.error:  # a NaN is no improvement
+            self.error = error
+            return True
+        before.restore()
+        return False
+
+    def keeps_states(self, states: Sequence[State], stages: int) -> int:
+        """Gives quantizers new tensors, stage by stage, and keeps the stages that make the error smaller.
+
+        The halves of a rejected stage are tried one after the other. Where a new map is kept, the statistics of the
+        values behind the former one are forgotten.
+
+        Args:
+            states: changes that belong together, in the order of execution.
+            stages: the number of stages, of nearly equal numbers of changes.
+
+        Returns:
+            The number of changes that were kept.
+        """
+        kept = 0
+        for stage in in_parts(states, stages):
+            done = self._keeps_all(stage)
+            kept += done or (sum(map(self._keeps_all, in_parts(stage, 2))) if len(stage) > 1 else 0)
+        return kept
+
+    def _keeps_all(self, states: Sequence[State]) -> int:
+        """The number of changes: all or none."""
+        merged = {key: tensors for state in states for key, tensors in state.items()}
+
+        def change() -> None:
+            for key, tensors in merged.items():
+                self._ctx.student.quantizers[key].restore(tensors)
+
+        if not self.keeps(merged, change):
+            return 0
+        for key in merged:
+            self._ctx.statistics.pop(key, None)
+        return len(states)
+
+    @torch.no_grad()
+    def _measure(self) -> float:
+        total, count = 0.0, 0
+        for batch, reference in zip(self._held, self._references, strict=True):
+            picture = self._ctx.picture.pick(self._ctx.student(*batch))
+            total += float((picture - reference).double().square().sum())
+            count += reference.numel()
+        return total / count if count else math.nan
+
+
+def in_parts(items: Sequence[T], count: int) -> Iterator[Sequence[T]]:
+    """Items in their order, in up to `count` parts of nearly one length."""
+    count = min(count, len(items))
+    ends = [round(i * len(items) / count) for i in range(count + 1)] if count else []
+    for start, end in pairwise(ends):
+        yield items[start:end]
+
+
+def batches(ctx: Context, inputs: Sequence[Inputs]) -> list[Inputs]:
+    """Single inputs as one batch if the network takes batches and all inputs have the same shapes."""
+    tuples = [item if isinstance(item, tuple) else (item,) for item in inputs]
+    shapes = {tuple(tuple(x.shape) for x in item) for item in tuples}
+    if not ctx.batches or len(shapes) > 1:
+        return list(inputs)
+    return [tuple(torch.cat(parts) for parts in zip(*tuples, strict=True))]

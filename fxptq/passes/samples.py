@@ -1,0 +1,81 @@
+"""Samples of the values that quantizers see in float: some from each input, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fxptq.data.sources import Inputs
+from fxptq.passes.base import Context, QuantizedNetwork
+
+MOST_BYTES = 1 << 28
+"""Memory for the samples that are taken in one run over the inputs."""
+
+Take = Callable[[Tensor], Tensor]
+"""Takes a sample of the values of one input; a copy, which keeps nothing else in memory."""
+
+T = TypeVar("T")
+
+
+@contextmanager
+def in_float(student: QuantizedNetwork) -> Iterator[None]:
+    """Within, all quantizers are off; afterwards each has its former mode."""
+    modes = {key: quantizer.mode for key, quantizer in student.quantizers.items()}
+    try:
+        for quantizer in student.quantizers.values():
+            quantizer.mode = "off"
+        yield
+    finally:
+        for key, quantizer in student.quantizers.items():
+            quantizer.mode = modes[key]
+
+
+@torch.no_grad()
+def sample(ctx: Context, inputs: Sequence[Inputs], takes: Mapping[str, Take]) -> dict[str, list[Tensor]]:
+    """Runs inputs through the student in float and samples the values that quantizers see.
+
+    Args:
+        ctx: the student.
+        inputs: calibration inputs.
+        takes: by quantizer key, how to take a sample.
+
+    Returns:
+        By quantizer key, one sample for each time that the quantizer was met.
+    """
+    samples: dict[str, list[Tensor]] = {key: [] for key in takes}
+    with in_float(ctx.student), ExitStack() as hooks:
+        for key, take in takes.items():
+
+            def keep(_module: object, args: tuple[Tensor], _x: Tensor, key: str = key, take: Take = take) -> None:
+                samples[key].append(take(args[0]).cpu())
+
+            handle = ctx.student.quantizers[key].register_forward_hook(keep)
+            hooks.callback(handle.remove)
+        for item in inputs:
+            ctx.student(*ctx.placed(item))
+    return samples
+
+
+def in_memory(items: Sequence[T], nbytes: Callable[[T], int]) -> Iterator[list[T]]:
+    """Items in their order, in lists whose samples take up to `MOST_BYTES`, or one item that takes more."""
+    part: list[T] = []
+    total = 0
+    for item in items:
+        if part and total + nbytes(item) > MOST_BYTES:
+            yield part
+            part, total = [], 0
+        part.append(item)
+        total += nbytes(item)
+    if part:
+        yield part
+
+
+def evenly(x: Tensor, count: int, axis: int = 0) -> Tensor:
+    """Up to `count` evenly spread entries of an axis, as a copy."""
+    length = x.shape[axis]
+    index = torch.linspace(0, length - 1, min(count, length), device=x.device).round().long()
+    return x.index_select(axis, index)
