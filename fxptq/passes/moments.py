@@ -63,7 +63,7 @@ class Moments(Pass):
     @contextmanager
     def _watch(self, ctx: Context, site: Site, sums: dict[str, Tensor]) -> Iterator[None]:
         keys = {operand.slot: operand.quantizer for operand in site.operands}
-        if not (keys.get("input") and keys.get("weight") and _is_covered(site)):
+        if not (keys.get("input") and keys.get("weight") and is_covered(site)):
             yield
             return
 
@@ -78,7 +78,7 @@ class Moments(Pass):
             handle.remove()
 
 
-def _is_covered(site: Site) -> bool:
+def is_covered(site: Site) -> bool:
     """Whether each row of the weight makes one output, as in linear layers and plain convolutions."""
     if site.geometry is None:
         return len(site.shapes.get("weight", ())) == 2 and site.shapes["weight"][1] == site.shapes["input"][-1]
@@ -87,14 +87,27 @@ def _is_covered(site: Site) -> bool:
 
 def _second_moments(x: Tensor, site: Site, rows: int) -> Tensor:
     """Sum of x x^T over positions, [groups, inputs, inputs] with the groups of a grouped convolution."""
+    vectors, step = input_vectors(x, site, rows)
+    return (vectors.transpose(1, 2) @ vectors * step).cpu()
+
+
+def input_vectors(x: Tensor, site: Site, rows: int) -> tuple[Tensor, int]:
+    """The vectors that the rows of a covered layer's weight multiply, at evenly spread positions.
+
+    Args:
+        x: the layer's input.
+        site: a site for which `is_covered`.
+        rows: largest number of positions.
+
+    Returns:
+        [groups, positions, inputs], float64, and the step between two positions.
+    """
     if site.geometry is None:
         vectors = x.reshape(1, -1, x.shape[-1])
         step = -(-vectors.shape[1] // rows)
-        vectors = vectors[:, ::step]
-    else:
-        vectors, step = _patches(x, site.shapes["weight"][2:], site.geometry, rows)
-    vectors = vectors.double()
-    return (vectors.transpose(1, 2) @ vectors * step).cpu()
+        return vectors[:, ::step].double(), step
+    vectors, step = _patches(x, site.shapes["weight"][2:], site.geometry, rows)
+    return vectors.double(), step
 
 
 def _patches(x: Tensor, kernel: Sequence[int], geometry: Geometry, rows: int) -> tuple[Tensor, int]:

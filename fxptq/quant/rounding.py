@@ -17,27 +17,34 @@ def gptq(weight: Tensor, moments: Tensor, scale: Tensor, offset: Tensor, bits: i
     Args:
         weight: W, [outputs, inputs].
         moments: E x x^T of the inputs, or any positive multiple of it, [inputs, inputs].
-        scale: distance of neighbouring values of each row's grid, > 0, [outputs, 1] or [1, 1].
-        offset: value of code 0 of each row's grid, of the shape of `scale`.
+        scale: distance of neighbouring values on the grid of each weight, > 0, [outputs, inputs]; or of each row,
+            [outputs, 1] or [1, 1].
+        offset: value of code 0, of the shape of `scale`.
         bits: 2 to 8.
         damping: added to the diagonal of the moments, in units of its mean.
 
     Returns:
         Q, [outputs, inputs], of W's type; its error for these moments is never above the error of rounding to nearest.
     """
-    diagonal = moments.diagonal().double()
+    # Columns are weighed in units of their grids, whose steps may differ from column to column.
+    unit = scale.double().mean(0) if scale.shape[1] > 1 else torch.ones(weight.shape[1], dtype=torch.float64)
+    weighed = moments.double() * unit * unit[:, None]
+    diagonal = weighed.diagonal()
     order = diagonal.argsort(descending=True)
-    hessian = moments.double()[order][:, order]
+    hessian = weighed[order][:, order]
     hessian = hessian + torch.eye(len(order), dtype=torch.float64) * (damping * diagonal.mean()).clamp(min=1e-30)
     # The rows of this factor say how an error in one column is best spread over the columns after it.
     spread = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
 
-    compensated = weight[:, order].double()
+    scale, offset = scale.expand_as(weight), offset.expand_as(weight)
+    compensated = (weight.double() / unit)[:, order]
     rounded = torch.empty_like(weight)
     for j, column in enumerate(order.tolist()):
-        on_grid = to_nearest(compensated[:, j : j + 1].to(weight.dtype), scale, offset, bits)
-        rounded[:, column] = on_grid[:, 0]
-        error = (compensated[:, j : j + 1] - on_grid) / spread[j, j]
+        own = slice(column, column + 1)
+        wanted = (compensated[:, j : j + 1] * unit[column]).to(weight.dtype)
+        on_grid = to_nearest(wanted, scale[:, own], offset[:, own], bits)
+        rounded[:, own] = on_grid
+        error = (compensated[:, j : j + 1] - on_grid / unit[column]) / spread[j, j]
         compensated[:, j + 1 :] -= error * spread[j, j + 1 :]
 
     plain = to_nearest(weight, scale, offset, bits)

@@ -81,3 +81,18 @@ def test_output_error_is_the_expected_square() -> None:
     w, q = (torch.randn(5, 7, generator=generator) for _ in range(2))
     direct = ((w - q).double() @ x.T).square().mean(1)
     torch.testing.assert_close(output_error(w, q, x.T @ x / 300), direct)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_columns_with_steps_of_their_own_are_rounded_as_columns_of_equal_steps_are(bits: int) -> None:
+    weight, moments, lower, width = case(8, 24, 3)
+    factor = 2.0 ** torch.randint(-4, 5, (24,), generator=torch.Generator().manual_seed(1))  # exact in floats
+    scaled = rounding.gptq(
+        weight * factor, moments / (factor * factor[:, None]), width / levels(bits) * factor, lower * factor, bits
+    )
+    # The mean of the row's steps is the unit of a column, and a common unit changes nothing but the rounding of sums.
+    ours, plain = scaled / factor, gptq(weight, moments, lower, width, bits)
+    different = float((ours != plain).float().mean())
+    assert different < 0.02
+    errors = [float(output_error(weight, rounded, moments).sum()) for rounded in (ours, plain)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.05)

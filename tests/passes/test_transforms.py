@@ -1,0 +1,236 @@
+"""Channels, attention and refit on small networks: float stays float, and the output has the last word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxptq.data.sources import Inputs
+from fxptq.graph import Bits, Plan, Program
+from fxptq.passes.base import Context, PassReport, run_passes
+from fxptq.passes.judge import Judge, Snapshot
+from fxptq.quant.schemes.affine import Affine
+from fxptq.quant.schemes.shares import Shares
+from fxptq.sizes import Sizes
+from tests.networks.zoo import build, pictures
+
+SCHEMES = (
+    ("*.attention", "shares"),
+    *((f"*.{name}", "affine") for name in ("query", "key", "value", "input", "weight")),
+)
+STEPS = ("channels", "attention", "refit")
+
+
+def context(model: nn.Module, images: list[Inputs], bits: int = 3, schemes: object = SCHEMES) -> Context:
+    """A student whose bounds are set, and its teacher."""
+    plan = Plan(Bits(bits, bits), edges=None, connective=None, schemes=schemes)  # type: ignore[arg-type]
+    example = images[0] if isinstance(images[0], tuple) else (images[0],)
+    student = Program(model, example, plan)
+    ctx = Context(student, Program(model, example, twin=student), images, sizes=Sizes(4))
+    run_passes([("observe", {}), ("dobi2d", {"k": 30})], ctx)
+    return ctx
+
+
+def named(name: str, bits: int = 3, count: int = 6) -> Context:
+    return context(build(name), [pictures(name, seed=seed)[0] for seed in range(count)], bits)
+
+
+def error(ctx: Context, images: list[Inputs] | None = None) -> float:
+    with torch.no_grad():
+        outputs = [(ctx.student(x), ctx.teacher(x)) for x in images or ctx.images]
+    return sum(float((a - b).square().mean()) for a, b in outputs)
+
+
+class Uneven(nn.Module):
+    """A residual branch whose channels differ in width and centre by far, as behind a trained LayerNorm."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.kind = kind
+        self.spread = nn.Parameter(torch.logspace(-1.5, 1, 16)[torch.randperm(16, generator=generator)])
+        self.move = nn.Parameter(3 * torch.randn(16, generator=generator))
+        self.head = nn.Conv2d(3, 16, 3, padding=1)
+        make = {"linear": lambda: nn.Linear(16, 16), "conv2d": lambda: nn.Conv2d(16, 16, 3, padding=1)}[kind]
+        self.layer, self.other = make(), make()
+        with torch.no_grad():
+            for layer in (self.layer, self.other):
+                shape = (16,) + (1,) * (layer.weight.dim() - 2)
+                layer.weight.div_(self.spread.view(shape))
+        self.tail = nn.Conv2d(16, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x).movedim(1, -1)
+        y = nn.functional.layer_norm(y, (16,)) * self.spread + self.move
+        y = y if self.kind == "linear" else y.movedim(-1, 1)
+        y = torch.relu(self.layer(y)) + self.other(y)
+        y = y.movedim(-1, 1) if self.kind == "linear" else y
+        out: Tensor = x + self.tail(y)
+        return out
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def images(count: int = 8, side: int = 24) -> list[Inputs]:
+    generator = torch.Generator().manual_seed(5)
+    coarse = [torch.rand(1, 3, 6, 6, generator=generator) for _ in range(count)]
+    return [nn.functional.interpolate(x, (side, side), mode="bicubic").clamp(0, 1) for x in coarse]
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+def test_channels_of_different_widths_lose_less(kind: str) -> None:
+    ctx = context(Uneven(kind).eval(), images())
+    before = error(ctx)
+    run_passes([("channels", {"stages": 1})], ctx)
+    quantizers = ctx.student.quantizers
+    first, weights = quantizers["layer.input"], [quantizers[f"{name}.weight"] for name in ("layer", "other")]
+    assert isinstance(first, Affine)
+    assert not first.is_identity
+    assert "other.input" not in quantizers  # both layers read one tensor
+    for weight in weights:
+        assert isinstance(weight, Affine)
+        torch.testing.assert_close(weight.factor * first.factor, torch.ones_like(first.factor))
+        assert not bool(weight.center.any())
+    assert first.factor.shape == ((16,) if kind == "linear" else (16, 1, 1))
+    assert error(ctx) < 0.5 * before
+
+
+def test_a_weight_that_meets_two_inputs_gets_no_factor() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.layer(torch.relu(self.layer(x)))  # type: ignore[no-any-return]
+
+    ctx = context(Twice().eval(), images())
+    run_passes([("channels", {})], ctx)
+    for quantizer in ctx.student.quantizers.values():
+        assert isinstance(quantizer, Affine)
+        assert bool((quantizer.factor == 1).all())
+
+
+NETWORKS = [
+    "shifted windows",
+    "channel attention over pixels",
+    "MultiheadAttention",
+    "learned tokens",
+    "summary tokens",
+    "dense connections",
+    "strided U-Net",
+]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_each_step_leaves_the_float_network_alone_and_the_output_no_worse_on_held_out_inputs(name: str) -> None:
+    ctx = named(name)
+    for step in STEPS[:2]:
+        judge = Judge(ctx, 0.25)
+        run_passes([(step, {"stages": 2})], ctx)
+        assert Judge(ctx, 0.25).error <= judge.error
+    modes = {key: quantizer.mode for key, quantizer in ctx.student.quantizers.items()}
+    for quantizer in ctx.student.quantizers.values():
+        quantizer.mode = "off"
+    for x in (*ctx.images[:2], pictures(name, 48, 32, batch=2)[0]):
+        with torch.no_grad():
+            assert torch.equal(ctx.student(x), ctx.teacher(x))
+    for key, quantizer in ctx.student.quantizers.items():
+        quantizer.mode = modes[key]
+    before = Judge(ctx, 0.25).error
+    run_passes([("refit", {})], ctx)
+    assert Judge(ctx, 0.25).error <= before
+    with torch.no_grad():  # maps lie along axes that are the same at every size
+        for height, width, batch in ((48, 32, 1), (32, 64, 3)):
+            assert bool(ctx.student(pictures(name, height, width, batch=batch)[0]).isfinite().all())
+
+
+def test_attention_maps_are_of_heads_and_channels_and_leave_sums_of_codes() -> None:
+    ctx = named("shifted windows")
+    reports = run_passes([("attention", {"stages": 1})], ctx)
+    assert "2 kept" in reports[-1].notes[0] or "4 kept" in reports[-1].notes[0] or "0 kept" in reports[-1].notes[0]
+    chosen = {site.name: [ctx.student.quantizers[o.quantizer] for o in site.operands] for site in ctx.student.sites}
+    products = [pair for name, pair in chosen.items() if "matmul" in name]
+    assert len(products) == 4
+    for pair in products:
+        first, second = pair
+        assert isinstance(second, Affine)
+        if isinstance(first, Shares) or first.is_identity:  # type: ignore[attr-defined]
+            continue
+        assert isinstance(first, Affine)
+        assert first.factor.shape == (2, 1, 6)
+        assert second.factor.shape == (2, 6, 1)
+        both = first.factor * second.factor.transpose(1, 2)
+        torch.testing.assert_close(both, both[..., :1].expand_as(both))  # one number for each head
+        assert not bool(first.center.any())
+        torch.testing.assert_close(first.lower, -first.upper)  # symmetric
+
+
+def test_a_change_that_makes_the_output_worse_is_taken_back() -> None:
+    ctx = context(Uneven("linear").eval(), images())
+    judge = Judge(ctx, 0.25)
+    student, key = ctx.student, "layer.weight"
+    weight, bias = student.weight_of(key), student.bias_of(key)
+    assert weight is not None
+    assert bias is not None
+    before = error(ctx)
+
+    def spoil() -> None:
+        student.set_weight(key, torch.zeros_like(weight))
+        student.set_bias(key, bias + 100)
+        student.quantizers["layer.input"].set_bounds(-1e-3, 1e-3)
+
+    kept = judge.keeps(["layer.input", key], spoil)
+    assert not kept
+    assert error(ctx) == before
+    assert judge.keeps(["layer.input"], lambda: None) is False  # no better is not better
+
+
+def test_a_snapshot_gives_maps_back_too() -> None:
+    ctx = context(Uneven("linear").eval(), images())
+    run_passes([("channels", {"stages": 1})], ctx)
+    quantizer = ctx.student.quantizers["layer.input"]
+    assert isinstance(quantizer, Affine)
+    before, expected = Snapshot.of(ctx.student, ["layer.input"]), error(ctx)
+    quantizer.set_map()
+    assert error(ctx) != expected
+    before.restore()
+    assert error(ctx) == expected
+
+
+def test_refit_corrects_means_and_lands_on_the_grid() -> None:
+    ctx = context(Uneven("linear").eval(), images(), bits=2)
+    before = error(ctx)
+    reports: tuple[PassReport, ...] = run_passes([("refit", {})], ctx)
+    assert error(ctx) < before
+    for key, quantizer in ctx.student.quantizers.items():
+        weight = ctx.student.weight_of(key)
+        if weight is not None and key in reports[-1].quantizers:
+            assert torch.equal(quantizer(weight), weight)
+            figures = reports[-1].quantizers[key]
+            assert figures["snr_db"] >= figures["nearest_snr_db"]
+
+
+def test_at_eight_bits_nothing_needs_a_map() -> None:
+    ctx = named("shifted windows", bits=8)
+    reports = run_passes([("channels", {})], ctx)
+    assert reports[-1].notes == ("no layer has affine quantizers below 8 bits whose bounds are set",)
+
+
+def test_statistics_behind_a_former_map_are_forgotten() -> None:
+    ctx = context(Uneven("linear").eval(), images())
+    assert "layer.input" in ctx.statistics
+    run_passes([("channels", {"stages": 1})], ctx)
+    assert "layer.input" not in ctx.statistics
+    run_passes([("observe", {})], ctx)
+    before = error(ctx)
+    run_passes([("dobi2d", {"k": 50})], ctx)
+    assert error(ctx) < 1.2 * before  # the search is behind the map, for inputs and weights
