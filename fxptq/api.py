@@ -307,7 +307,7 @@ def quantize(
         calib: a folder of pictures, "synthetic" for generated ones, or input tensors in the model's own range
             (tuples of them, if the example is one).
         recipe: a recipe's name, file or object; None for the settings that suit most networks.
-        preset: the name of a preset: quick, standard, paper, or one of the recipe's own.
+        preset: the name of a preset: quick, standard, paper, accurate, or one of the recipe's own.
         sites: exceptions: bits, or "float", by glob pattern of site names; the first match wins.
         seed: seed of everything random; the same seed gives the same network on the same machine.
         progress: shows the progress of the work.

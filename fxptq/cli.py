@@ -102,7 +102,11 @@ def quantize(
     calib: Annotated[str, typer.Option(help="A folder of pictures, or synthetic: no pictures needed.")] = "synthetic",
     data: Eval = None,
     preset: Annotated[
-        str, typer.Option(help="quick (bounds alone), standard, or paper (the published method).")
+        str,
+        typer.Option(
+            help="quick (bounds alone), standard, paper (the published method), or accurate (best for few bits; "
+            "its attentions and many layers are simulated so far)."
+        ),
     ] = "standard",
     file: Annotated[
         Optional[Path], typer.Option("--out", help="Where to write the checkpoint, as .safetensors.")

@@ -1,0 +1,86 @@
+"""The preset `accurate`, from the call to the file and the integer model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fxptq
+from fxptq.quant.schemes.affine import Affine
+from fxptq.quant.schemes.shares import Shares
+from fxptq.recipe import Recipe
+from tests.tiny import Medley, edsr, inputs, swinir
+
+TASK = {"scale": 2, "value_range": 1.0, "multiple": 8}
+SCHEMES = Recipe.load("default").preset("accurate").quantize.schemes
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """A network whose layers have more to say than at the start of a training."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4 if "table" in name else 2)
+            elif "norm" in name and name.endswith("weight"):
+                parameter.copy_(torch.logspace(-1, 0.5, len(parameter)))
+    return model
+
+
+@pytest.mark.parametrize("make", [swinir, edsr, Medley], ids=["swinir", "edsr", "medley"])
+def test_a_file_gives_the_network_back_bit_for_bit_and_integers_agree(make: type, tmp_path: Path) -> None:
+    model = lively(make())
+    q = fxptq.quantize(model, inputs(1), fxptq.Bits(3, 3), list(inputs(6).split(1)), preset="accurate", **TASK)
+    assert [report.name for report in q.report] == ["observe", "dobi2d", "channels", "attention", "refit"]
+    q.save(tmp_path / "m.safetensors")
+    loaded = fxptq.load(tmp_path / "m.safetensors", make())
+    x = torch.rand(2, 3, 24, 16)
+    with torch.no_grad():
+        expected = q(x)
+        assert torch.equal(loaded(x), expected)
+        integer = loaded.to_integer(compile=False, compare=False)
+        apart = integer(x) - expected  # a code on a tie may flip, and moves a few values by its step
+        assert float(apart.square().mean().sqrt()) < 0.01 * float(expected.std())
+    mapped = {
+        site.name
+        for site in q.sites
+        if any(
+            isinstance(quantizer, Shares) or (isinstance(quantizer, Affine) and not quantizer.is_identity)
+            for operand in site.operands
+            if operand.quantizer
+            for quantizer in [q.program.quantizers[operand.quantizer]]
+        )
+    }
+    reasons = integer.lowering.simulated
+    assert mapped == {name for name, reason in reasons.items() if reason.startswith(("affine: its", "shares: codes"))}
+
+
+def test_a_network_of_tamed_channels_is_served_by_integers_as_with_the_plain_scheme() -> None:
+    def quantized(schemes: dict[str, str]) -> fxptq.QuantizedModel:
+        settings = Recipe.load("default").model_dump()
+        settings["quantize"]["schemes"] = schemes
+        settings["presets"] = {"quick": {"images": 2, "passes": [{"name": "observe"}, {"name": "dobi2d", "k": 20}]}}
+        recipe = Recipe.model_validate(settings)
+        return fxptq.quantize(swinir(), inputs(1), 4, list(inputs(2).split(1)), recipe, preset="quick", **TASK)
+
+    plain = quantized({})
+    affine = quantized({name: scheme for name, scheme in SCHEMES.items() if scheme == "affine"})
+    x = inputs(1, 24)
+    with torch.no_grad():
+        assert torch.equal(affine(x), plain(x))
+        ours, theirs = (q.to_integer(compile=False, compare=False) for q in (affine, plain))
+        assert torch.equal(ours(x), theirs(x))
+    assert ours.lowering.simulated == theirs.lowering.simulated
+
+
+def test_eight_bits_lose_nothing_to_it() -> None:
+    model, images = lively(swinir()), list(inputs(6).split(1))
+    x = inputs(4, 32, seed=9)
+    errors = {}
+    with torch.no_grad():
+        for preset in ("quick", "accurate"):
+            q = fxptq.quantize(model, inputs(1), 8, images, preset=preset, **TASK)
+            errors[preset] = float((q(x) - model(x)).square().mean())
+    assert errors["accurate"] < 1.1 * errors["quick"]
