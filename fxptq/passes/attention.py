@@ -136,7 +136,7 @@ class Attention(Pass):
             for x, sizes in zip((lhs, rhs), others, strict=True)
         ]
         own = [student.quantizers[operand.quantizer] for operand in (product.lhs, product.rhs)]
-        searches = _Search(self.settings.k)
+        searches = ProductSearch(self.settings.k)
         chosen = (
             searches.scores(own, lhs, rhs, fixed) if product.lhs.part == _QUERY else searches.mix(own, lhs, rhs, fixed)
         )
@@ -146,7 +146,7 @@ class Attention(Pass):
         }
 
 
-class _Search:
+class ProductSearch:
     """The choice of quantizers for the two kinds of product.
 
     Args:

@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from fxptq.data.sources import Inputs
 from fxptq.graph import Bits, Plan, Program
+from fxptq.passes.attention import ProductSearch
 from fxptq.passes.base import Context, PassReport, run_passes
 from fxptq.passes.judge import Judge, Snapshot
+from fxptq.quant.distribution import Distribution
 from fxptq.quant.schemes.affine import Affine
 from fxptq.quant.schemes.shares import Shares
+from fxptq.quant.schemes.uniform import Uniform
+from fxptq.quant.search import dobi2d
 from fxptq.sizes import Sizes
 from tests.networks.zoo import build, pictures
 
@@ -153,25 +157,69 @@ def test_each_step_leaves_the_float_network_alone_and_the_output_no_worse_on_hel
             assert bool(ctx.student(pictures(name, height, width, batch=batch)[0]).isfinite().all())
 
 
-def test_attention_maps_are_of_heads_and_channels_and_leave_sums_of_codes() -> None:
-    ctx = named("shifted windows")
-    reports = run_passes([("attention", {"stages": 1})], ctx)
-    assert "2 kept" in reports[-1].notes[0] or "4 kept" in reports[-1].notes[0] or "0 kept" in reports[-1].notes[0]
-    chosen = {site.name: [ctx.student.quantizers[o.quantizer] for o in site.operands] for site in ctx.student.sites}
-    products = [pair for name, pair in chosen.items() if "matmul" in name]
-    assert len(products) == 4
-    for pair in products:
-        first, second = pair
-        assert isinstance(second, Affine)
-        if isinstance(first, Shares) or first.is_identity:  # type: ignore[attr-defined]
-            continue
-        assert isinstance(first, Affine)
-        assert first.factor.shape == (2, 1, 6)
-        assert second.factor.shape == (2, 6, 1)
-        both = first.factor * second.factor.transpose(1, 2)
-        torch.testing.assert_close(both, both[..., :1].expand_as(both))  # one number for each head
-        assert not bool(first.center.any())
-        torch.testing.assert_close(first.lower, -first.upper)  # symmetric
+ALL = frozenset((-3, -2, -1))
+
+
+def factors(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Query [windows, heads, N, d], key [windows, heads, d, M] and value of uneven heads and channels."""
+    generator = torch.Generator().manual_seed(seed)
+    query, key, value = torch.randn(3, 12, 2, 16, 6, generator=generator)
+    heads, channels = torch.tensor([0.3, 3.0]).view(2, 1, 1), torch.logspace(-0.7, 0.7, 6)
+    key = (key + 4 * torch.randn(2, 1, 6, generator=generator)) / channels
+    return query * heads * channels, key.transpose(-2, -1), value * heads + channels
+
+
+def plain(x: Tensor, bits: int) -> Tensor:
+    """Values on one grid for the whole tensor, with the bounds of least squared error."""
+    quantizer = Uniform(bits)
+    found = dobi2d(Distribution.of(x), quantizer, 50)
+    quantizer.set_bounds(found.lower, found.upper)
+    quantizer.mode = "on"
+    return quantizer(x)
+
+
+def off(ours: Tensor, theirs: Tensor) -> float:
+    apart = ours - theirs
+    return float((apart - apart.mean(-1, keepdim=True)).square().mean())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_queries_and_keys_share_channels_and_leave_sums_of_codes(bits: int) -> None:
+    query, key, _ = factors()
+    first, second = ProductSearch(50).scores((Affine(bits), Affine(bits)), query, key, (ALL, ALL))
+    assert isinstance(first, Affine)
+    assert isinstance(second, Affine)
+    assert (first.factor.shape, second.factor.shape) == ((2, 1, 6), (2, 6, 1))
+    both = first.factor * second.factor.transpose(1, 2)
+    torch.testing.assert_close(both, both[..., :1].expand_as(both))  # one number for each head
+    assert not bool(first.center.any())
+    torch.testing.assert_close(first.lower, -first.upper)  # no offset meets the codes of the key
+    logits = query @ key
+    assert off(first(query) @ second(key), logits) < 0.5 * off(plain(query, bits) @ plain(key, bits), logits)
+
+
+def test_sums_over_positions_get_maps_of_their_outer_axes_alone() -> None:
+    query, key, _ = factors()
+    rows, columns = query.transpose(-2, -1), key.transpose(-2, -1)  # attention over channels: [.., d, N] by [.., N, d]
+    sized = frozenset((-3, -2)), frozenset((-3, -1))
+    first, second = ProductSearch(50).scores((Affine(3), Affine(3)), rows, columns, sized)
+    assert isinstance(first, Affine)
+    assert isinstance(second, Affine)
+    assert (first.factor.shape, second.factor.shape) == ((2, 6, 1), (2, 1, 6))
+
+
+def test_values_have_bounds_for_each_channel_and_weights_a_ceiling() -> None:
+    query, key, value = factors()
+    attention = (query @ key).softmax(-1)
+    first, second = ProductSearch(50).mix((Shares(3), Affine(3)), attention, value, (ALL, ALL))
+    assert isinstance(first, Shares)
+    assert isinstance(second, Affine)
+    assert second.factor.shape == (2, 1, 6)
+    mixed = attention @ value
+    error = (first(attention) @ second(value) - mixed).square().mean()
+    assert float(error) < 0.5 * float((plain(attention, 3) @ plain(value, 3) - mixed).square().mean())
+    no_head = ProductSearch(50).mix((Shares(3), Affine(3)), attention, value, (ALL, frozenset((-3,))))[1]
+    assert no_head.factor.shape == (2, 1, 1)  # type: ignore[union-attr]
 
 
 def test_a_change_that_makes_the_output_worse_is_taken_back() -> None:
