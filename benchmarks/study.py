@@ -127,8 +127,8 @@ class Study:
             "quantize": self.preset.quantize.model_dump(mode="json"),
         }
 
-    def at(self, bits: int) -> Context:
-        """Makes a student of that many bits, without bounds yet, and the statistics of its operands."""
+    def at(self, bits: int, *, observe: bool = True) -> Context:
+        """Makes a student of that many bits, without bounds yet, and the statistics of its operands if asked."""
         plan = plan_of(self.preset.quantize, Bits(bits, bits))
         student = Program(self._rounded, self.example, plan, twin=self.teacher)
         context = Context(
@@ -139,6 +139,8 @@ class Study:
             seed=self.seed,
             progress=self.progress,
         )
+        if not observe:
+            return context
         # The values of an operand in float do not depend on bits; the choice of operands that share a quantizer may.
         activations = {key for key in student.quantizers if student.weight_of(key) is None}
         if activations <= self._statistics.keys():
