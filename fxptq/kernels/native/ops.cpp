@@ -20,6 +20,7 @@
 #include "elementwise.h"
 #include "epilogue.h"
 #include "gemm.h"
+#include "fakequant_ops.h"
 #include "winograd.h"
 
 namespace {
