@@ -109,13 +109,24 @@ class Dqc(Pass):
             InputError: if no bounds are set, or there are no images.
             CalibrationError: if the loss or a bound is not finite. The quantizers then have the best state so far.
         """
-        learners = self._learners(ctx.student)
+        learners = self.learners(ctx.student)
         if all(quantizer.mode == "on" and not quantizer.trainables() for quantizer in ctx.student.quantizers.values()):
             return PassReport(notes=("no quantizer has a range to train",))
         if not learners:
             raise InputError("dqc trains bounds that are set: run a pass such as `dobi` before it")
         if not ctx.images:
             raise InputError("dqc needs calibration images")
+        with self.training(ctx, learners) as training:
+            return training.run()
+
+    @contextmanager
+    def training(self, ctx: Context, learners: dict[str, Quantizer]) -> Iterator[Training]:
+        """The training of a run; within, the learners' parameters are parts of vectors, afterwards their bounds.
+
+        Args:
+            ctx: the networks and inputs.
+            learners: the quantizers that learn, by key.
+        """
         ctx.install_kernels()
         rounded = movable_weights(ctx.student) if self.settings.rounding_lr else {}
         with (
@@ -123,9 +134,10 @@ class Dqc(Pass):
             learned_offsets(ctx.student, rounded) as offsets,
             _rates(self.settings, learners, list(offsets.values())) as rates,
         ):
-            return _Run(self.settings, ctx, learners, rates).run()
+            yield Training(self.settings, ctx, learners, rates)
 
-    def _learners(self, student: QuantizedNetwork) -> dict[str, Quantizer]:
+    def learners(self, student: QuantizedNetwork) -> dict[str, Quantizer]:
+        """The quantizers of a network that learn, by key."""
         return {
             key: quantizer
             for key, quantizer in student.quantizers.items()
@@ -135,7 +147,7 @@ class Dqc(Pass):
         }
 
 
-class _Run:
+class Training:
     """One training run: its lessons, parameters and optimizer."""
 
     def __init__(
@@ -167,6 +179,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(groups, betas=settings.betas, eps=1e-12)
 
     def run(self) -> PassReport:
+        """All steps; afterwards the parameters have the best state."""
         settings, start = self.settings, time.perf_counter()
         first = best = self.evaluate()
         best_state, best_step, waited = self._state(), 0, 0

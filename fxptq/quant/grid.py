@@ -125,33 +125,42 @@ def fake_quantize(x: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor:
-        ctx.save_for_backward(x, scale, offset)
+        dense = as_dense(x)
+        ctx.save_for_backward(dense, scale, offset)
         ctx.bits = bits
-        n = levels(bits)
-        runs = _runs(x, scale)
-        if runs is None:
-            return operators.fake_quantize(x, scale, offset, n)
-        dense = _dense(x)
-        out: Tensor = torch.ops.fxptq.fake_quantize(_as(runs, dense), scale.reshape(-1), offset.reshape(-1), n)
-        return out.as_strided(x.shape, dense.stride())
+        return values(dense, scale, offset, bits)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        x, scale, offset = ctx.saved_tensors
-        n, of_values = levels(ctx.bits), ctx.needs_input_grad[0]
-        dense = _dense(x)
-        if grad.stride() != dense.stride():
-            grad = torch.empty_like(dense).copy_(grad)
-        runs = _runs(x, scale)
-        if runs is None:
-            grads = operators.fake_quantize_backward(x, grad, scale, offset, n, of_values)
-            return grads[0] if of_values else None, grads[1], grads[2], None
-        grad_x, grad_scale, grad_offset = torch.ops.fxptq.fake_quantize_backward(
-            _as(runs, dense), _as(runs, grad), scale.reshape(-1), offset.reshape(-1), n, of_values
-        )
-        of_x = grad_x.as_strided(x.shape, dense.stride()) if of_values else None
-        return of_x, grad_scale.view_as(scale), grad_offset.view_as(offset), None
+        dense, scale, offset = ctx.saved_tensors
+        return *gradients(dense, grad, scale, offset, ctx.bits, ctx.needs_input_grad[0]), None
+
+
+def values(dense: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor:
+    """`fake_quantize` of a dense tensor, unknown to autograd."""
+    runs = _runs(dense, scale)
+    if runs is None:
+        return operators.fake_quantize(dense, scale, offset, levels(bits))
+    out: Tensor = torch.ops.fxptq.fake_quantize(_as(runs, dense), scale.reshape(-1), offset.reshape(-1), levels(bits))
+    return out.as_strided(dense.shape, dense.stride())
+
+
+def gradients(
+    dense: Tensor, grad: Tensor, scale: Tensor, offset: Tensor, bits: int, of_values: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The gradients of `values` for the gradient `grad` of its result: of the values if asked, scale and offset."""
+    if grad.stride() != dense.stride():
+        grad = torch.empty_like(dense).copy_(grad)
+    runs = _runs(dense, scale)
+    if runs is None:
+        found = operators.fake_quantize_backward(dense, grad, scale, offset, levels(bits), of_values)
+        return found[0] if of_values else None, found[1], found[2]
+    of_x, of_scale, of_offset = torch.ops.fxptq.fake_quantize_backward(
+        _as(runs, dense), _as(runs, grad), scale.reshape(-1), offset.reshape(-1), levels(bits), of_values
+    )
+    of_x = of_x.as_strided(dense.shape, dense.stride()) if of_values else None
+    return of_x, of_scale.view_as(scale), of_offset.view_as(offset)
 
 
 def _runs(x: Tensor, scale: Tensor) -> tuple[int, int, int] | None:
@@ -169,10 +178,11 @@ def _runs(x: Tensor, scale: Tensor) -> tuple[int, int, int] | None:
     return (x.numel() // (ranges * inner), ranges, inner) if inner >= _SHORTEST else None
 
 
-def _dense(x: Tensor) -> Tensor:
+def as_dense(x: Tensor) -> Tensor:
     """`x` without gaps and repeats in memory, with the strides that `empty_like` gives."""
-    alike = torch.empty_like(x, device="meta")
-    return x if x.stride() == alike.stride() else torch.empty_like(x).copy_(x)
+    if x.is_contiguous() or x.stride() == torch.empty_like(x, device="meta").stride():
+        return x
+    return torch.empty_like(x).copy_(x)
 
 
 def _as(runs: tuple[int, int, int], dense: Tensor) -> Tensor:
