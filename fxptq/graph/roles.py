@@ -12,8 +12,7 @@ from typing import Literal
 import torch
 from torch import fx
 
-from fxptq.graph.calls import LAYOUT, LOWEST, MIXING, argument, first_inputs, name_of
-from fxptq.graph.functions import is_torchs_own
+from fxptq.graph.calls import LAYOUT, LOWEST, MIXING, argument, is_torchs_own, name_of
 from fxptq.graph.tracer import IMAGE
 
 Role = Literal["symmetric", "one_sided", "constant"]
@@ -42,7 +41,7 @@ def _makers(source: fx.Node) -> tuple[list[fx.Node], list[float]]:
     seen, waiting = {source}, [source]
     while waiting:
         node = waiting.pop()
-        inputs = first_inputs(node) if _hands_on(node) else ()
+        inputs = _first_inputs(node) if _hands_on(node) else ()
         if not inputs:
             makers.append(node)
             continue
@@ -52,6 +51,16 @@ def _makers(source: fx.Node) -> tuple[list[fx.Node], list[float]]:
         seen.update(new)
         waiting.extend(new)
     return makers, numbers
+
+
+def _first_inputs(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The nodes among the first argument, given by position or by name, looking into lists (`cat`)."""
+    head = argument(node, 0, "input", node.kwargs.get("tensors"))
+    if isinstance(head, fx.Node):
+        return (head,)
+    if isinstance(head, (list, tuple)):
+        return tuple(item for item in head if isinstance(item, fx.Node))
+    return ()
 
 
 def _is_one_sided(maker: fx.Node) -> bool:

@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import fx
 
-from fxptq.graph.calls import name_of
-from fxptq.graph.functions import is_custom_operator, writes
+from fxptq.graph.calls import is_custom_operator, name_of
+from fxptq.graph.functions import writes
 from fxptq.graph.fused import fused_parts, leading_to_products
 from fxptq.graph.geometry import Geometry
 from fxptq.graph.kinds import OTHER, Kind, Slot, kind_of, layers
