@@ -239,8 +239,9 @@ def bench(
     checkpoint: Checkpoint,
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input.")] = "64x64",
     threads: Annotated[int, typer.Option(min=0, help="Threads that each way may use; 0 for all cores.")] = 0,
-    only: Annotated[
-        Optional[list[str]], typer.Option(metavar="WAY", help="Measure this way; may be repeated. Default: all.")
+    way: Annotated[
+        Optional[list[str]],
+        typer.Option("--ways", "--only", metavar="WAY,...", help="Ways to measure, such as eager-fp32,fxptq-int."),
     ] = None,
     model: Model = None,
     json_out: JsonOut = None,
@@ -250,7 +251,8 @@ def bench(
     from fxptq.report import console
 
     check_outputs(_outputs(json_out), {"CKPT": checkpoint, "--model": model})
-    measured = measure.run(checkpoint, size, model, _progress(), only=only or (), threads=threads)
+    chosen = [name for group in way or () for name in group.split(",") if name]
+    measured = measure.run(checkpoint, size, model, _progress(), only=chosen, threads=threads)
     _write_json(json_out, measured.as_json())
     console.show_bench(out, measured)
 
