@@ -121,9 +121,14 @@ def _chosen(only: Sequence[str]) -> list[str]:
     return [name for name in known if not only or name in only]
 
 
+def _cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _prepared(chosen: Sequence[str], prepare: Callable[[str], Ready], progress: Progress) -> dict[str, Ready]:
     """Prepares all ways, as many at a time as there are cores."""
-    pool, ready = ThreadPoolExecutor(os.cpu_count() or 1), {}
+    pool, ready = ThreadPoolExecutor(_cores()), {}
     try:
         with progress.task("prepare", len(chosen)) as advance:
             waiting = {pool.submit(prepare, way): way for way in chosen}
