@@ -18,7 +18,7 @@ struct ConvShape {
   int kernel_height, kernel_width, stride_y, stride_x, pad_y, pad_x;
   int64_t channel_bytes;  // of a pixel of the copy: the channels and their padding
   int64_t copy_width;     // of the copy with its border
-  int patch;              // output rows that are computed at a time; a strip holds a multiple of them
+  int patch;              // output rows that are computed at a time; a strip has a multiple of them
   int shuffle;            // of the output, 1 for none: columns go by the places of a pixel shuffle, a group of them or more each
   int64_t row_bytes() const { return copy_width * channel_bytes; }
 };
@@ -61,7 +61,7 @@ class Strip {
  public:
   // `out_rows` is a multiple of the rows of a patch.
   Strip(const ConvShape& shape, int64_t out_rows, bool sums)
-      : c_(shape), rows_((out_rows - 1) * c_.stride_y + c_.kernel_height), bytes_(rows_ * c_.row_bytes()),
+      : c_(shape), out_rows_(out_rows), rows_((out_rows - 1) * c_.stride_y + c_.kernel_height), bytes_(rows_ * c_.row_bytes()),
         sums_(sums ? rows_ * c_.copy_width : 0) {}
 
   // Makes the strip hold the input of output rows [begin, ...).
@@ -71,13 +71,14 @@ class Strip {
     for (size_t i = 0; i < sums_.size(); ++i) sums_[i] = sum_bytes(bytes_.data() + i * c_.channel_bytes, c_.channel_bytes);
   }
 
+  int64_t out_rows() const { return out_rows_; }
   // Row y of the copy of the whole image; its sums, null where there are none.
   const uint8_t* row(int64_t y) const { return bytes_.data() + (y - first_) * c_.row_bytes(); }
   const int32_t* sums(int64_t y) const { return sums_.empty() ? nullptr : sums_.data() + (y - first_) * c_.copy_width; }
 
  private:
   const ConvShape c_;
-  const int64_t rows_;
+  const int64_t out_rows_, rows_;
   Buffer<uint8_t> bytes_;
   Buffer<int32_t> sums_;
   int64_t first_ = 0;
@@ -104,8 +105,8 @@ class PixelFinish {
   PixelFinish(const ConvShape& shape, const Strip& strip, int factor, const Epilogue& epilogue, const float* bias,
               const float* taps, const RowsOut& whole)
       : c_(shape), strip_(strip), factor_(factor), epilogue_(epilogue), finish_(finish_of(epilogue, whole.residual != nullptr)),
-        bias_(bias), taps_(taps), whole_(whole), inner_(c_.patch * whole.acc_stride), edge_(whole.acc_stride),
-        sums_(c_.patch * c_.out_width), made_(c_.patch, -1) {
+        bias_(bias), taps_(taps), whole_(whole), inner_(strip.out_rows() * whole.acc_stride), edge_(whole.acc_stride),
+        sums_(strip.out_rows() * c_.out_width), made_(strip.out_rows(), -1) {
     full_begin_ = std::min<int64_t>((c_.pad_x + c_.stride_x - 1) / c_.stride_x, c_.out_width);
     full_end_ = (c_.width + c_.pad_x - c_.kernel_width) / c_.stride_x + 1;
     full_end_ = std::clamp<int64_t>(full_end_, full_begin_, c_.out_width);
@@ -118,8 +119,8 @@ class PixelFinish {
     y_ = y;
     y0_ = (int)std::clamp<int64_t>(-top, 0, c_.kernel_height);
     y1_ = (int)std::clamp<int64_t>(c_.height - top, y0_, c_.kernel_height);
-    // The rows of a patch take turns, run by run; biases and sums of a row are computed once.
-    const int64_t turn = y % c_.patch;
+    // The rows of a strip take turns, run by run; biases and sums of a row are computed once.
+    const int64_t turn = y % strip_.out_rows();
     row_bias_ = inner_.data() + turn * whole_.acc_stride, row_sums_ = sums_.data() + turn * c_.out_width;
     if (made_[turn] == y) return;
     made_[turn] = y;
@@ -132,7 +133,8 @@ class PixelFinish {
     columns_of(x, count, acc, whole_.acc_stride, 0, whole_.acc_stride, epilogue_, groups_.empty() ? nullptr : groups_.data());
   }
 
-  // One group of columns of them, the accumulators of a pixel a group wide; the strip has the sums of pixels.
+  // One group of columns of them, the accumulators of a pixel a group wide. The last group comes first, because it has the
+  // column of sums.
   void run_group(int64_t x, int64_t count, const int32_t* acc, int64_t column) {
     Epilogue group = epilogue_;
     group.columns = (int)std::min<int64_t>(kGroup, epilogue_.columns - column);
@@ -158,7 +160,7 @@ class PixelFinish {
       } else if (taps_) {
         bias = row_bias_ + first, here = std::min(here, full_end_ - x);
       }
-      if (epilogue_.row_scale && !strip_.sums(y_ * c_.stride_y)) {
+      if (epilogue.row_scale && !strip_.sums(y_ * c_.stride_y) && epilogue.columns < width) {
         for (int64_t i = 0; i < here; ++i) row_sums_[x + i] = (float)acc[i * stride + epilogue.columns];
       }
       RowsOut some = whole_;
@@ -209,7 +211,7 @@ class PixelFinish {
   const float *bias_, *taps_;
   RowsOut whole_;
   std::vector<ptrdiff_t> groups_;
-  Buffer<float> inner_, edge_, sums_;  // inner_ and sums_ for each row of a patch
+  Buffer<float> inner_, edge_, sums_;  // inner_ and sums_ for each row of a strip
   std::vector<int64_t> made_;          // the row that each of them was last computed for
   float *row_bias_ = nullptr, *row_sums_ = nullptr;
   int64_t full_begin_, full_end_;  // pixels whose taps all lie inside the image from left to right

@@ -26,30 +26,31 @@ class Winograd4 {
   static void transform_weight(const int8_t* taps, int blocks, int words, int8_t* u);
 
   Winograd4(const ConvShape& shape, const int8_t* u, int blocks, int words)
-      : c_(shape), u_(u), blocks_(blocks), words_(words), row_bytes_(2 * c_.channel_bytes), patches_(patches(c_.channel_bytes)),
-        input_step_(patches_ * row_bytes_ + 64), product_step_(patches_ * kGroup + 16), v_(kPositions * input_step_),
-        products_(kPositions * product_step_), pixels_(kPatch * kPatch * kTileRows4 * kGroup) {}
+      : c_(shape), u_(u), blocks_(blocks), words_(words), row_bytes_(2 * c_.channel_bytes),
+        input_step_(kPatches * row_bytes_ + 64), v_(kPositions * input_step_), products_(kPositions * kProductStep),
+        pixels_(kPatch * kPatch * kTileRows * kGroup) {}
 
   // Output rows [begin, end), `begin` a multiple of four, whose input the strip holds in whole patches.
   void run(const Strip& strip, PixelFinish& finish, int64_t begin, int64_t end) {
     const int64_t across = (c_.out_width + kPatch - 1) / kPatch, total = (end - begin + kPatch - 1) / kPatch * across;
-    for (int64_t first = 0; first < total; first += patches_) {
-      const int count = (int)std::min<int64_t>(patches_, total - first);
+    for (int64_t first = 0; first < total; first += kPatches) {
+      const int count = (int)std::min<int64_t>(kPatches, total - first);
       for (int p = 0; p < count; ++p) {
         const int64_t y = begin + (first + p) / across * kPatch, x = (first + p) % across * kPatch;
         input(strip.row(y) + x * c_.channel_bytes, v_.data() + p * row_bytes_);
       }
-      for (int block = 0; block < blocks_; block += kGroup / kLanes) {  // a group of columns, so that its products stay in cache
-        const int here = std::min(kGroup / kLanes, blocks_ - block);
+      // Groups of columns one by one, so that their products stay in cache; the last one may hold the sums of codes.
+      for (int block = (blocks_ - 1) / kGroupBlocks * kGroupBlocks; block >= 0; block -= kGroupBlocks) {
+        const int here = std::min(kGroupBlocks, blocks_ - block);
         for (int position = 0; position < kPositions; ++position) multiply(position, block, here, count);
         for (int p = 0; p < count;) {  // a few patches of one row of patches
           const int64_t y = begin + (first + p) / across * kPatch, x = (first + p) % across;
-          const int some = (int)std::min<int64_t>(std::min(kTileRows4, count - p), across - x);
+          const int some = (int)std::min<int64_t>(std::min(kTileRows, count - p), across - x);
           for (int i = 0; i < some; ++i) output(p + i, i, here);
           for (int r = 0; r < kPatch && y + r < end; ++r) {
             finish.row(y + r);
             finish.run_group(kPatch * x, std::min<int64_t>(kPatch * some, c_.out_width - kPatch * x),
-                             pixels_.data() + r * kPatch * kTileRows4 * kGroup, block * kLanes);
+                             pixels_.data() + r * kPatch * kTileRows * kGroup, block * kLanes);
           }
           p += some;
         }
@@ -58,18 +59,13 @@ class Winograd4 {
   }
 
  private:
-  static constexpr int kTileRows4 = 6;                            // patches of a tile
-  static constexpr int kVectors = kLanes * 4 / kRegister;        // of a block of columns
-  static constexpr int kTileBlocks4 = kRegister == 64 ? 4 : 1;   // 24 sums of 32 registers, or 12 of 16
-
-  // Patches that go through all steps together: as many as keep V and the products of 64 columns in a small cache.
-  static int64_t patches(int64_t channel_bytes) {
-    const int64_t one = kPositions * (2 * channel_bytes + 4 * kGroup);
-#ifdef PP
-    return PP;
-#endif
-    return std::clamp<int64_t>((256 << 10) / one / kTileRows4, 1, 3) * kTileRows4;
-  }
+  static constexpr int kGroupBlocks = kGroup / kLanes;
+  static constexpr int kTileRows = 6;                          // patches of a tile
+  static constexpr int kVectors = 64 / kRegister;              // of a block of columns
+  static constexpr int kTileBlocks = kRegister == 64 ? 4 : 1;  // 24 sums in 32 registers, or 12 in 16
+  // Patches that go through all steps together, so that the products of 64 columns stay in cache (166 or 332 KB).
+  static constexpr int kPatches = kRegister == 64 ? 36 : 18;
+  static constexpr int kProductStep = kPatches * kGroup + 16;  // from a position to the next; a line more as for V
 
   // B^T d.
   static FXPTQ_INLINE void input_transform(const Shorts (&d)[6], Shorts (&t)[6]) {
@@ -185,11 +181,11 @@ class Winograd4 {
     const int64_t panel = (int64_t)words_ * 128;
     const uint8_t* rows = v_.data() + position * input_step_;
     const int8_t* weights = u_ + ((int64_t)position * blocks_ + first) * panel;
-    int32_t* to = products_.data() + position * product_step_;
+    int32_t* to = products_.data() + position * kProductStep;
     for (int block = 0; block < blocks;) {
       const int8_t* at = weights + block * panel;
       int32_t* out = to + block * kLanes;
-      if constexpr (kTileBlocks4 == 4) {
+      if constexpr (kTileBlocks == 4) {
         switch (blocks - block) {
           case 1: patch_tiles<kVectors>(rows, at, out, count); break;
           case 2: patch_tiles<2 * kVectors>(rows, at, out, count); break;
@@ -214,7 +210,7 @@ class Winograd4 {
       for (int x = 0; x < 6; ++x) {
         Pairs m[6], y[4];
 #pragma GCC unroll 6
-        for (int r = 0; r < 6; ++r) m[r] = load_register<Pairs>(from + (6 * r + x) * product_step_ + column);
+        for (int r = 0; r < 6; ++r) m[r] = load_register<Pairs>(from + (6 * r + x) * kProductStep + column);
         output_transform(m, y);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; ++r) z[r][x] = y[r];
@@ -225,7 +221,7 @@ class Winograd4 {
         output_transform(z[r], y);
 #pragma GCC unroll 4
         for (int x = 0; x < 4; ++x) {
-          store_register(to + (r * kPatch * kTileRows4 + x) * kGroup + column, y[x] * kNinth);
+          store_register(to + (r * kPatch * kTileRows + x) * kGroup + column, y[x] * kNinth);
         }
       }
     }
@@ -237,8 +233,7 @@ class Winograd4 {
   const int8_t* u_;
   const int blocks_, words_;
   const int64_t row_bytes_;    // of V of a patch for one position
-  const int64_t patches_;
-  const int64_t input_step_, product_step_;  // from a position to the next; a line more, so that they fall on other sets of a cache
+  const int64_t input_step_;   // from a position to the next; a line more, so that positions fall on other sets of a cache
   Buffer<uint8_t> v_;          // [positions][patches][row bytes]
   Buffer<int32_t> products_;   // [positions][patches][64]
   Buffer<int32_t> pixels_;     // [4][4 * patches of a tile][64]

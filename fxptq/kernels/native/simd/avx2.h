@@ -40,6 +40,7 @@ FXPTQ_INLINE Ints dot4(Ints acc, Words a, Words b) {
   return out;
 }
 
+constexpr bool kDotBytes = false;
 constexpr int kRegister = 32;
 typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
 

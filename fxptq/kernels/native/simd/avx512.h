@@ -85,6 +85,7 @@ FXPTQ_INLINE Ints dot4(Ints acc, Words a, Words b) {
   return (Ints)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
 }
 
+constexpr bool kDotBytes = true;
 constexpr int kRegister = 64;
 typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
 

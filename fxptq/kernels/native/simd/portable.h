@@ -84,6 +84,9 @@ FXPTQ_INLINE Ints dot4(Ints acc, Words a, Words b) {
   return acc;
 }
 
+// Whether one instruction computes dot4.
+constexpr bool kDotBytes = false;
+
 // One register of 32-bit lanes, each also a pair of 16-bit integers.
 constexpr int kRegister = 16;
 typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
