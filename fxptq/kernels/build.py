@@ -50,17 +50,20 @@ def backend() -> Installed:
     return Installed(str(operators.fxptq_native.isa()))
 
 
-def library(target: Sequence[str] = ("-march=native",)) -> Path:
+def library(target: Sequence[str] | None = None) -> Path:
     """Path of the compiled library, compiled now if it is not in the cache.
 
     Args:
-        target: compiler options that choose the processor.
+        target: compiler options that choose the processor; None for the options in the environment variable
+            `FXPTQ_KERNEL_TARGET` (such as `-march=haswell`), or for this very processor if it is not set.
 
     Raises:
         InputError: there is no folder for a cache.
         OSError: the cache cannot be written.
     """
     compiler = _compiler()
+    if target is None:
+        target = os.environ.get("FXPTQ_KERNEL_TARGET", "-march=native").split()
     path = cache_folder() / "kernels" / _digest(compiler, target) / "fxptq_kernels.so"
     if _is_sound(path):
         return path
