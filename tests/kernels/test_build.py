@@ -74,8 +74,8 @@ def test_a_library_that_cannot_be_loaded(nowhere: Path) -> None:
     assert "fxptq_kernels.so" in found.reason
 
 
-# A compiler whose library is a text with the sources' arguments in it; it notes each time it builds.
-COUNT = 'case "$*" in *-dM*) exit 0;; esac; echo build >> "$0.log"'
+# A compiler whose library is a text; it notes each time it links one.
+COUNT = 'case "$*" in *-dM*) exit 0;; *-shared*) echo build >> "$0.log";; esac'
 
 
 @pytest.fixture
