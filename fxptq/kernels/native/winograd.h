@@ -53,6 +53,8 @@ inline void transform_weight(const int8_t* taps, int blocks, int words, int64_t 
 
 class Winograd {
  public:
+  static constexpr int kFactor = 4;  // of the sums
+
   // `panels` [16] packed weights of each position; channel_bytes of `shape` is a multiple of 64.
   Winograd(const ConvShape& shape, const Panels* panels, uint8_t levels)
       : c_(shape), panels_(panels), columns_(padded_columns(panels[0])), patches_(kPositions * kPatches * c_.channel_bytes),

@@ -266,8 +266,8 @@ FXPTQ_INLINE void by_registers(Floats (&x)[N], Function function) {
   for (int i = 0; i < N; ++i) x[i] = floats(all[2 * i], all[2 * i + 1]);
 }
 
-// Least maximum relative error on [-1/2, 1/2], degree 5.
-constexpr float kExp2[] = {1.000000072e+00f, 6.931469671e-01f, 2.402211972e-01f, 5.550713276e-02f, 9.675541328e-03f, 1.327647116e-03f};
+// Least maximum relative error on [-1/2, 1/2], degree 5, each coefficient fitted with the ones before it rounded.
+constexpr float kExp2[] = {1.0f, 6.931470037e-01f, 2.402224690e-01f, 5.550710857e-02f, 9.671291336e-03f, 1.326952130e-03f};
 
 template <int N>
 FXPTQ_INLINE void exp2(Floats (&x)[N]) {
@@ -318,5 +318,16 @@ FXPTQ_INLINE void gelu(Floats (&x)[N]) {
     for (int i = 0; i < M; ++i) v[i] = _mm256_sub_ps(_mm256_max_ps(v[i], _mm256_setzero_ps()), p[i]);
   });
 }
+
+constexpr bool kDotBytes = false;
+constexpr int kRegister = 32;
+typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
+
+FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
+  return (Pairs)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16((__m256i)a, (__m256i)b));
+}
+
+// Without this, gcc loads the operands of several rows ahead and spills sums for them.
+FXPTQ_INLINE void keep(Pairs& sum) { asm volatile("" : "+x"(sum)); }
 
 }  // namespace fxptq::avx2
