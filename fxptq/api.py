@@ -444,6 +444,7 @@ def quantize_for(
         picture=picture,
         seed=seed,
         progress=progress,
+        install_kernels=install_kernels,
     )
     reports: tuple[PassReport, ...] = ()
     for step in chosen.passes:
@@ -455,6 +456,13 @@ def quantize_for(
         student, model, example, bits, settings, chosen.passes, dtype=dtype, seed=seed, calibration=described
     )
     return QuantizedModel(student, meta, reports)
+
+
+def install_kernels() -> None:
+    """Installs the compiled kernels of the CPU, also behind the operators that quantizers call."""
+    from fxptq.kernels.backend import get_backend  # noqa: PLC0415  # building kernels is only for those who ask
+
+    get_backend("cpu").install()
 
 
 def plan_of(settings: QuantizeSettings, bits: Bits, sites: Mapping[str, Bits | Literal["float"]] | None = None) -> Plan:

@@ -133,6 +133,16 @@ FXPTQ_INLINE void store_codes(uint8_t* p, const Floats y[4], int n) {
   }
 }
 
+constexpr bool kDotBytes = false;
+constexpr int kRegister = 32;
+typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
+
+FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
+  return (Pairs)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16((__m256i)a, (__m256i)b));
+}
+
+// Without this, gcc loads the operands of several rows ahead and spills sums for them.
+FXPTQ_INLINE void keep(Pairs& sums) { asm volatile("" : "+x"(sums)); }
 FXPTQ_INLINE void keep(Ints& sums) { asm volatile("" : "+x"(sums.low), "+x"(sums.high)); }
 
 // Applies an intrinsic to both halves.
@@ -318,16 +328,5 @@ FXPTQ_INLINE void gelu(Floats (&x)[N]) {
     for (int i = 0; i < M; ++i) v[i] = _mm256_sub_ps(_mm256_max_ps(v[i], _mm256_setzero_ps()), p[i]);
   });
 }
-
-constexpr bool kDotBytes = false;
-constexpr int kRegister = 32;
-typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
-
-FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
-  return (Pairs)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16((__m256i)a, (__m256i)b));
-}
-
-// Without this, gcc loads the operands of several rows ahead and spills sums for them.
-FXPTQ_INLINE void keep(Pairs& sum) { asm volatile("" : "+x"(sum)); }
 
 }  // namespace fxptq::avx2
