@@ -311,7 +311,7 @@ constexpr float kGelu[] = {8.194839936e-03f,  -6.057901532e-02f, 1.912024037e-01
 // x * Phi(x) = max(x, 0) - |x| * Phi(-|x|), absolute error below 1e-6. Beyond 5.5 the second term is nearly zero.
 template <int N>
 FXPTQ_INLINE void gelu(Floats (&x)[N]) {
-  by_registers<4>(x, []<int M>(__m256* v) __attribute__((always_inline)) {
+  by_registers<6>(x, []<int M>(__m256* v) __attribute__((always_inline)) {
     __m256 u[M], p[M];
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
