@@ -101,6 +101,12 @@ FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
 // Makes the compiler hold a sum in a register at this point, where it would rather hold what comes next.
 FXPTQ_INLINE void keep(Pairs&) {}
 
+// As dot4, for bytes whose products, two neighbours added, fit 16 bits.
+FXPTQ_INLINE Ints dot4_small(Ints acc, Words a, Words b) { return dot4(acc, a, b); }
+
+// Makes the compiler hold sums in their registers here, where it would rather hold what the next products read.
+FXPTQ_INLINE void keep(Ints&) {}
+
 // Sum of n bytes.
 FXPTQ_INLINE int32_t sum_bytes(const uint8_t* p, int64_t n) {
   int32_t total = 0;
@@ -115,6 +121,12 @@ FXPTQ_INLINE Bytes join(Bytes16 a, Bytes16 b, Bytes16 c, Bytes16 d) {
   const Bytes16 parts[4] = {a, b, c, d};
   std::memcpy(&all, parts, sizeof all);
   return all;
+}
+
+// From four rows of sixteen bytes: the first words of all rows, then the second ones, ...
+FXPTQ_INLINE Words by_word(Bytes rows) {
+  const Words w = (Words)rows;
+  return __builtin_shufflevector(w, w, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
 }
 
 // For each run of sixteen signed bytes, two numbers that add up to the sum of the run.
