@@ -86,9 +86,9 @@ class Panels:
         """Packs for the first of `depthwise_conv2d`, `conv3x3`, `narrow_conv2d` and `conv2d` that suits the layer."""
         arguments = _border(layer, geometry)
         columns, channels, *size = layer.weight.shape
-        place = {"kernel_size": size, "stride": list(geometry.stride)}
+        place = {"kernel_size": size, "stride": list(geometry.stride), "largest": grid.levels}
         if _suits_depthwise(geometry, layer.weight.shape, grid):
-            arguments |= place | {"weight": pack_depthwise_weight(layer.weight), "largest": grid.levels}
+            arguments |= place | {"weight": pack_depthwise_weight(layer.weight)}
             return Packed("depthwise_conv2d", layer, arguments | {"dilation": list(geometry.dilation)})
         if geometry.groups > 1:
             # The sums of codes that an offset of the weights needs are sums over the channels of one group.
@@ -104,7 +104,7 @@ class Panels:
             arguments |= {"weight": pack_taps(weight), "largest": grid.levels, "narrow": narrow}
             return Packed("conv3x3", layer, arguments)
         if geometry.stride == (1, 1) and columns * prod(size) <= _NARROW < LANES * prod(size):
-            arguments |= {"weight": pack_narrow_conv_weight(layer.weight), "kernel_size": size}
+            arguments |= {"weight": pack_narrow_conv_weight(layer.weight), "kernel_size": size, "largest": grid.levels}
             return Packed("narrow_conv2d", layer, arguments)
         return Packed("conv2d", layer, arguments | place | {"weight": pack_conv_weight(layer.packable())})
 

@@ -67,16 +67,16 @@ _SCHEMAS = {
     "layer_norm_codes": "(Tensor x, *, Tensor scale, Tensor offset, float eps, int levels) -> Tensor",
     "linear": f"(Tensor codes, Tensor weight, *, int columns, int largest=255, Tensor bias, {EPILOGUE}) -> Tensor",
     "conv2d": (
-        "(Tensor codes, Tensor weight, *, int columns, int[] kernel_size, int[] stride, int[] padding, int groups=1, "
-        f"int shuffle=1, Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
+        "(Tensor codes, Tensor weight, *, int columns, int largest=255, int[] kernel_size, int[] stride, "
+        f"int[] padding, int groups=1, int shuffle=1, Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
     ),
     "depthwise_conv2d": (
         "(Tensor codes, Tensor weight, *, int columns, int largest, int[] kernel_size, int[] stride, int[] padding, "
         f"int[] dilation, int shuffle=1, Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
     ),
     "narrow_conv2d": (
-        "(Tensor codes, Tensor weight, *, int columns, int[] kernel_size, int[] padding, int shuffle=1, "
-        f"Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
+        "(Tensor codes, Tensor weight, *, int columns, int largest=255, int[] kernel_size, int[] padding, "
+        f"int shuffle=1, Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
     ),
     "conv3x3": (
         "(Tensor codes, Tensor weight, *, int columns, int largest, bool narrow, int[] padding, int shuffle=1, "
@@ -157,6 +157,7 @@ def conv2d(
     weight: Tensor,
     *,
     columns: int,
+    largest: int = 255,
     kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
@@ -166,13 +167,14 @@ def conv2d(
     taps: Tensor | None,
     **epilogue: Unpack[Epilogue],
 ) -> Tensor:
-    """A convolution on codes [B, C, H, W], without dilation; the result lies channels last.
+    """A convolution on codes [B, C, H, W], 0 .. `largest`, without dilation; the result lies channels last.
 
     `weight` is packed from [columns, kernel height, kernel width, C / groups padded to a multiple of 4], the panels of
     each group on their own. `taps` [kernel height * kernel width, columns] holds the value that each tap inside the
     image adds to the bias; taps on the border add nothing, because the border holds real zeros. `spread` shuffles the
     output.
     """
+    del largest  # as in `linear`
     w = torch.cat([unpack_weight(panels, columns // groups) for panels in weight.chunk(groups)])
     w = w.reshape(columns, *kernel_size, -1)[..., : codes.shape[1] // groups].permute(0, 3, 1, 2)
     return convolved(codes, w, bias, taps, epilogue, stride=stride, padding=padding, groups=groups, shuffle=shuffle)
@@ -245,6 +247,7 @@ def narrow_conv2d(
     weight: Tensor,
     *,
     columns: int,
+    largest: int = 255,
     kernel_size: Sequence[int],
     padding: Sequence[int],
     shuffle: int = 1,
@@ -253,6 +256,7 @@ def narrow_conv2d(
     **epilogue: Unpack[Epilogue],
 ) -> Tensor:
     """`conv2d` with stride 1 for few columns; `weight` is packed from [taps * columns, C]."""
+    del largest  # as in `linear`
     channels = codes.shape[1]
     w = unpack_weight(weight, kernel_size[0] * kernel_size[1] * columns)[:, :channels]
     w = w.reshape(*kernel_size, columns, channels).permute(2, 3, 0, 1)

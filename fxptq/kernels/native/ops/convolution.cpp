@@ -127,7 +127,7 @@ bool shuffles_in_place(int64_t columns, int64_t shuffle) { return columns % (shu
 
 Tensor spread(const Tensor& x, int64_t factor);
 
-Tensor conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, IntHeaderOnlyArrayRef kernel, IntHeaderOnlyArrayRef stride,
+Tensor conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, int64_t largest, IntHeaderOnlyArrayRef kernel, IntHeaderOnlyArrayRef stride,
               IntHeaderOnlyArrayRef padding, int64_t groups, int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps,
               const Tensor& scale, const optional<Tensor>& row_scale, int64_t activation, double slope,
               const optional<Tensor>& residual, const optional<Tensor>& levels, double out_scale, double out_offset) {
@@ -144,11 +144,13 @@ Tensor conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, IntHea
   const Groups parts(groups, codes.size(1), epilogue, bias, taps, kernel[0] * kernel[1]);
   const Output output{columns, padded_columns(panels), 1, row_scale && (groups > 1 || !has_sum_column(columns)), residual,
                       parts.groups()};
-  const Tensor out = convolved(c, codes, output, [&](size_t group) {
-    Panels own = panels;
-    own.data += (int64_t)group * panels.blocks * panels.words * 64;
-    return DirectConvolution(c, own);
-  });
+  std::vector<Panels> own(groups, panels);
+  std::vector<Buffer<int8_t>> pairs(groups);
+  for (int64_t g = 0; g < groups; ++g) {
+    own[g].data += g * panels.blocks * panels.words * 64;
+    own[g] = prepared(own[g], (int)largest, pairs[g]);
+  }
+  const Tensor out = convolved(c, codes, output, [&](size_t group) { return DirectConvolution(c, own[group]); });
   return direct ? out : spread(out, shuffle);
 }
 
@@ -166,18 +168,19 @@ Tensor depthwise_conv2d(const Tensor& codes, const Tensor& weight, int64_t colum
                   weight.numel() == kernel[0] * kernel[1] * c.channel_bytes,
               "weight does not fit the input");
   const auto* packed = data<int8_t>(weight);
-  const int run = DepthwiseConvolution::taps_in_16_bits(packed, weight.numel(), (int)largest);
+  const bool small = DepthwiseConvolution::fits_16_bits(packed, (int)(kernel[0] * kernel[1]), c.channel_bytes, (int)largest);
   const Output output{columns, c.channel_bytes, 1, false, residual, {{0, 0, epilogue, data<float>(bias), data<float>(taps)}}};
-  const Tensor out = convolved(c, codes, output, [&](size_t) { return DepthwiseConvolution(c, packed, run, row_scale.has_value()); });
+  const Tensor out = convolved(c, codes, output, [&](size_t) { return DepthwiseConvolution(c, packed, small, row_scale.has_value()); });
   return direct ? out : spread(out, shuffle);
 }
 
-Tensor narrow_conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, IntHeaderOnlyArrayRef kernel,
+Tensor narrow_conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, int64_t largest, IntHeaderOnlyArrayRef kernel,
                      IntHeaderOnlyArrayRef padding, int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps,
                      const Tensor& scale, const optional<Tensor>& row_scale, int64_t activation, double slope,
                      const optional<Tensor>& residual, const optional<Tensor>& levels, double out_scale, double out_offset) {
   const Tensor bytes = widened(weight);
-  const Panels panels = panels_of(bytes);
+  Buffer<int8_t> pairs;
+  const Panels panels = prepared(panels_of(bytes), (int)largest, pairs);
   const Epilogue epilogue =
       epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
   const int64_t one[] = {1, 1};
