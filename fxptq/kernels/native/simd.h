@@ -37,7 +37,6 @@ inline const char* isa() { return "generic"; }
 
 namespace fxptq {
 
-typedef int16_t Shorts __attribute__((vector_size(kRegister)));
 typedef uint16_t UnsignedShorts __attribute__((vector_size(kRegister)));
 
 // A register from memory, and to it.

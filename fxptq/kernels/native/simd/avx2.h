@@ -137,6 +137,11 @@ constexpr bool kDotBytes = false;
 constexpr int kRegister = 32;
 typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
 
+typedef int16_t Shorts __attribute__((vector_size(kRegister)));
+
+FXPTQ_INLINE Pairs zip_first(Shorts a, Shorts b) { return (Pairs)_mm256_unpacklo_epi16((__m256i)a, (__m256i)b); }
+FXPTQ_INLINE Pairs zip_last(Shorts a, Shorts b) { return (Pairs)_mm256_unpackhi_epi16((__m256i)a, (__m256i)b); }
+
 FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
   return (Pairs)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16((__m256i)a, (__m256i)b));
 }
