@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fxptq.kernels import build
+from fxptq.kernels import build, trial
 from fxptq.kernels.backend import Installed
 from tests.tiny import write_checkpoint, write_recipe
 
@@ -82,7 +82,7 @@ COUNT = 'case "$*" in *-dM*) exit 0;; *-shared*) echo build >> "$0.log";; esac'
 def counted(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine whose compiler counts what it builds, and where every library passes its trial."""
     compiler(nowhere, f"{COUNT}; {WRITE}; exit 0")
-    monkeypatch.setattr(build, "_try_out", lambda *_: None)
+    monkeypatch.setattr(build, "try_out", lambda *_: None)
     return nowhere / "c++.log"
 
 
@@ -113,7 +113,7 @@ def test_a_library_that_kills_whoever_loads_it_is_not_loaded_here(
     death: str, nowhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiler(nowhere, f"{WRITE}; exit 0")
-    monkeypatch.setattr(build, "_TRIAL", f"import os, signal; os.kill(os.getpid(), signal.{death})")
+    monkeypatch.setattr(trial, "PROGRAM", ("-c", f"import os, signal; os.kill(os.getpid(), signal.{death})"))
     found = fresh()
     assert not found.native
     assert "fxptq_kernels.so: what was built cannot be loaded" in found.reason
