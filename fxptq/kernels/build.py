@@ -35,7 +35,8 @@ from fxptq.kernels.trial import is_sound, record_of, try_out
 _log = logging.getLogger("fxptq")
 
 CHOICE = "FXPTQ_KERNELS"
-"""The environment variable that chooses the kernels: the name of a target, `compile` or `none`."""
+"""The environment variable that chooses the kernels: the name of a target, options of the compiler such as
+`-march=haswell`, `compile` for this very processor, or `none`."""
 
 NATIVE = ("-march=native",)
 
@@ -63,20 +64,19 @@ def backend() -> Installed:
 
 
 def _libraries(choice: str) -> list[Callable[[], Path]]:
-    """The ways to a library, the first that works is taken."""
-    targets = runnable_here()
-    if choice not in ("", "compile"):
-        targets = [target for target in targets if target.name == choice]
-        if not targets:
-            known = choice in {target.name for target in TARGETS}
-            values = ", ".join(target.name for target in runnable_here())
-            raise InputError(
-                f"{CHOICE}={choice}: {'this processor cannot run these kernels' if known else 'unknown'}; "
-                f"possible here: {values + ', ' if values else ''}compile and none"
-            )
-    carried = [target for target in targets if shipped.path_of(target).exists()] if choice != "compile" else []
-    flags = NATIVE if choice in ("", "compile") else targets[0].flags
-    return [*(lambda target=target: shipped.library(target) for target in carried[:1]), lambda: library(flags)]
+    """The ways to a library, the best first."""
+    if choice == "compile" or choice.startswith("-"):
+        flags: Sequence[str] = NATIVE if choice == "compile" else choice.split()
+        return [lambda: library(flags)]
+    here = runnable_here()
+    targets = [target for target in here if choice in ("", target.name)]
+    if choice and not targets:
+        why = "this processor cannot run these kernels" if choice in {t.name for t in TARGETS} else "unknown"
+        names = ", ".join([*(target.name for target in here), "compile"])
+        raise InputError(f"{CHOICE}={choice}: {why}; possible here: {names}, none, or options of the compiler")
+    compiled = targets[0].flags if choice else NATIVE
+    carried = [target for target in targets[:1] if shipped.path_of(target).exists()]
+    return [*(lambda target=target: shipped.library(target) for target in carried), lambda: library(compiled)]
 
 
 def _load(path: Path) -> str:

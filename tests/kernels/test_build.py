@@ -23,7 +23,8 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without a compiler, with an empty cache."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("CXX", raising=False)
+    for name in ("CXX", build.CHOICE):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
@@ -127,6 +128,18 @@ def test_what_a_killed_build_left_stops_nobody(counted: Path) -> None:
         (path.parent / name).write_bytes(b"half")
     build.library()
     assert sorted(file.name for file in path.parent.iterdir()) == ["fxptq_kernels.sha256", "fxptq_kernels.so"]
+
+
+def test_the_environment_chooses_the_processor(counted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = counted.with_name("options")
+    compiler(counted.parent, f'{COUNT}; echo "$*" >> {log}; {WRITE}; exit 0')
+    fresh()
+    assert "-march=native" in log.read_text()
+    log.unlink()
+    monkeypatch.setenv(build.CHOICE, "-mavx2 -mfma")
+    fresh()
+    assert " -mavx2 -mfma " in log.read_text()
+    assert "-march=native" not in log.read_text()
 
 
 def test_a_relative_cache_is_ignored(counted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
