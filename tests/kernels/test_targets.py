@@ -138,7 +138,8 @@ def test_a_choice_that_is_none(choice: str, why: str, carried: Path, monkeypatch
     monkeypatch.setenv(build.CHOICE, choice)
     with pytest.raises(InputError) as caught:
         build.backend.__wrapped__()
-    assert str(caught.value) == f"FXPTQ_KERNELS={choice}: {why}; possible here: avx512-vnni, compile, none, or options of the compiler"
+    possible = "avx512-vnni, compile, none, or options of the compiler"
+    assert str(caught.value) == f"FXPTQ_KERNELS={choice}: {why}; possible here: {possible}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the tags of Linux")
