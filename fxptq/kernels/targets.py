@@ -40,6 +40,7 @@ TARGETS = (
     Target("avx512-vnni", X86, ("-march=x86-64-v4", "-mavx512vnni"), _V3 | _VNNI),
     Target("avx2-vnni", X86, ("-march=x86-64-v3", "-mavxvnni"), _V3 | {"avx_vnni"}),
     Target("avx2", X86, ("-march=x86-64-v3",), _V3),
+    Target("neon-i8mm", ARM, ("-march=armv8.2-a+dotprod+i8mm",), frozenset({"asimd", "asimddp", "i8mm"})),
     Target("neon-dotprod", ARM, ("-march=armv8.2-a+dotprod",), frozenset({"asimd", "asimddp"})),
 )
 """All kinds, the fastest first."""
@@ -88,6 +89,10 @@ def linux_features(cpuinfo: str) -> frozenset[str]:
 
 def mac_features(sysctl: str) -> frozenset[str]:
     """The features in the answer of `sysctl hw.optional` on an ARM Mac, by their names in Linux."""
-    names = {"hw.optional.AdvSIMD": "asimd", "hw.optional.arm.FEAT_DotProd": "asimddp"}
+    names = {
+        "hw.optional.AdvSIMD": "asimd",
+        "hw.optional.arm.FEAT_DotProd": "asimddp",
+        "hw.optional.arm.FEAT_I8MM": "i8mm",
+    }
     pairs = [line.partition(": ") for line in sysctl.splitlines()]
     return frozenset(names[name] for name, _, value in pairs if name in names and value.strip() == "1")

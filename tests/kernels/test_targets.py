@@ -45,11 +45,11 @@ def test_targets_of_x86_processors(processor: str, names: list[str]) -> None:
 
 
 def test_targets_of_arm_processors() -> None:
-    assert [t.name for t in runnable(linux_features("Features\t: fp asimd asimddp i8mm\n"), "aarch64")] == [
-        "neon-dotprod"
-    ]
+    newer, older = (linux_features(f"Features\t: fp asimd asimddp{more}\n") for more in (" i8mm", ""))
+    assert [target.name for target in runnable(newer, "aarch64")] == ["neon-i8mm", "neon-dotprod"]
+    assert [target.name for target in runnable(older, "aarch64")] == ["neon-dotprod"]
     assert runnable(linux_features("Features\t: fp asimd\n"), "aarch64") == []
-    mac = "hw.optional.AdvSIMD: 1\nhw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.FEAT_SME: 0\n"
+    mac = "hw.optional.AdvSIMD: 1\nhw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.FEAT_I8MM: 0\n"
     assert [target.name for target in runnable(mac_features(mac), "arm64")] == ["neon-dotprod"]
     assert runnable(mac_features(mac.replace("DotProd: 1", "DotProd: 0")), "arm64") == []
 
