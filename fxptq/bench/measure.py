@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from fxptq.bench import memory
-from fxptq.bench.ways import Call, Subject, parsed, subject, ways
+from fxptq.bench.ways import Call, Subject, subject, ways
 from fxptq.errors import InputError
 from fxptq.kernels.build import backend
 from fxptq.progress import Progress
+from fxptq.sizes import parse_size
 
 WARMUP, ROUNDS = 2, 7
 
@@ -85,7 +86,7 @@ def run(
     Raises:
         InputError: the size is malformed, or a way unknown.
     """
-    height, width = parsed(size)
+    height, width = parse_size(size)
     chosen = _chosen(only)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
