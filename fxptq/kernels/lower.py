@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.graph.exclusive import CAPTURING, OwnLock
+from fxptq.graph.finite import warn_of_nan
 from fxptq.graph.precision import in_precision
 from fxptq.graph.program import Program, Variant
 from fxptq.kernels.backend import Backend, Installed, backend_for
@@ -104,12 +105,14 @@ class IntegerModel(nn.Module):
         if any(x.numel() == 0 or (x.is_floating_point() and bool(x.isnan().any())) for x in inputs):
             return self.program(*inputs)  # where NaN stays NaN, for which no code stands, and nothing is as in torch
         try:
-            return self._of(variant).run(inputs)
+            output = self._of(variant).run(inputs)
         except RuntimeError as error:
             if NO_CODE not in str(error):
                 raise
             _log.warning("the network makes NaN on its way: this input runs in the simulation, where NaN is seen")
             return self.program(*inputs)
+        warn_of_nan(self.program, inputs, output)
+        return output
 
     def of(self, variant: Variant) -> Rewritten:
         """The lowered graph of a variant of the program."""
