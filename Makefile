@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types unit api test-networks test-slow test-fuzz test-faults test-cuda zoo clean
+.PHONY: demo test lint types unit api test-networks test-slow test-fuzz test-faults test-native test-cuda zoo clean
 
 $(STAMP): pyproject.toml fxptq/_version.py
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,10 @@ FXPTQ_KILLS ?= 100
 
 test-faults: $(STAMP)
 	OMP_NUM_THREADS=1 FXPTQ_KILLS=$(FXPTQ_KILLS) $(BIN)/pytest -n 2 -m faults
+
+# The kernels without torch, on every instruction set that runs here; ARM needs g++-aarch64-linux-gnu and qemu-user elsewhere.
+test-native: $(STAMP)
+	$(BIN)/pytest -rs tests/native
 
 # On a machine with an NVIDIA GPU, whose PyTorch TORCH names: make test-cuda TORCH=torch==2.13.0+cu130
 test-cuda: $(STAMP)
