@@ -165,16 +165,16 @@ def _as_seen(picture: Deep | Image.Image, channels: int) -> npt.NDArray[np.uint8
 def _whole(picture: Deep | Image.Image, channels: int, profile: bytes = b"") -> Picture:
     if isinstance(picture, Deep):
         return Picture(_with_channels(picture.colour, channels), picture.alpha, profile)
-    alpha, in_srgb = None, _in_srgb(picture, profile) if channels == 3 else None
+    alpha, converted = None, in_srgb(picture, profile) if channels == 3 else None
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         picture, alpha = layer.convert("RGB"), np.array(layer.getchannel("A"))
-    if in_srgb is not None:
-        return Picture(np.array(in_srgb), alpha)
+    if converted is not None:
+        return Picture(np.array(converted), alpha)
     return Picture(_array(picture, channels), alpha, profile)
 
 
-def _in_srgb(picture: Image.Image, profile: bytes) -> Image.Image | None:
+def in_srgb(picture: Image.Image, profile: bytes) -> Image.Image | None:
     """CMYK or grey as RGB, converted by its colour profile; None for other pictures and for a profile without use."""
     space = {b"CMYK": "CMYK", b"GRAY": "L"}.get(profile[16:20])
     if space is None or space != {"CMYK": "CMYK", "L": "L", "LA": "L", "1": "L"}.get(picture.mode):
