@@ -40,7 +40,14 @@ from fxptq.graph.finite import damaged_tensor, warn_of_nan
 from fxptq.graph.outputs import trained_output
 from fxptq.graph.parametrized import make_weights_plain
 from fxptq.graph.plan import FLOAT
-from fxptq.graph.precision import OTHERS, converted_inputs, in_precision, precision_of, to_float32
+from fxptq.graph.precision import (
+    OTHERS,
+    converted_inputs,
+    in_precision,
+    precision_of,
+    to_float32,
+    without_autocast,
+)
 from fxptq.graph.randomness import OwnRandomNumbers
 from fxptq.graph.tensors import lazy_tensors
 from fxptq.graph.wrappers import network_of
@@ -148,6 +155,7 @@ class QuantizedModel(nn.Module):
 
 @torch.inference_mode(mode=False)
 @torch.enable_grad()
+@without_autocast()
 def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     """Loads a checkpoint; its simulated output equals the saved network's bit for bit.
 
@@ -287,6 +295,7 @@ def _task_of(meta: Metadata, source: str) -> Recipe:
 
 @torch.inference_mode(mode=False)  # calibration takes gradients, whatever the caller's mode
 @torch.enable_grad()
+@without_autocast()
 def quantize(
     model: nn.Module,
     example: Inputs,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fxptq.graph.exclusive import CAPTURING, OwnLock
 from fxptq.graph.finite import warn_of_nan
-from fxptq.graph.precision import in_precision
+from fxptq.graph.precision import in_precision, without_autocast
 from fxptq.graph.program import Program, Variant
 from fxptq.kernels.backend import Backend, Installed, backend_for
 from fxptq.kernels.ops import NO_CODE
@@ -159,7 +159,7 @@ class IntegerModel(nn.Module):
 
     def _lower(self, variant: Variant) -> _Lowered:
         backend = self.backend
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast():
             rewritten = self._rewritten(variant, backend)
         self._graphs += 1
         native = backend.install().native  # also where nothing is compiled: without it the operators run in plain torch
