@@ -84,6 +84,29 @@ FXPTQ_INLINE Ints dot4(Ints acc, Words a, Words b) {
   return acc;
 }
 
+// Whether one instruction computes dot4.
+constexpr bool kDotBytes = false;
+
+// One register of 32-bit lanes, each also a pair of 16-bit integers.
+constexpr int kRegister = 16;
+typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
+
+// Each lane: acc + the sum of two products of signed 16-bit integers, modulo 2^32.
+FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
+  typedef int32_t Signed __attribute__((vector_size(kRegister)));
+  const Signed low = ((Signed)(a << 16) >> 16) * ((Signed)(b << 16) >> 16), high = ((Signed)a >> 16) * ((Signed)b >> 16);
+  return acc + (Pairs)low + (Pairs)high;
+}
+
+// Makes the compiler hold a sum in a register at this point, where it would rather hold what comes next.
+FXPTQ_INLINE void keep(Pairs&) {}
+
+// As dot4, for bytes whose products, two neighbours added, fit 16 bits.
+FXPTQ_INLINE Ints dot4_small(Ints acc, Words a, Words b) { return dot4(acc, a, b); }
+
+// Makes the compiler hold sums in their registers here, where it would rather hold what the next products read.
+FXPTQ_INLINE void keep(Ints&) {}
+
 // Sum of n bytes.
 FXPTQ_INLINE int32_t sum_bytes(const uint8_t* p, int64_t n) {
   int32_t total = 0;
@@ -98,6 +121,12 @@ FXPTQ_INLINE Bytes join(Bytes16 a, Bytes16 b, Bytes16 c, Bytes16 d) {
   const Bytes16 parts[4] = {a, b, c, d};
   std::memcpy(&all, parts, sizeof all);
   return all;
+}
+
+// From four rows of sixteen bytes: the first words of all rows, then the second ones, ...
+FXPTQ_INLINE Words by_word(Bytes rows) {
+  const Words w = (Words)rows;
+  return __builtin_shufflevector(w, w, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
 }
 
 // For each run of sixteen signed bytes, two numbers that add up to the sum of the run.

@@ -1,8 +1,9 @@
 // Sixteen lanes of float or int32: the types, and what the compiler does with them on every processor.
 //
-// The types are GCC/Clang vector extensions: arithmetic, comparison and selection are operators, and the compiler splits
-// them into registers (one AVX-512, two AVX2, four NEON). Operations that the extensions lack, the dot product of bytes
-// above all, are in portable.h for every processor, and in a header of its own for each instruction set that does better.
+// The types are GCC/Clang vector extensions: arithmetic and comparison are operators, and the compiler splits them into
+// registers (one AVX-512, four NEON). With 256-bit registers the types of split.h have the same operators. Operations that
+// the extensions lack, the dot product of bytes above all, are in portable.h for every processor, and in a header of its own
+// for each instruction set that does better.
 #pragma once
 
 #include <cmath>
@@ -15,16 +16,28 @@
 // Vectors in arrays stay in registers only where the function around them is inlined.
 #define FXPTQ_INLINE inline __attribute__((always_inline))
 
+#if FXPTQ_SPLIT
+#include "split.h"
+#endif
+
 namespace fxptq {
 
 constexpr int kLanes = 16;
 
+#if FXPTQ_SPLIT
+using Floats = split::Split<float>;
+using Ints = split::Split<int32_t>;
+using Words = split::Split<uint32_t>;
+using Bytes = split::Split<uint8_t>;
+using Sums = split::Split<int64_t>;
+#else
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));  // also: sixteen groups of four bytes
 typedef uint8_t Bytes __attribute__((vector_size(64)));
-typedef uint8_t Bytes16 __attribute__((vector_size(16)));
 typedef int64_t Sums __attribute__((vector_size(64)));
+#endif
+typedef uint8_t Bytes16 __attribute__((vector_size(16)));
 
 // Storage that starts on a cache line: no vector of it lies across two.
 template <class T>
@@ -45,36 +58,50 @@ template <class V, class T>
 FXPTQ_INLINE V load(const T* p) {
   V v;
   static_assert(sizeof(V) == kLanes * sizeof(T) || sizeof(T) == 1, "sixteen lanes");
-  std::memcpy(&v, p, sizeof v);
+  if constexpr (requires { v.low; }) {  // register by register: gcc copies a struct in pieces of sixteen bytes
+    std::memcpy(&v.low, p, sizeof v.low);
+    std::memcpy(&v.high, (const uint8_t*)p + sizeof v.low, sizeof v.high);
+  } else {
+    std::memcpy(&v, p, sizeof v);
+  }
   return v;
 }
 
 template <class V, class T>
 FXPTQ_INLINE void store(T* p, V v) {
-  std::memcpy(p, &v, sizeof v);
+  if constexpr (requires { v.low; }) {
+    std::memcpy(p, &v.low, sizeof v.low);
+    std::memcpy((uint8_t*)p + sizeof v.low, &v.high, sizeof v.high);
+  } else {
+    std::memcpy(p, &v, sizeof v);
+  }
 }
 
 FXPTQ_INLINE Floats splat(float x) { return Floats{} + x; }
 FXPTQ_INLINE Ints splat(int32_t x) { return Ints{} + x; }
 
-FXPTQ_INLINE Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
+FXPTQ_INLINE Floats to_floats(Ints v) {
+#if FXPTQ_SPLIT
+  return {__builtin_convertvector(v.low, Floats::Half), __builtin_convertvector(v.high, Floats::Half)};
+#else
+  return __builtin_convertvector(v, Floats);
+#endif
+}
 
 FXPTQ_INLINE Bytes splat_byte(uint8_t byte) {
+#if FXPTQ_SPLIT
+  return Bytes(byte);
+#else
   Bytes all;
   std::memset(&all, byte, sizeof all);
   return all;
+#endif
 }
 
 FXPTQ_INLINE Words splat_word(const void* p) {
   uint32_t word;
   std::memcpy(&word, p, 4);
   return Words{} + word;
-}
-
-// From four rows of sixteen bytes: the first words of all rows, then the second ones, ...
-FXPTQ_INLINE Words by_word(Bytes rows) {
-  const Words w = (Words)rows;
-  return __builtin_shufflevector(w, w, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
 }
 
 }  // namespace fxptq
