@@ -191,7 +191,7 @@ def convolved(
 
     shift = bias[:columns]
     if taps is not None:
-        one = torch.ones(1, 1, *codes.shape[2:], device=codes.device)
+        one = torch.ones(1, 1, *codes.shape[2:], dtype=taps.dtype, device=codes.device)
         shift = shift + over(one, taps[:, :columns].t().reshape(columns, 1, *size))
     box = torch.ones(1, 1, *size, dtype=exact, device=codes.device)
     row_sum = over(codes.to(exact).sum(1, keepdim=True), box)
