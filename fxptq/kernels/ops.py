@@ -231,7 +231,7 @@ def convolved(
 
     shift = bias[:columns]
     if taps is not None:
-        one = torch.ones(1, 1, *codes.shape[2:], device=codes.device)
+        one = torch.ones(1, 1, *codes.shape[2:], dtype=taps.dtype, device=codes.device)
         shift = shift + over(one, taps[:, :columns].t().reshape(columns, 1, *size))
     box = torch.ones(groups, 1, *size, dtype=exact, device=codes.device)
     sums = codes.to(exact).unflatten(1, (groups, channels)).sum(2)
