@@ -14,8 +14,9 @@ Heads heads_of(const Tensor& t) {
 Tensor dense_rows(const Tensor& t) { return t.stride(3) == 1 || t.size(3) == 1 ? t : row_major(t); }
 
 Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const optional<Tensor>& bias,
-                 const optional<Tensor>& mask, int64_t query_bits, int64_t key_bits, int64_t value_bits, HeaderOnlyArrayRef<double> logit,
-                 HeaderOnlyArrayRef<double> prob, HeaderOnlyArrayRef<double> out, int64_t levels) {
+                 const optional<Tensor>& mask, int64_t query_bits, int64_t key_bits, int64_t value_bits,
+                 HeaderOnlyArrayRef<double> logit, HeaderOnlyArrayRef<double> prob, HeaderOnlyArrayRef<double> out,
+                 int64_t levels) {
   FXPTQ_CHECK(query.dim() == 4 && key.dim() == 4 && value.dim() == 4, "attention takes [windows, heads, rows, width]");
   const Tensor q = dense_rows(query), k = dense_rows(key), v = dense_rows(value);
   const int64_t windows = q.size(0), heads = q.size(1), rows = q.size(2), width = v.size(3), keys = k.size(2);

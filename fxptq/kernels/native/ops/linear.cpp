@@ -5,8 +5,8 @@ namespace fxptq {
 namespace {
 
 Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, int64_t largest, const Tensor& bias,
-              const Tensor& scale, const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
-              const optional<Tensor>& levels, double out_scale, double out_offset) {
+              const Tensor& scale, const optional<Tensor>& row_scale, int64_t activation, double slope,
+              const optional<Tensor>& residual, const optional<Tensor>& levels, double out_scale, double out_offset) {
   const Tensor input = row_major(codes);
   std::vector<int64_t> shape = sizes_of(input);
   shape.back() = columns;
