@@ -87,7 +87,7 @@ def test_sums_at_the_limits_of_16_bits(operators: Operators, bits: int, weight_b
     for depth in {full - 4, full, full + 1, full + 4, 2 * full, 2 * full + 4, 582, 583, 2400} - {0, -4}:
         if depth <= 2400:
             found = sums_by(operators, a[:, :depth], w[:, :depth], 2**bits - 1)
-            assert torch.equal(found.long(), reference.sums(a[:, :depth], w[:, :depth]))
+            assert torch.equal(found, reference.sums(a[:, :depth], w[:, :depth]).float())
 
 
 def test_sums_beyond_24_bits_are_rounded_once(operators: Operators) -> None:
@@ -181,7 +181,7 @@ def test_codes_of_columns_may_have_different_grids(operators: Operators, case) -
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("shape", [(16, 64), (17, 5), (1, 1), (35, 18)], ids=str)
 def test_packing_is_undone_and_few_bits_take_their_own_room(bits: int, shape: tuple[int, int]) -> None:
-    w = panels.with_sums(panels.centred(codes(shape, bits, seed=bits), bits))
+    w = panels.with_sums(panels.centred(codes(shape, bits, "extreme", seed=bits), bits))
     packed = panels.pack_weight(w)
     assert torch.equal(panels.unpack_weight(packed, len(w))[:, : shape[1]], w)
     room = -(-len(w) // 16) * 16 * -(-shape[1] // 4) * 4
