@@ -81,7 +81,7 @@ def test_sums_at_the_limits_of_16_bits(operators: Operators, bits: int, weight_b
     """Depths on both sides of the largest sum that 16 bits hold, with the codes and weights that reach it."""
     w = panels.centred(codes((17, 2400), weight_bits, kind), weight_bits)
     a = codes((7, 2400), bits, "highest")
-    pair = 2 * int(a[0, 0]) * int(w[0, 0].abs())
+    pair = 2 * int(a[0, 0]) * abs(int(w[0, 0]))
     full = 2 * (32767 // pair)
     assert full * pair // 2 <= 32767 < (full + 2) * pair // 2
     for depth in {full - 4, full, full + 1, full + 4, 2 * full, 2 * full + 4, 582, 583, 2400} - {0, -4}:
