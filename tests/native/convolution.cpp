@@ -170,12 +170,14 @@ void check_case(Checks& checks, Random& random, ConvCase c, fxptq::Activation ac
   fxptq::RowsOut whole{nullptr, 0, 0, nullptr, nullptr, residual ? added.data() : nullptr, coded ? nullptr : values.data(),
                        coded ? out.data() : nullptr, c.columns, nullptr, &nan};
   const bool pixel_sums = row_scale && !sum_column;
+  fxptq::Buffer<int8_t> storage;
   if (c.kernel == Kernel::kDirect) {
     const Packed packed = pack(ordered(c, o.weight, -1, channels_to_fours, sum_column), c.columns + sum_column,
                                c.taps_count() * channels_to_fours);
-    whole.acc_stride = fxptq::padded_columns(packed.panels());
+    const fxptq::Panels panels = fxptq::prepared(packed.panels(), (1 << c.a_bits) - 1, storage);
+    whole.acc_stride = fxptq::padded_columns(panels);
     run_strips(c, shape, o, pixel_sums, 1, epilogue, bias, tap_values, whole,
-               [&] { return fxptq::DirectConvolution(shape, packed.panels()); });
+               [&] { return fxptq::DirectConvolution(shape, panels); });
   } else if (c.kernel == Kernel::kNarrow) {
     std::vector<int8_t> side_by_side;
     for (int tap = 0; tap < c.taps_count(); ++tap) {
@@ -183,9 +185,10 @@ void check_case(Checks& checks, Random& random, ConvCase c, fxptq::Activation ac
       side_by_side.insert(side_by_side.end(), one.begin(), one.end());
     }
     const Packed packed = pack(side_by_side, c.taps_count() * c.columns, c.channels);
+    const fxptq::Panels panels = fxptq::prepared(packed.panels(), (1 << c.a_bits) - 1, storage);
     whole.acc_stride = fxptq::kGroup;
     run_strips(c, shape, o, row_scale, 1, epilogue, bias, tap_values, whole,
-               [&] { return fxptq::NarrowConvolution(shape, packed.panels(), c.columns); });
+               [&] { return fxptq::NarrowConvolution(shape, panels, c.columns); });
   } else {
     shape.channel_bytes = (c.channels + 63) / 64 * 64, shape.patch = 2;
     shape.copy_width = shape.out_width + shape.out_width % 2 + 2;
@@ -202,8 +205,10 @@ void check_case(Checks& checks, Random& random, ConvCase c, fxptq::Activation ac
     fxptq::transform_weight(by_tap.data(), packed.blocks, packed.words, c.channels, (int)largest, transformed.data(),
                             start.data(), whole.acc_stride);
     std::array<fxptq::Panels, fxptq::kPositions> panels;
+    std::array<fxptq::Buffer<int8_t>, fxptq::kPositions> storages;
     for (int p = 0; p < fxptq::kPositions; ++p) {
       panels[p] = {transformed.data() + p * panel, packed.blocks, packed.words, start.data() + p * whole.acc_stride};
+      if (c.taps) panels[p] = fxptq::prepared(panels[p], 255, storages[p]);  // transformed codes take all of a byte
     }
     run_strips(c, shape, o, pixel_sums, 4, epilogue, bias, tap_values, whole,
                [&] { return fxptq::Winograd(shape, panels.data(), (uint8_t)largest); });

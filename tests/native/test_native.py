@@ -50,9 +50,9 @@ TARGETS = {
     "avx512-vnni": Target(
         "avx512-vnni", X86, ("-march=x86-64-v4", "-mavx512vnni"), frozenset({"avx512bw", "avx512vl", "avx512_vnni"})
     ),
-    "armv8": Target("generic", ARM, ("-march=armv8-a",), frozenset({"asimd"}), "cortex-a53"),
-    "armv8-dotprod": Target("generic", ARM, ("-march=armv8.2-a+dotprod",), frozenset({"asimddp"}), "neoverse-n1"),
-    "armv8-i8mm": Target("generic", ARM, ("-march=armv8.6-a+i8mm",), frozenset({"i8mm"}), "max"),
+    "armv8": Target("neon", ARM, ("-march=armv8-a",), frozenset({"asimd"}), "cortex-a53"),
+    "armv8-dotprod": Target("neon-dotprod", ARM, ("-march=armv8.2-a+dotprod",), frozenset({"asimddp"}), "neoverse-n1"),
+    "armv8-i8mm": Target("neon-i8mm", ARM, ("-march=armv8.6-a+i8mm",), frozenset({"i8mm"}), "max"),
 }
 ARMS = tuple(name for name, target in TARGETS.items() if target.machine == ARM)
 OTHERS = tuple(name for name in TARGETS if name != "x86-64")

@@ -7,7 +7,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <type_traits>
+#include <utility>
 
 #include "simd.h"
 
@@ -51,6 +53,8 @@ class Attention {
     key_codes_.resize(keys_ * words_ * 4 + 16);
     key_sums_.resize(2 * keys_);
     key_offsets_.resize(keys_);
+    key_starts_.resize(kCodeShift ? keys_ : 0);
+    value_starts_.resize(kCodeShift ? value_width_ : 0);
     value_codes_.resize(keys_ * value_width_);
     column_terms_.resize(value_width_);
     weights_.resize(keys_ * kLanes, kNever);
@@ -108,7 +112,7 @@ class Attention {
     for (int64_t i = 0; i < q_.rows; i += 4) {
       for (int64_t column = 0; column < q_.width; column += 16) {
         alignas(64) uint8_t words[64];
-        store(words, by_word(four_rows(q_, from, i, column)));
+        store(words, shifted(by_word(four_rows(q_, from, i, column))));
         uint32_t* to = queries_words_.data() + column / 4 * queries_ + i;
         for (int c = 0; c < 4; ++c) std::memcpy(to + c * queries_, words + 16 * c, 16);
       }
@@ -136,6 +140,9 @@ class Attention {
     const int64_t keys = k_.rows;
     const int64_t* sums = key_sums_.data();
     for (int64_t j = 0; j < keys; ++j) key_offsets_[j] = s_.key_scale * (float)(sums[2 * j] + sums[2 * j + 1]);
+    if constexpr (kCodeShift != 0) {
+      for (int64_t j = 0; j < keys; ++j) key_starts_[j] = kCodeShift * (int32_t)(sums[2 * j] + sums[2 * j + 1]);
+    }
   }
 
   // [keys / 4][padded width][4] signed codes; keys that pad the last four have probability 0.
@@ -154,6 +161,13 @@ class Attention {
         total = dot4(total, Words{} + ones, load<Words>(value_codes_.data() + j * value_width_ + 4 * d));
       }
       store(column_terms_.data() + d, to_floats(total) * s_.out_column + s_.out_constant);
+      if constexpr (kCodeShift != 0) {
+        Ints all = {};  // keys that pad the last four count too, because 0 is shifted as well
+        for (int64_t j = 0; j < keys_; j += 4) {
+          all = dot4(all, Words{} + 0x01010101u, load<Words>(value_codes_.data() + j * value_width_ + 4 * d));
+        }
+        store(value_starts_.data() + d, all * splat(kCodeShift));
+      }
     }
   }
 
@@ -190,6 +204,7 @@ class Attention {
     const uint32_t* queries = queries_words_.data() + first;
     const uint8_t* key = key_codes_.data();
     const float* offset = key_offsets_.data();
+    [[maybe_unused]] const int32_t* start = key_starts_.data();
     const float* added = bias ? bias + first : zeros_.data();
     const float* hidden = kMask && mask ? mask + first : zeros_.data();
     const Floats scale = splat(s_.logit_scale);
@@ -199,10 +214,10 @@ class Attention {
     Floats result = kExponential ? Floats{} : splat(-__builtin_inff());
     const auto step = [&]<int N>(std::integral_constant<int, N>) __attribute__((always_inline)) {
       Ints acc[N];
-      for (int i = 0; i < N; ++i) acc[i] = Ints{};
+      for (int i = 0; i < N; ++i) acc[i] = kCodeShift ? splat(start[i]) : Ints{};
       for (int c = 0; c < words; ++c) {
         const Words query = kWords ? q[c] : load<Words>(queries + c * row);
-        for (int i = 0; i < N; ++i) acc[i] = dot4(acc[i], query, splat_word(key + 4 * (i * words + c)));
+        for (int i = 0; i < N; ++i) acc[i] = dot(acc[i], query, splat_word(key + 4 * (i * words + c)));
       }
       Floats x[N];
       for (int i = 0; i < N; ++i) x[i] = to_floats(acc[i]) * scale + load<Floats>(added + i * bias_step);
@@ -219,17 +234,18 @@ class Attention {
         for (int i = 0; i < N; ++i) result = maximum(result, x[i]);
       }
       key += 4 * N * words, offset += N, added += N * bias_step, hidden += N * mask_step, weight += N * kLanes;
+      if constexpr (kCodeShift != 0) start += N;
     };
     int64_t j = 0;
-    for (; j + 4 <= keys; j += 4) step(std::integral_constant<int, 4>{});
+    for (; j + kKeysAtOnce <= keys; j += kKeysAtOnce) step(std::integral_constant<int, kKeysAtOnce>{});
     for (; j < keys; ++j) step(std::integral_constant<int, 1>{});
     return result;
   }
 
   // Fills probs_[keys / 4] with the codes of four keys in each lane and returns their sum.
   Ints probabilities(Floats scale) {
-    Ints row_sum = {};
     const int64_t fours = keys_ / 4;
+    Ints row_sum = kCodeShift ? splat((int32_t)(kCodeShift * keys_)) : Ints{};
     const float* weight = weights_.data();
     const Floats offset = splat(s_.prob_offset);
     const uint8_t levels = s_.prob_levels;
@@ -237,15 +253,15 @@ class Attention {
     for (int64_t j = 0; j < fours; ++j, weight += 4 * kLanes) {
       Floats y[4];
       for (int i = 0; i < 4; ++i) y[i] = load<Floats>(weight + i * kLanes) * scale + offset;
-      probs[j] = four_codes(y, levels);
-      row_sum = dot4(row_sum, probs[j], Words{} + 0x01010101u);
+      probs[j] = shifted(four_codes(y, levels));
+      row_sum = dot(row_sum, probs[j], Words{} + 0x01010101u);
     }
     return row_sum;
   }
 
-  // sums_[column][lane]: blocks of columns as even as possible, at most twelve accumulators at a time.
+  // sums_[column][lane]: blocks of columns as even as possible.
   void products() {
-    const int width = (int)v_.width, blocks = (width + 11) / 12;
+    const int width = (int)v_.width, blocks = (width + kColumnsAtOnce - 1) / kColumnsAtOnce;
     for (int b = 0, column = 0; b < blocks; ++b) {
       const int here = (width - column + blocks - b - 1) / (blocks - b);
       products_of(here, column);
@@ -254,10 +270,9 @@ class Attention {
   }
 
   void products_of(int columns, int column) {
-    static constexpr void (Attention::*table[])(int) = {
-        &Attention::product<1>, &Attention::product<2>, &Attention::product<3>,  &Attention::product<4>,
-        &Attention::product<5>, &Attention::product<6>, &Attention::product<7>,  &Attention::product<8>,
-        &Attention::product<9>, &Attention::product<10>, &Attention::product<11>, &Attention::product<12>};
+    static constexpr auto table = []<int... I>(std::integer_sequence<int, I...>) {
+      return std::array<void (Attention::*)(int), sizeof...(I)>{&Attention::product<I + 1>...};
+    }(std::make_integer_sequence<int, kColumnsAtOnce>{});
     (this->*table[columns - 1])(column);
   }
 
@@ -265,14 +280,13 @@ class Attention {
   void product(int column) {
     Ints acc[kColumns];
 #pragma GCC unroll 12
-    for (int c = 0; c < kColumns; ++c) acc[c] = Ints{};
+    for (int c = 0; c < kColumns; ++c) acc[c] = kCodeShift ? splat(value_starts_[column + c]) : Ints{};
     const uint8_t* values = value_codes_.data() + 4 * column;
     const int64_t fours = keys_ / 4, step = 4 * value_width_;
     const Words* probs = probs_.data();
     for (int64_t j = 0; j < fours; ++j, values += step) {
       const Words p = probs[j];
-#pragma GCC unroll 12
-      for (int c = 0; c < kColumns; ++c) acc[c] = dot4(acc[c], p, splat_word(values + 4 * c));
+      dot_words(acc, p, values);
     }
 #pragma GCC unroll 12
     for (int c = 0; c < kColumns; ++c) store(sums_.data() + (column + c) * kLanes, acc[c]);
@@ -327,7 +341,7 @@ class Attention {
   Buffer<int64_t> key_sums_;
   Buffer<float> key_offsets_, column_terms_, weights_, zeros_;
   Buffer<Words> probs_;
-  Buffer<int32_t> sums_;
+  Buffer<int32_t> sums_, key_starts_, value_starts_;  // the last two where codes are shifted
 };
 
 }  // namespace fxptq

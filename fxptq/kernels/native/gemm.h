@@ -11,6 +11,10 @@ namespace fxptq {
 
 #if FXPTQ_AVX512
 constexpr int kTileRows = 6, kTileBlocks = 4;  // 24 accumulators, 4 of weights, 1 of activations: 29 of 32 registers
+#elif FXPTQ_NEON && (defined(__ARM_FEATURE_DOTPROD) || defined(__ARM_FEATURE_MATMUL_INT8))
+constexpr int kTileRows = 6, kTileBlocks = 1;  // 24 accumulators, 6 of activations or 3 of pairs, 2 or 4 of weights
+#elif FXPTQ_NEON
+constexpr int kTileRows = 4, kTileBlocks = 1;  // 16 accumulators, 4 of activations, 1 of weights, and products
 #else
 constexpr int kTileRows = 2, kTileBlocks = 1;
 #endif
@@ -23,11 +27,19 @@ struct Rows {
   int words;                 // groups of four bytes in a run
 };
 
+// The products of a tile; all of them are exact.
+enum class Product {
+  kBytes,    // of any codes
+  kSigned,   // of codes up to 127, which are signed bytes too
+  kShifted,  // of codes taken as code - 128; the start values make up for it
+};
+
 struct Panels {
   const int8_t* data;
   int blocks;            // of sixteen columns
   int words;             // groups of four along K: segments * words of a row
   const int32_t* start;  // start values of the sums of the columns, or null for zero
+  Product product = Product::kBytes;
 };
 
 // Panels of odd numbers -15 .. 15 in half bytes h = (w + 15) / 2, as bytes: `vectors` of 64 from 32 bytes each.
@@ -40,6 +52,15 @@ inline void widen(const uint8_t* from, int64_t vectors, int8_t* to) {
   }
 }
 
+}  // namespace fxptq
+
+#if FXPTQ_NEON
+#include "gemm_neon.h"
+#endif
+
+namespace fxptq {
+
+#if !FXPTQ_NEON
 // Every loop over R and B is unrolled at once, so that the accumulators never leave their registers.
 template <int R, int B>
 inline void tile(const Rows& a, int64_t row, const Panels& w, int block, int32_t* out, ptrdiff_t out_stride) {
@@ -101,6 +122,11 @@ inline void accumulate(const Rows& a, int64_t row, int rows, const Panels& w, in
     default: row_tile<kTileRows>(a, row, w, out, out_stride); break;
   }
 }
+
+// Panels with the fastest products for codes up to `largest`; the buffer holds start values that these products read.
+inline Panels prepared(const Panels& panels, int /*largest*/, Buffer<int8_t>& /*storage*/) { return panels; }
+
+#endif
 
 // The sum of the codes of one row, over all its runs.
 inline int32_t row_sum(const Rows& a, int64_t row) {

@@ -7,6 +7,7 @@
 
 namespace fxptq::avx2 {
 
+using portable::by_word;
 using portable::exp2;
 using portable::four_codes;
 using portable::gelu;

@@ -103,6 +103,11 @@ FXPTQ_INLINE Bytes join(Bytes16 a, Bytes16 b, Bytes16 c, Bytes16 d) {
   return (Bytes)_mm512_inserti32x4(_mm512_inserti32x4(ab, (__m128i)c, 2), (__m128i)d, 3);
 }
 
+FXPTQ_INLINE Words by_word(Bytes rows) {
+  const Words w = (Words)rows;
+  return __builtin_shufflevector(w, w, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+}
+
 FXPTQ_INLINE Sums row_sums(Bytes codes) {
   // Bytes plus 128, summed by eights.
   const Bytes raised = codes ^ splat_byte(128);

@@ -100,6 +100,12 @@ FXPTQ_INLINE Bytes join(Bytes16 a, Bytes16 b, Bytes16 c, Bytes16 d) {
   return all;
 }
 
+// From four rows of sixteen bytes: the first words of all rows, then the second ones, ...
+FXPTQ_INLINE Words by_word(Bytes rows) {
+  const Words w = (Words)rows;
+  return __builtin_shufflevector(w, w, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+}
+
 // For each run of sixteen signed bytes, two numbers that add up to the sum of the run.
 FXPTQ_INLINE Sums row_sums(Bytes codes) {
   Sums sums = {};
