@@ -11,10 +11,10 @@ namespace fxptq {
 
 #if FXPTQ_AVX512
 constexpr int kTileRows = 6, kTileBlocks = 4;  // 24 accumulators, 4 of weights, 1 of activations: 29 of 32 registers
-#elif FXPTQ_NEON && (defined(__ARM_FEATURE_DOTPROD) || defined(__ARM_FEATURE_MATMUL_INT8))
-constexpr int kTileRows = 6, kTileBlocks = 1;  // 24 accumulators, 6 of activations or 3 of pairs, 2 or 4 of weights
+#elif FXPTQ_NEON && defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr int kTileRows = 6, kTileBlocks = 1;  // 24 accumulators, 3 of activations, 4 of weights: 31 of 32 registers
 #elif FXPTQ_NEON
-constexpr int kTileRows = 4, kTileBlocks = 1;  // 16 accumulators, 4 of activations, 1 of weights, and products
+constexpr int kTileRows = 4, kTileBlocks = 1;  // 16 accumulators, 4 of activations, 4 of weights or products: 24 of 32
 #else
 constexpr int kTileRows = 2, kTileBlocks = 1;
 #endif

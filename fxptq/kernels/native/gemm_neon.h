@@ -161,8 +161,8 @@ struct Tile {
       const int8x16_t w = vld1q_s8(weights + 64 * kLane + 16 * q);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) acc[r][q] = vdotq_laneq_s32(acc[r][q], w, a[r], kLane);
-      settle(acc, q, weights);
     }
+    settle(acc, 3, weights);
   }
 #endif
 
@@ -223,7 +223,7 @@ inline void accumulate(const Rows& a, int64_t row, int rows, const Panels& w, in
     case 2: return neon::row_tile<2>(a, row, w, out, out_stride);
     case 3: return neon::row_tile<3>(a, row, w, out, out_stride);
     case 4: return neon::row_tile<4>(a, row, w, out, out_stride);
-    case 5: if constexpr (kTileRows >= 5) return neon::row_tile<5>(a, row, w, out, out_stride);
+    case 5: if constexpr (kTileRows >= 5) return neon::row_tile<5>(a, row, w, out, out_stride); [[fallthrough]];
     default: return neon::row_tile<kTileRows>(a, row, w, out, out_stride);
   }
 }
