@@ -110,13 +110,20 @@ class QuantizedModel(nn.Module):
         *,
         compile: bool = True,  # noqa: A002  # the name torch uses for it
         backend: str | None = None,
+        compare: bool = True,
     ) -> nn.Module:
         """The network on integer kernels.
+
+        `lowering` of the result says which kernel serves each site, which sites stay simulated in float and why, and
+        how fast integers are beside float at the sizes that the model has met.
 
         Args:
             compile: whether torch.compile compiles the operations between the kernels.
             backend: the name of a back end (`cpu`, `triton`, `torch`, or another package's); None for the back end of
                 the network's device.
+            compare: whether to time integers beside float, once a network and machine when it is lowered, and once at
+                the first call of a size. The times are kept in the user's cache. Kernels that lose are left to the
+                simulation, and a warning says so where the whole network is slower than in float.
 
         Raises:
             InputError: there is no such back end.
@@ -124,7 +131,8 @@ class QuantizedModel(nn.Module):
         from fxptq.kernels.backend import get_backend  # noqa: PLC0415  # building kernels is only for those who ask
         from fxptq.kernels.lower import lower  # noqa: PLC0415
 
-        integer = lower(self.program, compile=compile, backend=None if backend is None else get_backend(backend))
+        chosen = None if backend is None else get_backend(backend)
+        integer = lower(self.program, compile=compile, backend=chosen, compare=compare)
         integer.task = self.task
         return integer
 

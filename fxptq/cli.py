@@ -194,9 +194,12 @@ def upscale(
     """Restore pictures with a checkpoint."""
     from fxptq.commands import upscale as command
 
-    written = command.run(checkpoint, source, target, model, _progress(), tile=tile, integer=integer, device=device)
-    for path in written:
+    done = command.run(checkpoint, source, target, model, _progress(), tile=tile, integer=integer, device=device)
+    for path in done.written:
         out.print(str(path))
+    for pace in done.paces:
+        if pace.gains:  # where integers lose, a warning has said so already
+            _say(str(pace))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,22 @@ from fxptq.errors import FxptqError, InputError
 from fxptq.evaluate.restore import NetworkRun, fitted
 from fxptq.io.files import check_writable
 from fxptq.io.images import SUFFIXES, Picture, Samples, list_images, read_picture, to_samples, to_tensor, write_picture
+from fxptq.kernels.lower import IntegerModel
+from fxptq.kernels.pace import Pace
 from fxptq.progress import Progress
+
+
+@dataclass(frozen=True)
+class Upscaled:
+    """What was done.
+
+    Attributes:
+        written: the pictures.
+        paces: how fast integers were beside float, by size of input; empty without integers.
+    """
+
+    written: tuple[Path, ...]
+    paces: tuple[Pace, ...]
 
 
 def run(
@@ -29,8 +45,8 @@ def run(
     tile: int,
     integer: bool,
     device: str,
-) -> list[Path]:
-    """Restores a picture, or every picture of a folder, and returns what was written.
+) -> Upscaled:
+    """Restores a picture, or every picture of a folder.
 
     Raises:
         InputError: a picture cannot be read, or the target is unfit.
@@ -48,7 +64,7 @@ def run(
             picture = read_picture(read, task.input.channels)
             write_picture(write, restored(picture, restore, task.input.range))
             advance(note=read.name)
-    return [write for _, write in jobs]
+    return Upscaled(tuple(write for _, write in jobs), model.lowering.paces if isinstance(model, IntegerModel) else ())
 
 
 def restored(picture: Picture, restore: Callable[[Tensor], Tensor], value_range: float) -> Picture:

@@ -16,7 +16,9 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,6 @@ from fxptq.kernels.once import once
 _log = logging.getLogger("fxptq")
 
 _SOURCES = Path(__file__).parent / "native"
-_SOURCE = _SOURCES / "ops.cpp"
 _TIMEOUT = 600  # seconds
 _TRIAL = "import sys, torch; torch.ops.load_library(sys.argv[1]); print(torch.ops.fxptq_native.isa())"
 
@@ -50,17 +51,20 @@ def backend() -> Installed:
     return Installed(str(operators.fxptq_native.isa()))
 
 
-def library(target: Sequence[str] = ("-march=native",)) -> Path:
+def library(target: Sequence[str] | None = None) -> Path:
     """Path of the compiled library, compiled now if it is not in the cache.
 
     Args:
-        target: compiler options that choose the processor.
+        target: compiler options that choose the processor; None for the options in the environment variable
+            `FXPTQ_KERNEL_TARGET` (such as `-march=haswell`), or for this very processor if it is not set.
 
     Raises:
         InputError: there is no folder for a cache.
         OSError: the cache cannot be written.
     """
     compiler = _compiler()
+    if target is None:
+        target = os.environ.get("FXPTQ_KERNEL_TARGET", "-march=native").split()
     path = cache_folder() / "kernels" / _digest(compiler, target) / "fxptq_kernels.so"
     if _is_sound(path):
         return path
@@ -75,7 +79,7 @@ def _build(path: Path, compiler: str, target: Sequence[str]) -> None:
     part, record = path.with_suffix(".part"), _record(path)
     _log.info("building the integer kernels with %s, once", compiler)
     try:
-        _run([compiler, *_options(target), str(_SOURCE), "-o", str(part), *_link_options()])
+        _compile(part, compiler, target)
         _try_out(part, path)
         digest = file_digest(part)
         record.unlink(missing_ok=True)
@@ -84,6 +88,20 @@ def _build(path: Path, compiler: str, target: Sequence[str]) -> None:
         part.replace(record)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _compile(library: Path, compiler: str, target: Sequence[str]) -> None:
+    """Compiles the sources, as many at a time as there are processors, and links them."""
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+
+        def compiled(source: Path) -> str:
+            compiled_file = str(Path(folder) / f"{source.stem}.o")
+            _run([compiler, *_options(target), "-c", str(source), "-o", compiled_file])
+            return compiled_file
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            objects = list(pool.map(compiled, sorted(_SOURCES.rglob("*.cpp"))))
+        _run([compiler, "-shared", *objects, "-o", str(library), *_link_options()])
 
 
 def _record(path: Path) -> Path:
@@ -122,14 +140,12 @@ def _compiler() -> str:
 
 def _options(target: Sequence[str]) -> list[str]:
     include = Path(torch.__file__).parent / "include"
-    headers = [f"-I{include}", f"-I{include / 'torch/csrc/api/include'}"]
-    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    return ["-std=c++20", "-O3", *target, "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", abi, *headers]
+    return ["-std=c++20", "-O3", *target, "-ffp-contract=fast", "-fPIC", "-fvisibility=hidden", f"-I{include}"]
 
 
 def _link_options() -> list[str]:
     libraries = Path(torch.__file__).parent / "lib"
-    return [f"-L{libraries}", "-ltorch_cpu", "-lc10"]
+    return [f"-L{libraries}", "-ltorch_cpu"]
 
 
 def _digest(compiler: str, target: Sequence[str]) -> str:
@@ -137,7 +153,7 @@ def _digest(compiler: str, target: Sequence[str]) -> str:
     macros = _run([compiler, *target, "-dM", "-E", "-x", "c++", os.devnull])
     digest = hashlib.sha256(macros.encode())
     digest.update(f"{torch.__version__} {platform.libc_ver()} {[*_options(target), *_link_options()]}".encode())
-    for source in sorted([_SOURCE, *_SOURCES.rglob("*.h")]):
+    for source in sorted(path for path in _SOURCES.rglob("*") if path.is_file()):
         digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:24]
 

@@ -8,7 +8,7 @@ torch.compile. Any number of threads may run one model, or several.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -21,6 +21,7 @@ from fxptq.graph.precision import in_precision
 from fxptq.graph.program import Program, Variant
 from fxptq.kernels.backend import Backend, Installed, backend_for
 from fxptq.kernels.ops import NO_CODE
+from fxptq.kernels.pace import MOST_PIXELS, Pace, Setting, Sparing, alike, losers, own_inputs, pace_of, pixels
 from fxptq.kernels.patterns import written
 from fxptq.kernels.rewrite import Rewritten, rewrite
 
@@ -42,11 +43,13 @@ class Lowering:
         backend: what runs the operators on this machine.
         kernels: the operator that serves each site, by site name.
         simulated: quantized sites that still compute in float, with the reason.
+        paces: how fast integers are beside float on this machine, at each size that was compared so far.
     """
 
     backend: Installed
     kernels: dict[str, str]
     simulated: dict[str, str]
+    paces: tuple[Pace, ...] = ()
 
 
 class IntegerModel(nn.Module):
@@ -57,6 +60,8 @@ class IntegerModel(nn.Module):
         compile: whether to hand what is between the kernels to torch.compile, where there is a compiler; for the first
             `COMPILED_SIZES` sizes of input of each graph, and for as many graphs as the program keeps.
         backend: what computes the sites; None for the bundled back end of the device the network is on.
+        compare: whether to time integers beside float on this machine, once a network and size: kernels that lose are
+            left to the simulation, and `lowering.paces` says what the network gains.
 
     Attributes:
         task: the recipe of what the network restores, for `fxptq.restore`; None where nobody said.
@@ -70,10 +75,13 @@ class IntegerModel(nn.Module):
         *,
         compile: bool = True,  # noqa: A002  # the name torch uses for it
         backend: Backend | None = None,
+        compare: bool = False,
     ) -> None:
         super().__init__()
         self.program = program
-        self._compile, self._asked_for = compile, backend
+        self._compile, self._asked_for, self._compare = compile, backend, compare
+        self._paces: dict[tuple[int, int], Pace] = {}  # by pixels and threads; replaced, never changed
+        self._comparing = OwnLock()
         self._lowered: dict[int, _Lowered] = {}  # replaced, never changed
         self._lowering = OwnLock()
         self._graphs = 0
@@ -83,7 +91,7 @@ class IntegerModel(nn.Module):
     def lowering(self) -> Lowering:
         """What became of the sites, in the first graph."""
         first = self.of(self.program.variants[0])
-        return Lowering(self.backend.install(), first.kernels, first.simulated)
+        return Lowering(self.backend.install(), first.kernels, first.simulated, tuple(self._paces.values()))
 
     @property
     def backend(self) -> Backend:
@@ -104,12 +112,37 @@ class IntegerModel(nn.Module):
         if any(x.numel() == 0 or (x.is_floating_point() and bool(x.isnan().any())) for x in inputs):
             return self.program(*inputs)  # where NaN stays NaN, for which no code stands, and nothing is as in torch
         try:
-            return self._of(variant).run(inputs)
+            lowered = self._of(variant)
+            output = lowered.run(inputs)
+            if self._compare:
+                self._compare_at(variant, lowered, inputs)
         except RuntimeError as error:
             if NO_CODE not in str(error):
                 raise
             _log.warning("the network makes NaN on its way: this input runs in the simulation, where NaN is seen")
             return self.program(*inputs)
+        return output
+
+    def _compare_at(self, variant: Variant, lowered: _Lowered, inputs: tuple[Tensor, ...]) -> None:
+        """Times a size unless one like it is known, or another thread is timing."""
+        size = min(pixels(inputs), MOST_PIXELS + 1), torch.get_num_threads()
+        if self._knows(size):
+            return
+        with self._comparing:
+            if self._knows(size):  # or another thread has timed it meanwhile
+                return
+            setting = self._setting(compiled=lowered.limit > 0)
+            run: Callable[..., Any] = lowered.call
+            if size[0] > MOST_PIXELS:
+                inputs, run = own_inputs(variant, setting.device), lowered.rewritten.module.forward
+            pace = pace_of(variant, self.program.holder, run, inputs, setting)
+            self._paces = self._paces | {size: pace}
+
+    def _knows(self, size: tuple[int, int]) -> bool:
+        return any(threads == size[1] and alike(many, size[0]) for many, threads in self._paces)
+
+    def _setting(self, compiled: bool) -> Setting:
+        return Setting(self.backend.install(), device_of(self.program), compiled)
 
     def of(self, variant: Variant) -> Rewritten:
         """The lowered graph of a variant of the program."""
@@ -125,7 +158,7 @@ class IntegerModel(nn.Module):
     def _lower(self, variant: Variant) -> _Lowered:
         backend = self.backend
         with torch.no_grad():
-            rewritten = rewrite(variant, self.program.holder, backend)
+            rewritten = self._rewritten(variant, backend)
         self._graphs += 1
         native = backend.install().native  # also where nothing is compiled: without it the operators run in plain torch
         compiled = native and self._compile and self._graphs <= self.program.limit
@@ -135,8 +168,21 @@ class IntegerModel(nn.Module):
         self._lowered = {key: value for key, value in self._lowered.items() if key in kept} | {id(variant): found}
         return found
 
+    def _rewritten(self, variant: Variant, backend: Backend) -> Rewritten:
+        holder = self.program.holder
+        whole = rewrite(variant, holder, backend)
+        if not self._compare or device_of(self.program).type != "cpu":
+            return whole
+
+        def without(reasons: Mapping[str, str]) -> Rewritten:
+            return rewrite(variant, holder, Sparing(backend, reasons))
+
+        slower = losers(variant, holder, whole, without, self._setting(compiled=False))
+        return without(slower) if slower else whole
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> IntegerModel:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
+        self._paces = {}
         self._lowered = {}  # another device takes its weights in another form
         return self
 
@@ -149,6 +195,10 @@ class _Lowered:
         self.sizes: set[tuple[Any, ...]] = set()
         if limit:
             rewritten.module.compile(dynamic=False)
+
+    def call(self, *inputs: Tensor) -> Any:
+        """As `run`."""
+        return self.run(inputs)
 
     def run(self, inputs: tuple[Tensor, ...]) -> Any:
         """The output: of the compiled form, where there is one for this size or it can be compiled now."""
@@ -183,6 +233,7 @@ def lower(
     *,
     compile: bool = True,  # noqa: A002  # the name torch uses for it
     backend: Backend | None = None,
+    compare: bool = False,
 ) -> IntegerModel:
     """The program on integer kernels; see `IntegerModel`."""
-    return IntegerModel(program, compile=compile, backend=backend)
+    return IntegerModel(program, compile=compile, backend=backend, compare=compare)

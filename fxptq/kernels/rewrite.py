@@ -37,7 +37,8 @@ class Rewritten:
 
     Attributes:
         module: runs the graph; holds its own tensors.
-        kernels: the operator that serves each site, by site name.
+        kernels: the operator that serves each site, by site name. The node of the call has the names of its sites in
+            `meta["sites"]`.
         simulated: the quantized sites that are computed as in the simulation, with the reason.
     """
 
@@ -184,8 +185,12 @@ class _Rewriter:
 
     # -- sites ---------------------------------------------------------------------------------------------------------
 
-    def _name(self, site: fx.Node) -> str:
-        return str(site.meta["site"])
+    def _serving(self, sites: tuple[fx.Node, ...], kernel: str, result: fx.Node) -> fx.Node:
+        """Notes which call computes which sites."""
+        names = tuple(str(site.meta["site"]) for site in sites)
+        self.kernels |= dict.fromkeys(names, kernel)
+        result.meta["sites"] = names
+        return result
 
     def _layer(self, stem: Stem) -> None:
         node, served = stem.layer, self.survey.sites[stem.layer]
@@ -212,8 +217,8 @@ class _Rewriter:
         keywords = {
             key: self._tensor(key, value) if isinstance(value, Tensor) else value for key, value in arguments.items()
         }
-        self.kernels[self._name(node)] = packed.operator
-        self._keep(stem.end, self._call(packed.operator, operands.input, columns=layer.columns, **keywords))
+        result = self._call(packed.operator, operands.input, columns=layer.columns, **keywords)
+        self._keep(stem.end, self._serving((node,), packed.operator, result))
 
     def _operands(self, node: fx.Node) -> _Operands:
         first, second = node.args[:2]
@@ -271,17 +276,17 @@ class _Rewriter:
         module = GeneralConvolution(
             operands.weight, operands.grids, operands.bias, grid=self.survey.grid(node.args[0]), geometry=geometry
         )
-        self.values[node] = self.new.call_module(self._hold("convolution", module), (operands.input,))
-        self.kernels[self._name(node)] = "integers in floats"
+        result = self.new.call_module(self._hold("convolution", module), (operands.input,))
+        self.values[node] = self._serving((node,), "integers in floats", result)
 
     def _product(self, site: fx.Node) -> None:
         first, second = site.args[:2]
         assert isinstance(first, fx.Node)  # noqa: S101  # as Survey made sure
         assert isinstance(second, fx.Node)  # noqa: S101
         lhs, rhs = self.survey.grid(first), self.survey.grid(second)
-        self.kernels[self._name(site)] = "matmul"
         terms = product_terms(lhs, rhs)
-        self.values[site] = self._call("matmul", self._input(first), self._input(second), bits=rhs.bits, out=terms)
+        result = self._call("matmul", self._input(first), self._input(second), bits=rhs.bits, out=terms)
+        self.values[site] = self._serving((site,), "matmul", result)
 
     def _layer_norm(self, node: fx.Node) -> None:
         quantizer, target = next(iter(self.survey.targets[node].items()))
@@ -316,7 +321,6 @@ class _Rewriter:
             out = [term * target.scale for term in out]
             out[4] += target.grid.zero_point
         rows = self.new.call_method("transpose", (self._input(key), -2, -1))
-        self.kernels[self._name(pattern.scores)] = self.kernels[self._name(mix)] = "attention"
         result = self._call(
             "attention",
             self._input(query),
@@ -331,7 +335,7 @@ class _Rewriter:
             out=out,
             levels=0 if target is None else target.grid.levels,
         )
-        self._keep(mix, result)
+        self._keep(mix, self._serving((pattern.scores, mix), "attention", result))
 
     def _sum_of(self, terms: list[Term]) -> fx.Node | None:
         """The sum of terms of the logits, in the layout of `key_major`."""

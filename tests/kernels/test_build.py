@@ -74,8 +74,8 @@ def test_a_library_that_cannot_be_loaded(nowhere: Path) -> None:
     assert "fxptq_kernels.so" in found.reason
 
 
-# A compiler whose library is a text with the sources' arguments in it; it notes each time it builds.
-COUNT = 'case "$*" in *-dM*) exit 0;; esac; echo build >> "$0.log"'
+# A compiler whose library is a text; it notes each time it links one.
+COUNT = 'case "$*" in *-dM*) exit 0;; *-shared*) echo build >> "$0.log";; esac'
 
 
 @pytest.fixture
@@ -127,6 +127,15 @@ def test_what_a_killed_build_left_stops_nobody(counted: Path) -> None:
         (path.parent / name).write_bytes(b"half")
     build.library()
     assert sorted(file.name for file in path.parent.iterdir()) == ["fxptq_kernels.sha256", "fxptq_kernels.so"]
+
+
+def test_the_environment_chooses_the_processor(counted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler(counted.parent, f'{COUNT}; echo "$*" >> "$0.log"; {WRITE}; exit 0')
+    own = build.library()
+    monkeypatch.setenv("FXPTQ_KERNEL_TARGET", "-mavx2 -mfma")
+    assert build.library() != own
+    assert ["-march=native" in line for line in counted.read_text().splitlines()[1::2]] == [True, False]
+    assert " -mavx2 -mfma " in counted.read_text()
 
 
 def test_a_relative_cache_is_ignored(counted: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,169 @@
+// Convolutions on codes: directly, for few columns, and 3x3 by Winograd.
+#include <array>
+
+#include "../conv.h"
+#include "../winograd.h"
+#include "common.h"
+
+namespace fxptq {
+namespace {
+
+// The parameters with which a convolution writes its sums.
+struct Output {
+  int64_t columns;
+  ptrdiff_t acc_columns;
+  int factor;  // of the sums
+  bool pixel_sums;
+  const Epilogue& epilogue;
+  const Tensor& bias;
+  const optional<Tensor>&taps, &residual;
+};
+
+constexpr int64_t kStripRows = 16;  // few enough for a cache, and enough to make the rows that strips share cheap
+
+// Runs a kernel over strips of output rows; every thread makes a kernel of its own with `make`.
+template <class Make>
+Tensor convolved(const ConvShape& c, const Tensor& codes, const Output& output, Make make) {
+  const bool coded = output.epilogue.levels != nullptr;
+  Tensor out = empty_channels_last(codes.size(0), output.columns / (c.shuffle * c.shuffle), c.out_height * c.shuffle,
+                                   c.out_width * c.shuffle, output_type(coded));
+  // At least two strips a thread, of whole patches.
+  // A residual has the layout of the sums, before any shuffle; residual and shuffle never occur together.
+  const int64_t sums[] = {codes.size(0), output.columns, c.out_height, c.out_width};
+  const optional<Tensor> added = added_to(output.residual, sums, channels_last);
+  FXPTQ_CHECK(!added || c.shuffle == 1, "a residual behind a pixel shuffle");
+  const int64_t share = codes.size(0) * c.out_height / (2 * torch::stable::get_num_threads());
+  const int64_t rows = std::clamp<int64_t>(share, 2, kStripRows) / 2 * 2, strips = (c.out_height + rows - 1) / rows;
+  std::atomic<bool> nan = false;
+  parallel_for(codes.size(0) * strips, 1, [&](int64_t first, int64_t last) {
+    auto kernel = make();
+    bool here = false;
+    Strip strip(c, rows, output.pixel_sums);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t image = i / strips, begin = i % strips * rows, at = image * c.out_height * c.out_width * output.columns;
+      strip.fill({data<uint8_t>(codes) + image * codes.stride(0), codes.stride(1), codes.stride(2), codes.stride(3)},
+                 begin);
+      PixelFinish finish(c, strip, output.factor, output.epilogue, data<float>(output.bias),
+                                data<float>(output.taps),
+                                {nullptr, output.acc_columns, 0, nullptr, nullptr,
+                                 added ? data<float>(*added) + at : nullptr,
+                                 coded ? nullptr : writable<float>(out) + at,
+                                 coded ? writable<uint8_t>(out) + at : nullptr, output.columns, nullptr, &here});
+      kernel.run(strip, finish, begin, std::min(begin + rows, c.out_height));
+    }
+    if (here) nan = true;
+  });
+  check_numbers(nan);
+  return out;
+}
+
+ConvShape shape_of(const Tensor& codes, IntHeaderOnlyArrayRef kernel, IntHeaderOnlyArrayRef stride, IntHeaderOnlyArrayRef padding,
+                          int64_t shuffle) {
+  ConvShape c{codes.size(1), codes.size(2), codes.size(3), 0, 0, (int)kernel[0], (int)kernel[1], (int)stride[0],
+                     (int)stride[1], (int)padding[0], (int)padding[1], (codes.size(1) + 3) / 4 * 4, 0, 1, (int)shuffle};
+  c.out_height = (c.height + 2 * padding[0] - kernel[0]) / stride[0] + 1;
+  c.out_width = (c.width + 2 * padding[1] - kernel[1]) / stride[1] + 1;
+  c.copy_width = (c.out_width - 1) * stride[1] + kernel[1];
+  return c;
+}
+
+// Whether each position of a pixel shuffle has whole groups of columns, so that a kernel can write the shuffled output.
+bool shuffles_in_place(int64_t columns, int64_t shuffle) { return columns % (shuffle * shuffle * kGroup) == 0; }
+
+Tensor spread(const Tensor& x, int64_t factor);
+
+Tensor conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, IntHeaderOnlyArrayRef kernel, IntHeaderOnlyArrayRef stride,
+              IntHeaderOnlyArrayRef padding, int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
+              const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
+              const optional<Tensor>& levels, double out_scale, double out_offset) {
+  const bool direct = shuffles_in_place(columns, shuffle);
+  const Tensor bytes = widened(weight);
+  const Panels panels = panels_of(bytes);
+  const Epilogue epilogue =
+      epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
+  const ConvShape c = shape_of(codes, kernel, stride, padding, direct ? shuffle : 1);
+  FXPTQ_CHECK(panels.words * 4 == kernel[0] * kernel[1] * c.channel_bytes, "weight does not fit the input");
+  const Output output{columns, padded_columns(panels), 1, row_scale && !has_sum_column(columns),
+                      epilogue, bias, taps, residual};
+  const Tensor out = convolved(c, codes, output, [&] { return DirectConvolution(c, panels); });
+  return direct ? out : spread(out, shuffle);
+}
+
+Tensor narrow_conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, IntHeaderOnlyArrayRef kernel,
+                     IntHeaderOnlyArrayRef padding, int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps,
+                     const Tensor& scale, const optional<Tensor>& row_scale, int64_t activation, double slope,
+                     const optional<Tensor>& residual, const optional<Tensor>& levels, double out_scale, double out_offset) {
+  const Tensor bytes = widened(weight);
+  const Panels panels = panels_of(bytes);
+  const Epilogue epilogue =
+      epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
+  const int64_t one[] = {1, 1};
+  const ConvShape c = shape_of(codes, kernel, one, padding, 1);
+  FXPTQ_CHECK(panels.words * 4 == c.channel_bytes && panels.blocks * kLanes >= kernel[0] * kernel[1] * columns,
+              "weight does not fit the input");
+  const Output output{columns, kGroup, 1, row_scale.has_value(), epilogue, bias, taps, residual};
+  const Tensor out = convolved(c, codes, output, [&] { return NarrowConvolution(c, panels, (int)columns); });
+  return spread(out, shuffle);
+}
+
+Tensor conv3x3(const Tensor& codes, const Tensor& weight, int64_t columns, int64_t largest,
+               IntHeaderOnlyArrayRef padding, int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
+               const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
+               const optional<Tensor>& levels, double out_scale, double out_offset) {
+  const Tensor bytes = widened(weight);
+  FXPTQ_CHECK(bytes.dim() == 5 && bytes.size(0) == 9 && largest <= 63, "weight is not packed by taps");
+  const int blocks = (int)bytes.size(1), words = (int)bytes.size(2);
+  FXPTQ_CHECK(words == words_of(codes.size(1)), "weight does not fit the input");
+  const int64_t panel = (int64_t)blocks * words * 64, padded = (blocks * kLanes + kGroup - 1) / kGroup * kGroup;
+  Buffer<int8_t> transformed(kPositions * panel);
+  Buffer<int32_t> start(kPositions * padded);
+  transform_weight(data<int8_t>(bytes), blocks, words, codes.size(1), (int)largest, transformed.data(),
+                          start.data(), padded);
+  std::array<Panels, kPositions> panels;
+  for (int64_t p = 0; p < kPositions; ++p) {
+    panels[p] = {transformed.data() + p * panel, blocks, words, start.data() + p * padded};
+  }
+  const bool direct = shuffles_in_place(columns, shuffle);
+  const Epilogue epilogue =
+      epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
+  const int64_t one[] = {1, 1}, three[] = {3, 3};
+  ConvShape c = shape_of(codes, three, one, padding, direct ? shuffle : 1);
+  c.channel_bytes = (c.channels + 63) / 64 * 64;
+  c.patch = 2;
+  c.copy_width = c.out_width + c.out_width % 2 + 2;  // whole patches
+  const Output output{columns, padded_columns(panels[0]), 4, row_scale && !has_sum_column(columns),
+                      epilogue, bias, taps, residual};
+  const Tensor out = convolved(c, codes, output, [&] { return Winograd(c, panels.data(), (uint8_t)largest); });
+  return direct ? out : spread(out, shuffle);
+}
+
+// The pixel shuffle of channels ordered by position (`places_first`): whole runs of channels move.
+Tensor spread(const Tensor& x, int64_t factor) {
+  if (factor == 1) return x;
+  const Tensor from = channels_last(x);
+  const int64_t batch = x.size(0), height = x.size(2), width = x.size(3), channels = x.size(1) / (factor * factor);
+  Tensor out = empty_channels_last(batch, channels, height * factor, width * factor, type_number(x));
+  // A run: the channels of one pixel for one row of its block.
+  const int64_t run = factor * channels * (int64_t)x.element_size();
+  const auto* source = static_cast<const uint8_t*>(from.const_data_ptr());
+  auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
+  parallel_for(batch * height, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t line = begin; line < end; ++line) {
+      for (int64_t place = 0; place < factor; ++place) {
+        const uint8_t* at = source + (line * width * factor + place) * run;
+        uint8_t* next = to + (line * factor + place) * width * run;
+        for (int64_t i = 0; i < width; ++i) std::memcpy(next + i * run, at + i * factor * run, run);
+      }
+    }
+  });
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fxptq, CPU, m) {
+  m.impl("conv2d", TORCH_BOX(&conv2d));
+  m.impl("narrow_conv2d", TORCH_BOX(&narrow_conv2d));
+  m.impl("conv3x3", TORCH_BOX(&conv3x3));
+}
+
+}  // namespace
+}  // namespace fxptq
