@@ -315,7 +315,7 @@ FXPTQ_INLINE void exp2(Floats (&x)[N]) {
 // in 2 t / 5.5 - 1 for t <= 5.5, of least maximum error; beyond it is nearly zero.
 template <int N>
 FXPTQ_INLINE void gelu(Floats (&x)[N]) {
-  by_registers<8>(x, []<int M>(float32x4_t* v) __attribute__((always_inline)) {
+  by_registers<6>(x, []<int M>(float32x4_t* v) __attribute__((always_inline)) {
     static constexpr float c[] = {8.194839936e-03f,  -6.057901532e-02f, 1.912024037e-01f,  -3.086455514e-01f, 1.802381807e-01f,
                                   2.600707503e-01f,  -6.386911697e-01f, 4.611947717e-01f,  1.921804617e-01f,  -5.485649100e-01f,
                                   1.852054442e-01f,  2.362361701e-01f,  -1.542501618e-01f, -3.971256862e-02f, 3.592018339e-02f};
@@ -331,7 +331,10 @@ FXPTQ_INLINE void gelu(Floats (&x)[N]) {
       for (int i = 0; i < M; ++i) p[i] = vfmaq_f32(vdupq_n_f32(c[k]), p[i], u[i]);
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < M; ++i) v[i] = vsubq_f32(vmaxq_f32(v[i], vdupq_n_f32(0.0f)), p[i]);
+    for (int i = 0; i < M; ++i) {
+      v[i] = vsubq_f32(vmaxq_f32(v[i], vdupq_n_f32(0.0f)), p[i]);
+      asm volatile("" : "+w"(v[i]));  // or GCC begins the next ones here, for which there is no room
+    }
   });
 }
 
