@@ -145,21 +145,28 @@ void check_depth(Checks& checks) {
   }
 }
 
-void check_half_bytes(Checks& checks) {
+// Weights of 2 to 4 bits in their own bits: a plane of nibbles, of pairs of bits, or of pairs and of single bits.
+void check_unpacking(Checks& checks) {
   Random random(5);
   const int vectors = 5;
-  std::vector<uint8_t> halves = codes(random, 32 * vectors, 8, Fill::kRandom);
-  std::vector<int64_t> want;
-  for (int v = 0; v < vectors; ++v) {
-    for (int i = 0; i < 64; ++i) {
-      const uint8_t both = halves[32 * v + i % 32];
-      want.push_back(2 * (i < 32 ? both % 16 : both / 16) - 15);
+  for (int bits = 2; bits <= 4; ++bits) {
+    const std::vector<uint8_t> packed = codes(random, 8 * bits * vectors, 8, Fill::kRandom);
+    const int low = bits == 4 ? 4 : 2;  // bits of the first plane, whose bytes come first
+    std::vector<int64_t> want;
+    for (int v = 0; v < vectors; ++v) {
+      const uint8_t* plane = packed.data() + 8 * bits * v;
+      for (int i = 0; i < 64; ++i) {
+        int code = plane[i % (8 * low)] >> (i / (8 * low) * low) & ((1 << low) - 1);
+        if (bits == 3) code += 4 * (plane[16 + i % 8] >> (i / 8) & 1);
+        want.push_back(centred(code, bits));
+      }
     }
+    Guarded<int8_t> out(64 * vectors);
+    const std::string what = "unpack " + std::to_string(bits) + " bits";
+    fxptq::unpack(packed.data(), bits, vectors, out.data());
+    checks.equal(what, out.data(), want.data(), want.size());
+    checks.intact(what, out);
   }
-  Guarded<int8_t> out(64 * vectors);
-  fxptq::widen(halves.data(), vectors, out.data());
-  checks.equal("widen", out.data(), want.data(), want.size());
-  checks.intact("widen", out);
 }
 
 // A residual that is not a number has no code, and only then is it reported.
@@ -187,7 +194,7 @@ void check_linear(Checks& checks) {
   check_widths(checks);
   check_epilogues(checks);
   check_depth(checks);
-  check_half_bytes(checks);
+  check_unpacking(checks);
   check_nan(checks);
 }
 

@@ -46,7 +46,7 @@ class Target:
 TARGETS = {
     "x86-64": Target("generic", X86, ("-march=x86-64",)),
     "avx2": Target("avx2", X86, ("-march=x86-64-v3",), frozenset({"avx2", "fma"})),
-    "avx-vnni": Target("avx2", X86, ("-march=x86-64-v3", "-mavxvnni"), frozenset({"avx2", "fma", "avx_vnni"})),
+    "avx-vnni": Target("avx2-vnni", X86, ("-march=x86-64-v3", "-mavxvnni"), frozenset({"avx2", "fma", "avx_vnni"})),
     "avx512-vnni": Target(
         "avx512-vnni", X86, ("-march=x86-64-v4", "-mavx512vnni"), frozenset({"avx512bw", "avx512vl", "avx512_vnni"})
     ),

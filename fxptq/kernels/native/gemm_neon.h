@@ -5,7 +5,7 @@
 // `prepared` computes these once for many tiles (`kShifted`), else each tile does for itself (`kBytes`).
 #pragma once
 
-#include "gemm.h"
+#include "tile.h"
 
 namespace fxptq {
 

@@ -1,19 +1,28 @@
 // The vectors of simd/vectors.h with the operations of the instruction set that the compiler builds for.
 //
 // An instruction set is a header in simd/ with a namespace of its own, which has every operation of portable.h. `isa()`
-// names the one in use. FXPTQ_SPLIT is the size of a register where a vector takes several (simd/split.h).
+// names the one in use. FXPTQ_SPLIT is the size of a register where a vector takes several (simd/split.h). FXPTQ_DOT16: no
+// instruction adds up products of bytes in 32 bits, and the sums in 16 bits of avx2.h are the fast ones.
 #pragma once
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
-#include "simd/avx512.h"
 #define FXPTQ_AVX512 1
+#include "simd/avx512.h"
 namespace fxptq {
 using namespace avx512;
 inline const char* isa() { return "avx512-vnni"; }
 }  // namespace fxptq
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__AVXVNNI__)
+#define FXPTQ_SPLIT 32
+#include "simd/avxvnni.h"
+namespace fxptq {
+using namespace avxvnni;
+inline const char* isa() { return "avx2-vnni"; }
+}  // namespace fxptq
 #elif defined(__AVX2__) && defined(__FMA__)
+#define FXPTQ_SPLIT 32
+#define FXPTQ_DOT16 1
 #include "simd/avx2.h"
-#define FXPTQ_AVX512 0
 namespace fxptq {
 using namespace avx2;
 inline const char* isa() { return "avx2"; }
@@ -34,7 +43,6 @@ inline const char* isa() { return "neon"; }
 }  // namespace fxptq
 #else
 #include "simd/portable.h"
-#define FXPTQ_AVX512 0
 namespace fxptq {
 using namespace portable;
 inline const char* isa() { return "generic"; }
@@ -60,15 +68,11 @@ FXPTQ_INLINE Words splat_word(const void* p) {
 template <int N>
 FXPTQ_INLINE void dot_words(Ints (&acc)[N], Words codes, const uint8_t* words) {
 #pragma GCC unroll 12
-  for (int i = 0; i < N; ++i) acc[i] = dot(acc[i], codes, splat_word(words + 4 * i));
+  for (int i = 0; i < N; ++i) {
+    acc[i] = dot(acc[i], codes, splat_word(words + 4 * i));
+    keep(acc[i]);
+  }
 }
-#endif
-
-// Attention: keys, and columns of values, whose sums are in registers at once.
-#if FXPTQ_NEON
-constexpr int kKeysAtOnce = 2, kColumnsAtOnce = 6;
-#else
-constexpr int kKeysAtOnce = 4, kColumnsAtOnce = 12;
 #endif
 
 // Vector v of a group of 64 floats of which the first n exist.

@@ -191,6 +191,8 @@ FXPTQ_INLINE Ints dot4(Ints acc, Words a, Words b) {
   return dot(acc, shifted(a), b);
 }
 
+FXPTQ_INLINE Ints dot4_small(Ints acc, Words a, Words b) { return dot4(acc, a, b); }
+
 FXPTQ_INLINE int32_t sum_bytes(const uint8_t* p, int64_t n) {
   uint32x4_t acc = vdupq_n_u32(0);
   int64_t i = 0;

@@ -84,6 +84,12 @@ FXPTQ_INLINE Ints dot4(Ints acc, Words a, Words b) {
   return acc;
 }
 
+// As dot4, for bytes whose products, two neighbours added, fit 16 bits.
+FXPTQ_INLINE Ints dot4_small(Ints acc, Words a, Words b) { return dot4(acc, a, b); }
+
+// Makes the compiler hold sums in their registers here, where it would rather hold what the next products read.
+FXPTQ_INLINE void keep(Ints&) {}
+
 // Sum of n bytes.
 FXPTQ_INLINE int32_t sum_bytes(const uint8_t* p, int64_t n) {
   int32_t total = 0;

@@ -30,6 +30,12 @@ struct Split {
   Half low, high;
 
   Split() = default;
+  // Gcc would copy a struct in pieces of sixteen bytes.
+  FXPTQ_INLINE Split(const Split& other) : low(other.low), high(other.high) {}
+  FXPTQ_INLINE Split& operator=(const Split& other) {
+    low = other.low, high = other.high;
+    return *this;
+  }
   FXPTQ_INLINE Split(Half first, Half second) : low(first), high(second) {}
   FXPTQ_INLINE Split(T x) : low(x - Half{}), high(x - Half{}) {}  // NOLINT: a number stands for equal lanes, as in the extensions
   template <class U>
