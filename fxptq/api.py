@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from fxptq.bits import FLOAT, Bits, BitsLike, as_bits, parse_bits
 from fxptq.checkpoint import file as checkpoints
 from fxptq.checkpoint.metadata import (
     MOST_EXAMPLE,
@@ -34,19 +35,18 @@ from fxptq.evaluate.restore import Picture
 from fxptq.evaluate.restore import restore as restore_picture
 from fxptq.facts import BEYOND_WHITE, Facts, Overrides, gather_facts
 from fxptq.formats import PictureFormat
-from fxptq.graph import Bits, Plan, Program, Site
+from fxptq.graph import Plan, Program, Site
 from fxptq.graph.copies import independent_copy
 from fxptq.graph.finite import damaged_tensor
 from fxptq.graph.outputs import trained_output
 from fxptq.graph.parametrized import make_weights_plain
-from fxptq.graph.plan import FLOAT
 from fxptq.graph.precision import OTHERS, converted_inputs, in_precision, precision_of, to_float32
 from fxptq.graph.tensors import lazy_tensors
 from fxptq.graph.wrappers import network_of
 from fxptq.origin import dtype_name, metadata_of
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.progress import Progress, Silent
-from fxptq.recipe import DEFAULT, BitsLike, QuantizeSettings, Recipe, as_bits, parse_bits
+from fxptq.recipe import DEFAULT, QuantizeSettings, Recipe
 from fxptq.sizes import Sizes
 
 _log = logging.getLogger("fxptq")
@@ -444,6 +444,7 @@ def quantize_for(
         picture=picture,
         seed=seed,
         progress=progress,
+        install_kernels=install_kernels,
     )
     reports: tuple[PassReport, ...] = ()
     for step in chosen.passes:
@@ -455,6 +456,13 @@ def quantize_for(
         student, model, example, bits, settings, chosen.passes, dtype=dtype, seed=seed, calibration=described
     )
     return QuantizedModel(student, meta, reports)
+
+
+def install_kernels() -> None:
+    """Installs the compiled kernels of the CPU, also behind the operators that quantizers call."""
+    from fxptq.kernels.backend import get_backend  # noqa: PLC0415  # building kernels is only for those who ask
+
+    get_backend("cpu").install()
 
 
 def plan_of(settings: QuantizeSettings, bits: Bits, sites: Mapping[str, Bits | Literal["float"]] | None = None) -> Plan:

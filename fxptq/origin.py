@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fxptq._version import __version__
+from fxptq.bits import Bits
 from fxptq.checkpoint.metadata import ExampleRecord, FloatSite, Metadata, PassRecord, version_for
 from fxptq.checkpoint.state import site_records
 from fxptq.data.sources import Inputs
-from fxptq.graph import Bits, Program
+from fxptq.graph import Program
 from fxptq.graph.copies import independent_copy
 from fxptq.graph.tensors import stored_tensors
 from fxptq.graph.verify import difference, run_network

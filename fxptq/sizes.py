@@ -7,11 +7,12 @@ the size, so that a network never gets a size that it does not take.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from fxptq.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -138,6 +139,8 @@ def reflected(x: Tensor, size: Size) -> Tensor:
 
 def _reflection(length: int, wanted: int) -> Tensor:
     """Positions 0, 1, ..., length - 1, length - 2, ..., 1, 0, 1, ... without repeating the ends."""
+    import torch  # noqa: PLC0415  # recipes speak of sizes without torch
+
     period = max(1, 2 * (length - 1))
     positions = torch.arange(wanted) % period
     return torch.where(positions < length, positions, period - positions)

@@ -15,11 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._ops import OpOverload, OpOverloadPacket
 
-
-def words(text: str) -> frozenset[str]:
-    """The words of a text as a set."""
-    return frozenset(text.split())
-
+from fxptq.graph.calls import name_of_function, words
 
 VALUE_READERS = words(
     "__bool__ __int__ __float__ __index__ __complex__ __array__ item tolist numpy equal allclose is_nonzero"
@@ -81,11 +77,6 @@ _TWINS: dict[str, str] = {
 }
 
 
-def name_of_function(func: Any) -> str:
-    """The name of a function as `__torch_function__` hands it over."""
-    return getattr(func, "__name__", str(func))
-
-
 def property_of(func: Any) -> str:
     """The name of the property that a getter or setter belongs to."""
     return str(func.__self__.__name__)
@@ -114,24 +105,6 @@ def _schemas(func: OpOverload | OpOverloadPacket) -> list[Any]:
         return [func._schema]  # noqa: SLF001  # the only way to an operator's schema
     names: list[str] = func.overloads()  # type: ignore[no-untyped-call]  # torch's own
     return [getattr(func, name)._schema for name in names]  # noqa: SLF001  # as above
-
-
-def is_custom_operator(target: Any) -> bool:
-    """Whether the target is an operator that another package registered, not one of PyTorch's."""
-    if not isinstance(target, (OpOverload, OpOverloadPacket)):
-        return False
-    return str(target).split(".", maxsplit=1)[0] not in ("aten", "prims", "prim")
-
-
-def is_torchs_own(target: Any) -> bool:
-    """Whether torch or Python defines the function, so that its name says what it computes; methods are Tensor's.
-
-    The functions and operators of others may have any name: an autograd function `exp`, an operator `mine::linear`.
-    """
-    if isinstance(target, str):
-        return True
-    home = (getattr(target, "__module__", None) or "torch").split(".", maxsplit=1)[0]
-    return home in ("torch", "builtins", "_operator") and not is_custom_operator(target)
 
 
 def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -7,30 +7,11 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 
+from fxptq.bits import Bits
 from fxptq.errors import InputError
 from fxptq.graph.kinds import kind_named, quantizable
 from fxptq.graph.sites import Operand, Site
 from fxptq.quant.scheme import UNIFORM, get_scheme
-
-FLOAT: Literal["float"] = "float"
-
-
-@dataclass(frozen=True)
-class Bits:
-    """Bit widths, 2 to 8.
-
-    Attributes:
-        w: bits of weights.
-        a: bits of activations; both factors of an attention product are activations.
-    """
-
-    w: int
-    a: int
-
-    def __post_init__(self) -> None:
-        for name, value in (("w", self.w), ("a", self.a)):
-            if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= 8:
-                raise InputError(f"bits {name}={value!r} is out of range: expected a whole number from 2 to 8")
 
 
 class Planner(Protocol):

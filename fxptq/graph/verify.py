@@ -22,7 +22,6 @@ from fxptq.graph.copies import structural_copy
 from fxptq.graph.depth import room_for
 from fxptq.graph.exclusive import CAPTURING
 from fxptq.graph.opaque import compiled_pieces_run_eagerly
-from fxptq.graph.runnable import runnable
 
 Tensors = tuple[Tensor, ...]
 
@@ -51,11 +50,11 @@ def run_network(model: nn.Module, inputs: Tensors) -> Any:
         return structural_copy(model)(*(x.clone() for x in inputs))
 
 
-def run_graph(root: nn.Module, graph: fx.Graph, inputs: Tensors) -> Any:
-    """The output of the graph for the inputs, which are not changed."""
+def run_graph(module: fx.GraphModule, inputs: Tensors) -> Any:
+    """The output of a graph for the inputs, which are not changed."""
     with CAPTURING, _reproducible(inputs[0].device):
         # `forward` instead of a call, because a call of a GraphModule prints its failures.
-        return runnable(root, graph).forward(*(x.clone() for x in inputs))
+        return module.forward(*(x.clone() for x in inputs))
 
 
 def difference(first: Any, second: Any) -> float:

@@ -13,6 +13,7 @@ from fxptq.graph.geometry import Geometry
 from fxptq.kernels.layer import Layer
 from fxptq.kernels.panels import (
     LANES,
+    fits_bytes,
     pack_conv_weight,
     pack_narrow_conv_weight,
     pack_taps,
@@ -70,8 +71,10 @@ class Panels:
         # With fewer columns or channels, most of a transformed patch would be empty.
         suits_winograd = size == [3, 3] and geometry.stride == (1, 1) and min(columns, channels) >= LANES
         if suits_winograd and winograd_fits(layer.packable(), grid.levels):
-            arguments |= {"weight": pack_taps(layer.packable()), "largest": grid.levels}
-            return Packed("conv3x3", layer.for_sums_times(4), arguments)
+            weight = layer.packable()
+            narrow = fits_bytes(weight, grid.levels)
+            arguments |= {"weight": pack_taps(weight), "largest": grid.levels, "narrow": narrow}
+            return Packed("conv3x3", layer, arguments)
         if geometry.stride == (1, 1) and columns * prod(size) <= _NARROW < LANES * prod(size):
             arguments |= {"weight": pack_narrow_conv_weight(layer.weight), "kernel_size": size}
             return Packed("narrow_conv2d", layer, arguments)

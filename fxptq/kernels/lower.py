@@ -107,12 +107,12 @@ class IntegerModel(nn.Module):
             return self.program.run(inputs, lambda variant: self._run_graph(variant, inputs))
 
     def _run_graph(self, variant: Variant, inputs: tuple[Tensor, ...]) -> Any:
-        if any(node.op == "placeholder" for node in written(variant.inserted)):
-            inputs = tuple(x.clone() for x in inputs)
         if any(x.numel() == 0 or (x.is_floating_point() and bool(x.isnan().any())) for x in inputs):
             return self.program(*inputs)  # where NaN stays NaN, for which no code stands, and nothing is as in torch
         try:
             lowered = self._of(variant)
+            if lowered.writes_inputs:
+                inputs = tuple(x.clone() for x in inputs)
             output = lowered.run(inputs)
             if self._compare:
                 self._compare_at(variant, lowered, inputs)
@@ -193,6 +193,7 @@ class _Lowered:
     def __init__(self, variant: Variant, rewritten: Rewritten, limit: int) -> None:
         self.variant, self.rewritten, self.limit = variant, rewritten, limit
         self.sizes: set[tuple[Any, ...]] = set()
+        self.writes_inputs = any(node.op == "placeholder" for node in written(variant.inserted))
         if limit:
             rewritten.module.compile(dynamic=False)
 

@@ -75,7 +75,7 @@ _SCHEMAS = {
         f"Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
     ),
     "conv3x3": (
-        "(Tensor codes, Tensor weight, *, int columns, int largest, int[] padding, int shuffle=1, "
+        "(Tensor codes, Tensor weight, *, int columns, int largest, bool narrow, int[] padding, int shuffle=1, "
         f"Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
     ),
     "matmul": "(Tensor lhs, Tensor rhs, *, int bits, float[] out) -> Tensor",
@@ -226,23 +226,21 @@ def conv3x3(
     *,
     columns: int,
     largest: int,
+    narrow: bool,
     padding: Sequence[int],
     shuffle: int = 1,
     bias: Tensor,
     taps: Tensor | None,
     **epilogue: Unpack[Epilogue],
 ) -> Tensor:
-    """A 3x3 convolution with stride 1 on codes 0 .. `largest`, by Winograd's F(2x2, 3x3) where there is a kernel.
+    """A 3x3 convolution with stride 1 on codes 0 .. `largest`, by Winograd's algorithm where there is a kernel.
 
-    `weight` [9, ...] holds each tap as `pack_taps` packs it. All sums are four times the sums of `conv2d`, and the
-    caller divides the scales by four.
+    `weight` [9, ...] holds each tap as `pack_taps` packs it. The sums are exact if `winograd_fits`. `narrow` says
+    whether the transforms of F(2x2, 3x3) fit bytes too (`fits_bytes`).
     """
-    del largest  # only the kernel reads it
+    del largest, narrow  # only the kernel reads them
     rows = [unpack_weight(tap, columns)[:, : codes.shape[1]] for tap in weight]
     w = torch.stack(rows, -1).reshape(columns, -1, 3, 3)
-    epilogue["scale"] = 4 * epilogue["scale"]
-    if epilogue["row_scale"] is not None:
-        epilogue["row_scale"] = 4 * epilogue["row_scale"]
     return convolved(codes, w, bias, taps, epilogue, stride=(1, 1), padding=padding, shuffle=shuffle)
 
 

@@ -110,7 +110,18 @@ def pack_taps(weight: Tensor) -> Tensor:
 
 
 def winograd_fits(weight: Tensor, largest: int) -> bool:
-    """Whether every transformed weight and input of `conv3x3` fits a byte.
+    """Whether the sums of `conv3x3` are exact: F(4x4, 3x3) computes 64 times each of them modulo 2^32.
+
+    Args:
+        weight: int8 [N, C, 3, 3], signed codes.
+        largest: largest code of the input.
+    """
+    sums = [largest * int(w.sum((1, 2, 3)).max()) for w in (weight.long().clamp(min=0), -weight.long().clamp(max=0))]
+    return max(sums) < 1 << 25
+
+
+def fits_bytes(weight: Tensor, largest: int) -> bool:
+    """Whether every weight and input that F(2x2, 3x3) transforms fits a byte.
 
     Args:
         weight: int8 [N, C, 3, 3], signed codes.

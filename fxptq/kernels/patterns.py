@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxptq.graph.calls import ADD, LAYOUT, argument, name_of
+from fxptq.graph.calls import ADD, LAYOUT, argument, name_of, words
 from fxptq.graph.constants import attribute
-from fxptq.graph.functions import words, writes
+from fxptq.graph.functions import writes
 from fxptq.kernels.ops import Activation
 from fxptq.kernels.shapes import Shapes
 

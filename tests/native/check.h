@@ -169,5 +169,6 @@ void check_linear(Checks& checks);
 void check_convolution(Checks& checks);
 void check_attention(Checks& checks);
 void check_elementwise(Checks& checks);
+void check_fakequant(Checks& checks);
 
 }  // namespace native

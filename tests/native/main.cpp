@@ -13,7 +13,8 @@ int main(int count, char** names) {
                                     {"linear", native::check_linear},
                                     {"convolution", native::check_convolution},
                                     {"attention", native::check_attention},
-                                    {"elementwise", native::check_elementwise}};
+                                    {"elementwise", native::check_elementwise},
+                                    {"fakequant", native::check_fakequant}};
   std::printf("isa %s\n", fxptq::isa());
   int failed = 0;
   for (const Family& family : families) {

@@ -18,7 +18,7 @@ import pytest
 
 HERE = Path(__file__).parent
 HEADERS = HERE.parents[1] / "fxptq" / "kernels" / "native"
-FAMILIES = ("vectors", "linear", "convolution", "attention", "elementwise")
+FAMILIES = ("vectors", "linear", "convolution", "attention", "elementwise", "fakequant")
 X86, ARM = "x86_64", "aarch64"
 OPTIONS = ("-std=c++20", "-O3", "-ffp-contract=fast")
 """The options of fxptq/kernels/build.py that change the code of a kernel."""

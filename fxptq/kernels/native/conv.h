@@ -18,7 +18,7 @@ struct ConvShape {
   int kernel_height, kernel_width, stride_y, stride_x, pad_y, pad_x;
   int64_t channel_bytes;  // of a pixel of the copy: the channels and their padding
   int64_t copy_width;     // of the copy with its border
-  int patch;              // output rows that are computed at a time; a strip holds a multiple of them
+  int patch;              // output rows that are computed at a time; a strip has a multiple of them
   int shuffle;            // of the output, 1 for none: columns go by the places of a pixel shuffle, a group of them or more each
   int64_t row_bytes() const { return copy_width * channel_bytes; }
 };
@@ -32,13 +32,20 @@ struct Image {
 // Row y of an image with its border, as [copy width][channel bytes], zeros around.
 inline void copy_row(const ConvShape& c, const Image& image, int64_t y, uint8_t* line) {
   const int64_t bytes = c.channel_bytes, source = y - c.pad_y;
-  std::memset(line, 0, c.row_bytes());
-  if (source < 0 || source >= c.height) return;
+  const bool inside = source >= 0 && source < c.height;
+  const bool whole = image.channel == 1 && image.column == c.channels && bytes == c.channels;
   const int64_t first = std::min<int64_t>(c.pad_x, c.copy_width);
-  const int64_t count = std::clamp<int64_t>(c.copy_width - first, 0, c.width);
+  const int64_t count = inside ? std::clamp<int64_t>(c.copy_width - first, 0, c.width) : 0;
+  if (whole && inside) {
+    std::memset(line, 0, first * bytes);
+    std::memset(line + (first + count) * bytes, 0, (c.copy_width - first - count) * bytes);
+  } else {
+    std::memset(line, 0, c.row_bytes());
+  }
+  if (!count) return;
   const uint8_t* at = image.data + source * image.row;
   line += first * bytes;
-  if (image.channel == 1 && image.column == c.channels && bytes == c.channels) {
+  if (whole) {
     std::memcpy(line, at, count * bytes);
   } else if (image.channel == 1) {
     for (int64_t x = 0; x < count; ++x) std::memcpy(line + x * bytes, at + x * image.column, c.channels);
@@ -52,8 +59,9 @@ inline void copy_row(const ConvShape& c, const Image& image, int64_t y, uint8_t*
 // The input of a few consecutive output rows: rows of the copy, and the sum of each pixel's codes where it is needed.
 class Strip {
  public:
+  // `out_rows` is a multiple of the rows of a patch.
   Strip(const ConvShape& shape, int64_t out_rows, bool sums)
-      : c_(shape), rows_((out_rows - 1) * c_.stride_y + c_.kernel_height + c_.patch - 1), bytes_(rows_ * c_.row_bytes()),
+      : c_(shape), out_rows_(out_rows), rows_((out_rows - 1) * c_.stride_y + c_.kernel_height), bytes_(rows_ * c_.row_bytes()),
         sums_(sums ? rows_ * c_.copy_width : 0) {}
 
   // Makes the strip hold the input of output rows [begin, ...).
@@ -63,26 +71,27 @@ class Strip {
     for (size_t i = 0; i < sums_.size(); ++i) sums_[i] = sum_bytes(bytes_.data() + i * c_.channel_bytes, c_.channel_bytes);
   }
 
+  int64_t out_rows() const { return out_rows_; }
   // Row y of the copy of the whole image; its sums, null where there are none.
   const uint8_t* row(int64_t y) const { return bytes_.data() + (y - first_) * c_.row_bytes(); }
   const int32_t* sums(int64_t y) const { return sums_.empty() ? nullptr : sums_.data() + (y - first_) * c_.copy_width; }
 
  private:
   const ConvShape c_;
-  const int64_t rows_;
+  const int64_t out_rows_, rows_;
   Buffer<uint8_t> bytes_;
   Buffer<int32_t> sums_;
   int64_t first_ = 0;
 };
 
-// The bias of output pixels whose taps [y0, y1) x [x0, x1) lie inside the image.
-inline void bias_inside(const ConvShape& c, const float* bias, const float* taps, int64_t padded, int y0, int y1, int x0,
-                        int x1, float* out) {
-  std::copy(bias, bias + padded, out);
+// The bias of `columns` columns, whole vectors, of output pixels whose taps [y0, y1) x [x0, x1) lie inside the image.
+inline void bias_inside(const ConvShape& c, const float* bias, const float* taps, int64_t padded, int64_t columns, int y0,
+                        int y1, int x0, int x1, float* out) {
+  std::copy(bias, bias + columns, out);
   for (int y = y0; y < y1; ++y) {
     for (int x = x0; x < x1; ++x) {
       const float* tap = taps + (y * c.kernel_width + x) * padded;
-      for (int64_t i = 0; i < padded; i += kLanes) store(out + i, load<Floats>(out + i) + load<Floats>(tap + i));
+      for (int64_t i = 0; i < columns; i += kLanes) store(out + i, load<Floats>(out + i) + load<Floats>(tap + i));
     }
   }
 }
@@ -96,8 +105,8 @@ class PixelFinish {
   PixelFinish(const ConvShape& shape, const Strip& strip, int factor, const Epilogue& epilogue, const float* bias,
               const float* taps, const RowsOut& whole)
       : c_(shape), strip_(strip), factor_(factor), epilogue_(epilogue), finish_(finish_of(epilogue, whole.residual != nullptr)),
-        bias_(bias), taps_(taps), whole_(whole), inner_(c_.patch * whole.acc_stride), edge_(whole.acc_stride),
-        sums_(c_.patch * c_.out_width), made_(c_.patch, -1) {
+        bias_(bias), taps_(taps), whole_(whole), inner_(strip.out_rows() * whole.acc_stride), edge_(whole.acc_stride),
+        sums_(strip.out_rows() * c_.out_width), made_(strip.out_rows(), -1) {
     full_begin_ = std::min<int64_t>((c_.pad_x + c_.stride_x - 1) / c_.stride_x, c_.out_width);
     full_end_ = (c_.width + c_.pad_x - c_.kernel_width) / c_.stride_x + 1;
     full_end_ = std::clamp<int64_t>(full_end_, full_begin_, c_.out_width);
@@ -110,48 +119,61 @@ class PixelFinish {
     y_ = y;
     y0_ = (int)std::clamp<int64_t>(-top, 0, c_.kernel_height);
     y1_ = (int)std::clamp<int64_t>(c_.height - top, y0_, c_.kernel_height);
-    // The rows of a patch take turns, run by run; biases and sums of a row are computed once.
-    const int64_t turn = y % c_.patch;
+    // The rows of a strip take turns, run by run; biases and sums of a row are computed once.
+    const int64_t turn = y % strip_.out_rows();
     row_bias_ = inner_.data() + turn * whole_.acc_stride, row_sums_ = sums_.data() + turn * c_.out_width;
     if (made_[turn] == y) return;
     made_[turn] = y;
-    if (taps_) bias_inside(c_, bias_, taps_, whole_.acc_stride, y0_, y1_, 0, c_.kernel_width, row_bias_);
+    if (taps_) bias_inside(c_, bias_, taps_, whole_.acc_stride, whole_.acc_stride, y0_, y1_, 0, c_.kernel_width, row_bias_);
     if (strip_.sums(y * c_.stride_y)) sum_row();
   }
 
   // Pixels [x, x + count), whose accumulators lie one after the other.
   void run(int64_t x, int64_t count, const int32_t* acc) {
+    columns_of(x, count, acc, whole_.acc_stride, 0, whole_.acc_stride, epilogue_, groups_.empty() ? nullptr : groups_.data());
+  }
+
+  // One group of columns of them, the accumulators of a pixel a group wide. The last group comes first, because it has the
+  // column of sums.
+  void run_group(int64_t x, int64_t count, const int32_t* acc, int64_t column) {
+    Epilogue group = epilogue_;
+    group.columns = (int)std::min<int64_t>(kGroup, epilogue_.columns - column);
+    group.scale += column;
+    if (group.row_scale) group.row_scale += column;
+    if (group.levels) group.levels += column;
+    columns_of(x, count, acc, kGroup, column, kGroup, group, nullptr);
+  }
+
+ private:
+  // Pixels of the columns [first, first + width), with the epilogue of these columns.
+  void columns_of(int64_t x, int64_t count, const int32_t* acc, ptrdiff_t stride, int64_t first, int64_t width,
+                  const Epilogue& epilogue, const ptrdiff_t* groups) {
     for (const int64_t end = x + count; x < end;) {
       int64_t here = end - x;
-      const float* bias = bias_;
+      const float* bias = bias_ + first;
       if (taps_ && (x < full_begin_ || x >= full_end_)) {
         const int64_t left = x * c_.stride_x - c_.pad_x;
         const int x0 = (int)std::clamp<int64_t>(-left, 0, c_.kernel_width);
         const int x1 = (int)std::clamp<int64_t>(c_.width - left, x0, c_.kernel_width);
-        bias_inside(c_, bias_, taps_, whole_.acc_stride, y0_, y1_, x0, x1, edge_.data());
+        bias_inside(c_, bias_ + first, taps_ + first, whole_.acc_stride, width, y0_, y1_, x0, x1, edge_.data());
         bias = edge_.data(), here = 1;
       } else if (taps_) {
-        bias = row_bias_, here = std::min(here, full_end_ - x);
+        bias = row_bias_ + first, here = std::min(here, full_end_ - x);
       }
-      same_bias(x, here, acc, bias);
-      x += here, acc += here * whole_.acc_stride;
+      if (epilogue.row_scale && !strip_.sums(y_ * c_.stride_y) && epilogue.columns < width) {
+        for (int64_t i = 0; i < here; ++i) row_sums_[x + i] = (float)acc[i * stride + epilogue.columns];
+      }
+      RowsOut some = whole_;
+      // A shuffled pixel begins at the first pixel of its block.
+      const int64_t at = y_ * c_.out_width * epilogue_.columns + x * some.stride + (groups_.empty() ? first : groups_[first / kGroup]);
+      some.acc = acc, some.acc_stride = stride, some.rows = (int)here, some.bias = bias, some.row_sums = row_sums_ + x;
+      some.groups = groups;
+      if (some.residual) some.residual += at;
+      if (some.values) some.values += at;
+      if (some.codes) some.codes += at;
+      finish_(epilogue, some);
+      x += here, acc += here * stride;
     }
-  }
-
- private:
-  void same_bias(int64_t x, int64_t count, const int32_t* acc, const float* bias) {
-    if (epilogue_.row_scale && !strip_.sums(y_ * c_.stride_y)) {
-      for (int64_t i = 0; i < count; ++i) row_sums_[x + i] = (float)acc[i * whole_.acc_stride + epilogue_.columns];
-    }
-    RowsOut some = whole_;
-    // A shuffled pixel begins at the first pixel of its block.
-    const int64_t at = y_ * c_.out_width * epilogue_.columns + x * some.stride;
-    some.acc = acc, some.rows = (int)count, some.bias = bias, some.row_sums = row_sums_ + x;
-    some.groups = groups_.empty() ? nullptr : groups_.data();
-    if (some.residual) some.residual += at;
-    if (some.values) some.values += at;
-    if (some.codes) some.codes += at;
-    finish_(epilogue_, some);
   }
 
   // The target of each group of columns of a pixel in the block of pixels that a pixel shuffle makes.
@@ -189,7 +211,7 @@ class PixelFinish {
   const float *bias_, *taps_;
   RowsOut whole_;
   std::vector<ptrdiff_t> groups_;
-  Buffer<float> inner_, edge_, sums_;  // inner_ and sums_ for each row of a patch
+  Buffer<float> inner_, edge_, sums_;  // inner_ and sums_ for each row of a strip
   std::vector<int64_t> made_;          // the row that each of them was last computed for
   float *row_bias_ = nullptr, *row_sums_ = nullptr;
   int64_t full_begin_, full_end_;  // pixels whose taps all lie inside the image from left to right

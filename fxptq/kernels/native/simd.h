@@ -75,6 +75,24 @@ FXPTQ_INLINE void dot_words(Ints (&acc)[N], Words codes, const uint8_t* words) {
 }
 #endif
 
+typedef int16_t Shorts __attribute__((vector_size(kRegister)));
+typedef uint16_t UnsignedShorts __attribute__((vector_size(kRegister)));
+
+// A register from memory, and to it.
+template <class V>
+FXPTQ_INLINE V load_register(const void* p) {
+  static_assert(sizeof(V) == kRegister);
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V>
+FXPTQ_INLINE void store_register(void* p, V v) {
+  static_assert(sizeof(V) == kRegister);
+  std::memcpy(p, &v, sizeof v);
+}
+
 // Vector v of a group of 64 floats of which the first n exist.
 FXPTQ_INLINE Floats load_part(const float* p, int v, int n) {
   const int here = n - v * kLanes;

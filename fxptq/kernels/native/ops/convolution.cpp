@@ -3,6 +3,7 @@
 
 #include "../conv.h"
 #include "../winograd.h"
+#include "../winograd4.h"
 #include "common.h"
 
 namespace fxptq {
@@ -33,7 +34,8 @@ Tensor convolved(const ConvShape& c, const Tensor& codes, const Output& output, 
   const optional<Tensor> added = added_to(output.residual, sums, channels_last);
   FXPTQ_CHECK(!added || c.shuffle == 1, "a residual behind a pixel shuffle");
   const int64_t share = codes.size(0) * c.out_height / (2 * torch::stable::get_num_threads());
-  const int64_t rows = std::clamp<int64_t>(share, 2, kStripRows) / 2 * 2, strips = (c.out_height + rows - 1) / rows;
+  const int64_t unit = std::max(c.patch, 2);
+  const int64_t rows = std::clamp<int64_t>(share, unit, kStripRows) / unit * unit, strips = (c.out_height + rows - 1) / rows;
   std::atomic<bool> nan = false;
   parallel_for(codes.size(0) * strips, 1, [&](int64_t first, int64_t last) {
     auto kernel = make();
@@ -106,34 +108,68 @@ Tensor narrow_conv2d(const Tensor& codes, const Tensor& weight, int64_t columns,
   return spread(out, shuffle);
 }
 
-Tensor conv3x3(const Tensor& codes, const Tensor& weight, int64_t columns, int64_t largest,
+// The shape of a 3x3 convolution with stride 1 that a kernel computes in whole patches.
+ConvShape patched_shape(const Tensor& codes, IntHeaderOnlyArrayRef padding, int64_t shuffle, int patch, int64_t channel_bytes) {
+  const int64_t one[] = {1, 1}, three[] = {3, 3};
+  ConvShape c = shape_of(codes, three, one, padding, shuffle);
+  c.patch = patch;
+  c.channel_bytes = channel_bytes;
+  c.copy_width = (c.out_width + patch - 1) / patch * patch + 2;
+  return c;
+}
+
+// The factors of columns divided by a power of two, for sums that a kernel has multiplied by it.
+std::vector<float> divided(const float* scale, int64_t columns, int factor) {
+  std::vector<float> result(scale, scale + columns);
+  for (float& one : result) one /= (float)factor;
+  return result;
+}
+
+// Whether F(2x2) in bytes is faster than F(4x4) in 16 bits, where both are exact: a product of bytes costs as much as one of
+// 16-bit integers, of which there are 9 for 16, but the weights of F(2x2) take a fifth of the memory. An instruction that
+// multiplies and adds up bytes makes up for the products as soon as the weights of F(4x4) fill a cache.
+bool bytes_are_faster(int blocks, int words) { return kDotBytes && Winograd4::weight_bytes(blocks, words) > 1 << 19; }
+
+Tensor conv3x3(const Tensor& codes, const Tensor& weight, int64_t columns, int64_t largest, bool narrow,
                IntHeaderOnlyArrayRef padding, int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
                const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
                const optional<Tensor>& levels, double out_scale, double out_offset) {
   const Tensor bytes = widened(weight);
-  FXPTQ_CHECK(bytes.dim() == 5 && bytes.size(0) == 9 && largest <= 63, "weight is not packed by taps");
+  FXPTQ_CHECK(bytes.dim() == 5 && bytes.size(0) == 9 && (!narrow || largest <= 63), "weight is not packed by taps");
   const int blocks = (int)bytes.size(1), words = (int)bytes.size(2);
   FXPTQ_CHECK(words == words_of(codes.size(1)), "weight does not fit the input");
-  const int64_t panel = (int64_t)blocks * words * 64, padded = (blocks * kLanes + kGroup - 1) / kGroup * kGroup;
-  Buffer<int8_t> transformed(kPositions * panel);
-  Buffer<int32_t> start(kPositions * padded);
-  transform_weight(data<int8_t>(bytes), blocks, words, codes.size(1), (int)largest, transformed.data(),
-                          start.data(), padded);
-  std::array<Panels, kPositions> panels;
-  for (int64_t p = 0; p < kPositions; ++p) {
-    panels[p] = {transformed.data() + p * panel, blocks, words, start.data() + p * padded};
-  }
-  const bool direct = shuffles_in_place(columns, shuffle);
-  const Epilogue epilogue =
-      epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
-  const int64_t one[] = {1, 1}, three[] = {3, 3};
-  ConvShape c = shape_of(codes, three, one, padding, direct ? shuffle : 1);
-  c.channel_bytes = (c.channels + 63) / 64 * 64;
-  c.patch = 2;
-  c.copy_width = c.out_width + c.out_width % 2 + 2;  // whole patches
-  const Output output{columns, padded_columns(panels[0]), 4, row_scale && !has_sum_column(columns),
-                      epilogue, bias, taps, residual};
-  const Tensor out = convolved(c, codes, output, [&] { return Winograd(c, panels.data(), (uint8_t)largest); });
+  const int64_t padded = (columns + kGroup - 1) / kGroup * kGroup;
+  const bool direct = shuffles_in_place(columns, shuffle), by_two = narrow && bytes_are_faster(blocks, words);
+  const int factor = by_two ? Winograd::kFactor : Winograd4::kFactor;
+  Epilogue epilogue = epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
+  const std::vector<float> small_scale = divided(epilogue.scale, padded, factor);
+  const std::vector<float> small_row_scale =
+      epilogue.row_scale ? divided(epilogue.row_scale, padded, factor) : std::vector<float>();
+  epilogue.scale = small_scale.data();
+  if (epilogue.row_scale) epilogue.row_scale = small_row_scale.data();
+  const Output output{columns, padded, factor, row_scale && !has_sum_column(columns), epilogue, bias, taps, residual};
+  const int64_t places = direct ? shuffle : 1;
+  const auto* packed = data<int8_t>(bytes);
+
+  const auto run_by_two = [&] {
+    const ConvShape c = patched_shape(codes, padding, places, 2, (codes.size(1) + 63) / 64 * 64);
+    const int64_t panel = (int64_t)blocks * words * 64;
+    Buffer<int8_t> transformed(kPositions * panel);
+    Buffer<int32_t> start(kPositions * padded);
+    transform_weight(packed, blocks, words, codes.size(1), (int)largest, transformed.data(), start.data(), padded);
+    std::array<Panels, kPositions> panels;
+    for (int64_t p = 0; p < kPositions; ++p) {
+      panels[p] = {transformed.data() + p * panel, blocks, words, start.data() + p * padded};
+    }
+    return convolved(c, codes, output, [&] { return Winograd(c, panels.data(), (uint8_t)largest); });
+  };
+  const auto run_by_four = [&] {
+    const ConvShape c = patched_shape(codes, padding, places, Winograd4::kPatch, Winograd4::channel_bytes(codes.size(1)));
+    Buffer<int8_t> transformed(Winograd4::weight_bytes(blocks, words));
+    Winograd4::transform_weight(packed, blocks, words, transformed.data());
+    return convolved(c, codes, output, [&] { return Winograd4(c, transformed.data(), blocks, words); });
+  };
+  const Tensor out = by_two ? run_by_two() : run_by_four();
   return direct ? out : spread(out, shuffle);
 }
 

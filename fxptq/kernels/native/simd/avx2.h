@@ -317,4 +317,15 @@ FXPTQ_INLINE void gelu(Floats (&x)[N]) {
   });
 }
 
+constexpr bool kDotBytes = false;
+constexpr int kRegister = 32;
+typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
+
+FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
+  return (Pairs)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16((__m256i)a, (__m256i)b));
+}
+
+// Without this, gcc loads the operands of several rows ahead and spills sums for them.
+FXPTQ_INLINE void keep(Pairs& sum) { asm volatile("" : "+x"(sum)); }
+
 }  // namespace fxptq::avx2

@@ -85,6 +85,16 @@ FXPTQ_INLINE Ints dot4(Ints acc, Words a, Words b) {
   return (Ints)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
 }
 
+constexpr bool kDotBytes = true;
+constexpr int kRegister = 64;
+typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
+
+FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
+  return (Pairs)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+}
+
+FXPTQ_INLINE void keep(Pairs&) {}
+
 FXPTQ_INLINE Ints dot4_small(Ints acc, Words a, Words b) { return dot4(acc, a, b); }
 
 FXPTQ_INLINE void keep(Ints&) {}

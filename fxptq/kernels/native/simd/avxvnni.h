@@ -12,10 +12,12 @@ using avx2::gelu;
 using avx2::join;
 using avx2::keep;
 using avx2::keep_first;
+using avx2::kRegister;
 using avx2::load_first;
 using avx2::maximum;
 using avx2::minimum;
 using avx2::nearest;
+using avx2::Pairs;
 using avx2::row_sums;
 using avx2::rows_of_words;
 using avx2::square_root;
@@ -32,5 +34,11 @@ FXPTQ_INLINE Ints dot4(Ints acc, Words a, Words b) {
 }
 
 FXPTQ_INLINE Ints dot4_small(Ints acc, Words a, Words b) { return dot4(acc, a, b); }
+
+constexpr bool kDotBytes = true;
+
+FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
+  return (Pairs)_mm256_dpwssd_avx_epi32((__m256i)acc, (__m256i)a, (__m256i)b);
+}
 
 }  // namespace fxptq::avxvnni

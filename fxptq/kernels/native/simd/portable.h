@@ -84,6 +84,23 @@ FXPTQ_INLINE Ints dot4(Ints acc, Words a, Words b) {
   return acc;
 }
 
+// Whether one instruction computes dot4.
+constexpr bool kDotBytes = false;
+
+// One register of 32-bit lanes, each also a pair of 16-bit integers.
+constexpr int kRegister = 16;
+typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
+
+// Each lane: acc + the sum of two products of signed 16-bit integers, modulo 2^32.
+FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
+  typedef int32_t Signed __attribute__((vector_size(kRegister)));
+  const Signed low = ((Signed)(a << 16) >> 16) * ((Signed)(b << 16) >> 16), high = ((Signed)a >> 16) * ((Signed)b >> 16);
+  return acc + (Pairs)low + (Pairs)high;
+}
+
+// Makes the compiler hold a sum in a register at this point, where it would rather hold what comes next.
+FXPTQ_INLINE void keep(Pairs&) {}
+
 // As dot4, for bytes whose products, two neighbours added, fit 16 bits.
 FXPTQ_INLINE Ints dot4_small(Ints acc, Words a, Words b) { return dot4(acc, a, b); }
 
