@@ -58,11 +58,11 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Panels:
-    """Panels of 16 columns for vector units, in bytes or half bytes; 3x3 kernels are packed tap by tap if they fit."""
+    """Panels of 16 columns for vector units, at 2, 3, 4 or 8 bits; 3x3 kernels are packed tap by tap if they fit."""
 
-    def linear(self, layer: Layer, bits: int, grid: Grid) -> Packed:  # noqa: ARG002  # bytes whatever the bits
+    def linear(self, layer: Layer, bits: int, grid: Grid) -> Packed:  # noqa: ARG002  # the codes show their width
         """Packs for the operator `linear`."""
-        return Packed("linear", layer, {"weight": pack_weight(layer.packable())})
+        return Packed("linear", layer, {"weight": pack_weight(layer.packable()), "largest": grid.levels})
 
     def convolution(self, layer: Layer, bits: int, grid: Grid, geometry: Geometry) -> Packed:  # noqa: ARG002
         """Packs for the operator `conv3x3`, `narrow_conv2d` or `conv2d`."""

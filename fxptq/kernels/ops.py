@@ -65,7 +65,7 @@ EPILOGUE = (
 _SCHEMAS = {
     "quantize": "(Tensor x, *, float lower, float step, int levels) -> Tensor",
     "layer_norm_codes": "(Tensor x, *, Tensor scale, Tensor offset, float eps, int levels) -> Tensor",
-    "linear": f"(Tensor codes, Tensor weight, *, int columns, Tensor bias, {EPILOGUE}) -> Tensor",
+    "linear": f"(Tensor codes, Tensor weight, *, int columns, int largest=255, Tensor bias, {EPILOGUE}) -> Tensor",
     "conv2d": (
         "(Tensor codes, Tensor weight, *, int columns, int[] kernel_size, int[] stride, int[] padding, int shuffle=1, "
         f"Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
@@ -78,10 +78,10 @@ _SCHEMAS = {
         "(Tensor codes, Tensor weight, *, int columns, int largest, bool narrow, int[] padding, int shuffle=1, "
         f"Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
     ),
-    "matmul": "(Tensor lhs, Tensor rhs, *, int bits, float[] out) -> Tensor",
+    "matmul": "(Tensor lhs, Tensor rhs, *, int bits, int largest=255, float[] out) -> Tensor",
     "attention": (
-        "(Tensor query, Tensor key, Tensor value, *, Tensor? bias, Tensor? mask, int key_bits, int value_bits, "
-        "float[] logit, float[] prob, float[] out, int levels) -> Tensor"
+        "(Tensor query, Tensor key, Tensor value, *, Tensor? bias, Tensor? mask, int query_bits=8, int key_bits, "
+        "int value_bits, float[] logit, float[] prob, float[] out, int levels) -> Tensor"
     ),
 }
 
@@ -133,8 +133,11 @@ def layer_norm_codes(x: Tensor, *, scale: Tensor, offset: Tensor, eps: float, le
     return y.clamp_(0, levels).round_().to(torch.uint8).contiguous()
 
 
-def linear(codes: Tensor, weight: Tensor, *, columns: int, bias: Tensor, **epilogue: Unpack[Epilogue]) -> Tensor:
-    """A linear layer on codes [..., K] with packed `weight`: float32 or uint8 codes [..., columns]."""
+def linear(
+    codes: Tensor, weight: Tensor, *, columns: int, largest: int = 255, bias: Tensor, **epilogue: Unpack[Epilogue]
+) -> Tensor:
+    """A linear layer on codes 0 .. `largest`, [..., K], with packed `weight`: float32 or uint8 codes [..., columns]."""
+    del largest  # only kernels read it, to choose the fastest products that are exact
     return multiplied(codes, unpack_weight(weight, columns), bias, epilogue)
 
 
@@ -264,12 +267,13 @@ def _finish(acc: Tensor, row_sum: Tensor, bias: Tensor, epilogue: Epilogue) -> T
     return y.clamp(min=0).minimum(levels[:columns]).round().to(torch.uint8)
 
 
-def matmul(lhs: Tensor, rhs: Tensor, *, bits: int, out: Sequence[float]) -> Tensor:
+def matmul(lhs: Tensor, rhs: Tensor, *, bits: int, largest: int = 255, out: Sequence[float]) -> Tensor:
     """The product of codes A [..., M, K] and codes [..., K, N]: float32 [..., M, N], batches broadcast as torch does.
 
-    With B the centred right codes of `bits` bits and `out` = (a, b, c, d, e) the result is
+    With A at most `largest`, B the centred right codes of `bits` bits and `out` = (a, b, c, d, e) the result is
     a sum(A B) + b sum(A) + c sum(B) + d K + e.
     """
+    del largest  # as in `linear`
     exact = holding(lhs.shape[-1])
     a, b = lhs.to(exact), centred(rhs, bits).to(exact)
     y = (a @ b).to(torch.float32) * out[0]
@@ -284,6 +288,7 @@ def attention(
     *,
     bias: Tensor | None,
     mask: Tensor | None,
+    query_bits: int = 8,
     key_bits: int,
     value_bits: int,
     logit: Sequence[float],
@@ -299,6 +304,7 @@ def attention(
         value: codes; V is their centred form.
         bias: times log2(e), added to each head's logits: [heads or 1, M, N padded to a multiple of 16], keys first.
         mask: times log2(e), [masks, M, N padded to a multiple of 16]; window b takes mask b modulo their number.
+        query_bits: width of the query codes.
         key_bits: width of the key codes.
         value_bits: width of the value codes.
         logit: (a, b) of the logit a sum(A K) + b sum(K), times log2(e).
@@ -309,6 +315,7 @@ def attention(
     Returns:
         [B, heads, N, E], in the memory order of [B, N, heads, E].
     """
+    del query_bits  # as `largest` in `linear`
     exact = holding(max(key.shape[-1], key.shape[-2]))
     rows = query.shape[-2]
     a, k, v = query.to(exact), centred(key, key_bits).to(exact), centred(value, value_bits).to(exact)

@@ -288,7 +288,9 @@ class _Rewriter:
         assert isinstance(second, fx.Node)  # noqa: S101
         lhs, rhs = self.survey.grid(first), self.survey.grid(second)
         terms = product_terms(lhs, rhs)
-        result = self._call("matmul", self._input(first), self._input(second), bits=rhs.bits, out=terms)
+        result = self._call(
+            "matmul", self._input(first), self._input(second), bits=rhs.bits, largest=lhs.levels, out=terms
+        )
         self.values[site] = self._serving((site,), "matmul", result)
 
     def _layer_norm(self, node: fx.Node) -> None:
@@ -331,6 +333,7 @@ class _Rewriter:
             self._input(value),
             bias=self._sum_of([term for term in pattern.terms if not term.per_window]),
             mask=self._sum_of([term for term in pattern.terms if term.per_window]),
+            query_bits=self.survey.grid(query).bits,
             key_bits=self.survey.grid(key).bits,
             value_bits=value_grid.bits,
             logit=[pattern.factor * LOG2E * term for term in (terms[0], terms[2])],

@@ -147,12 +147,12 @@ def test_codes_of_columns_may_have_different_grids(operators: Operators, case) -
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("shape", [(16, 64), (17, 5), (1, 1), (35, 18)], ids=str)
-def test_packing_is_undone_and_four_bits_take_half_a_byte(bits: int, shape: tuple[int, int]) -> None:
+def test_packing_is_undone_and_few_bits_take_their_own_room(bits: int, shape: tuple[int, int]) -> None:
     w = panels.with_sums(panels.centred(codes(shape, bits, seed=bits), bits))
     packed = panels.pack_weight(w)
     assert torch.equal(panels.unpack_weight(packed, len(w))[:, : shape[1]], w)
     room = -(-len(w) // 16) * 16 * -(-shape[1] // 4) * 4
-    assert packed.numel() * packed.element_size() == (room // 2 if bits <= 4 else room)
+    assert packed.numel() * packed.element_size() == (room * bits // 8 if bits <= 4 else room)
 
 
 def test_depth_that_could_overflow_is_refused() -> None:

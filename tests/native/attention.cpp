@@ -53,7 +53,7 @@ void check_case(Checks& checks, Random& random, const AttentionCase& c) {
   fxptq::AttentionSettings s{};
   s.key = centre_of(c.key_bits), s.value = centre_of(c.value_bits);
   s.logit_scale = (float)(c.reach / products), s.key_scale = (float)(0.3 * c.reach / products);
-  s.prob_levels = (uint8_t)((1 << c.prob_bits) - 1);
+  s.query_levels = (uint8_t)((1 << c.query_bits) - 1), s.prob_levels = (uint8_t)((1 << c.prob_bits) - 1);
   s.prob_scale = (float)s.prob_levels * (c.keys > 4 ? 2.5f : 1.0f), s.prob_offset = random.coin() ? 0.0f : 0.3f;
   const double sum = 2.0 * s.prob_levels * (1 << c.value_bits), top = c.out_bits ? (1 << c.out_bits) : 2.0;
   s.out_scale = (float)(top / sum), s.out_column = (float)(0.2 * top / sum), s.out_row = (float)(0.1 * top / s.prob_levels);
@@ -144,6 +144,15 @@ void check_attention(Checks& checks) {
     c.bias = random.coin(), c.bias_of_heads = random.coin(), c.mask = random.coin();
     c.reach = trial % 6 ? 6.0 : 300.0;  // with the large ones 2^x overflows, so that the largest logit is subtracted
     check_case(checks, random, c);
+  }
+  // Sums of 16 bits hold 288 products of two 4-bit codes, and 68 of two 5-bit codes.
+  for (const int bits : {4, 5}) {
+    for (const int depth : {bits == 4 ? 288 : 68, bits == 4 ? 292 : 72}) {
+      for (const Fill fill : kFills) {
+        AttentionCase c{1, 1, 17, depth, depth, 9, bits, bits, bits, bits, 0, fill, false, false, false, 6.0};
+        check_case(checks, random, c);
+      }
+    }
   }
 }
 

@@ -61,8 +61,8 @@ void check_layer(Checks& checks, Random& random, int rows, int depth, int column
   const bool sum_column = row_scale && fxptq::has_sum_column(columns);
   if (sum_column) w.insert(w.end(), depth, 1);
   const Packed packed = pack(w, columns + sum_column, depth);
-  fxptq::Buffer<int8_t> storage;
-  const fxptq::Panels panels = fxptq::prepared(packed.panels(), (1 << a_bits) - 1, storage);
+  fxptq::Buffer<int8_t> pairs;
+  const fxptq::Panels panels = fxptq::prepared(packed.panels(), (1 << a_bits) - 1, pairs);
   const double sum = std::sqrt((double)depth) * (1 << a_bits) * (1 << w_bits) / 2;
   const FinishCase finish = FinishCase::of(random, columns, sum, activation, row_scale, residual, coded);
   const fxptq::Epilogue epilogue = finish.epilogue(columns);
@@ -145,27 +145,79 @@ void check_depth(Checks& checks) {
   }
 }
 
-// Weights of 2 to 4 bits in their own bits: a plane of nibbles, of pairs of bits, or of pairs and of single bits.
-void check_unpacking(Checks& checks) {
+// The depths at which sums of 16 bits are full, of every pair of widths, with sums that reach the bound.
+void check_limits(Checks& checks) {
+  Random random(7);
+  for (int a = 2; a <= 8; ++a) {
+    for (int w = 2; w <= 8; ++w) {
+      const int largest = ((1 << a) - 1) * (w == 8 ? 128 : (1 << w) - 1), depth = 4 * (32767 / (2 * largest));
+      for (const int more : {-4, 0, 1, 4, depth, depth + 1}) {
+        if (depth + more <= 0) continue;
+        for (const Fill fill : {Fill::kHighest, Fill::kLowest, Fill::kExtreme}) {
+          check_layer(checks, random, kTileRows + 1, depth + more, 17, a, w, fill, fxptq::Activation::kNone, false, false, false);
+        }
+      }
+    }
+  }
+  for (const int depth : {582, 583}) {
+    for (const Fill fill : kFills) {
+      check_layer(checks, random, 5, depth, 33, 4, 4, fill, fxptq::Activation::kNone, true, false, false);
+    }
+  }
+}
+
+// Several runs of bytes, the products chosen by bounds, and start values.
+void check_runs(Checks& checks) {
+  Random random(8);
+  for (int a = 2; a <= 8; ++a) {
+    for (int w = 2; w <= 8; ++w) {
+      const int segments = 3, words = (int)random.between(1, 90), depth = 4 * words * segments, columns = 32, rows = kTileRows;
+      const ptrdiff_t run = 4 * words + 8, stride = 5 * words;
+      const Fill fill = kFills[(a + w) % 4];
+      const std::vector<uint8_t> bytes = codes(random, (rows - 1) * stride + (segments - 1) * run + 4 * words, a, fill);
+      const std::vector<int8_t> weight = weights(random, (size_t)columns * depth, w, fill);
+      std::vector<int32_t> starts(columns);
+      for (int32_t& s : starts) s = (int32_t)random.between(-1000000, 1000000);
+      const Packed packed = pack(weight, columns, depth);
+      fxptq::Buffer<int8_t> pairs;
+      const fxptq::Panels panels = fxptq::prepared(packed.panels(starts.data()), (1 << a) - 1, pairs);
+      Guarded<int32_t> out(rows * columns);
+      fxptq::accumulate({bytes.data(), stride, segments, run, words}, 0, rows, panels, out.data(), columns);
+      std::vector<int64_t> want(rows * columns);
+      for (int r = 0; r < rows; ++r) {
+        for (int c = 0; c < columns; ++c) {
+          int64_t& sum = want[r * columns + c] = starts[c];
+          for (int k = 0; k < depth; ++k) {
+            sum += (int64_t)bytes[r * stride + k / (4 * words) * run + k % (4 * words)] * weight[(size_t)c * depth + k];
+          }
+        }
+      }
+      const std::string what = "accumulate runs of " + std::to_string(words) + " words " + bits_of(a, w, fill);
+      checks.equal(what, out.data(), want.data(), want.size());
+      checks.intact(what, out);
+    }
+  }
+}
+
+void check_unpack(Checks& checks) {
   Random random(5);
   const int vectors = 5;
   for (int bits = 2; bits <= 4; ++bits) {
     const std::vector<uint8_t> packed = codes(random, 8 * bits * vectors, 8, Fill::kRandom);
-    const int low = bits == 4 ? 4 : 2;  // bits of the first plane, whose bytes come first
     std::vector<int64_t> want;
     for (int v = 0; v < vectors; ++v) {
-      const uint8_t* plane = packed.data() + 8 * bits * v;
+      const uint8_t* from = packed.data() + 8 * bits * v;
+      const int low = bits == 3 ? 2 : bits;  // a plane of two bits, and for three bits a plane of one behind it
       for (int i = 0; i < 64; ++i) {
-        int code = plane[i % (8 * low)] >> (i / (8 * low) * low) & ((1 << low) - 1);
-        if (bits == 3) code += 4 * (plane[16 + i % 8] >> (i / 8) & 1);
-        want.push_back(centred(code, bits));
+        int code = from[i % (8 * low)] >> i / (8 * low) * low & ((1 << low) - 1);
+        if (bits == 3) code |= (from[16 + i % 8] >> i / 8 & 1) << 2;
+        want.push_back(2 * code - ((1 << bits) - 1));
       }
     }
     Guarded<int8_t> out(64 * vectors);
-    const std::string what = "unpack " + std::to_string(bits) + " bits";
     fxptq::unpack(packed.data(), bits, vectors, out.data());
-    checks.equal(what, out.data(), want.data(), want.size());
-    checks.intact(what, out);
+    checks.equal("unpack " + std::to_string(bits) + " bits", out.data(), want.data(), want.size());
+    checks.intact("unpack " + std::to_string(bits) + " bits", out);
   }
 }
 
@@ -194,7 +246,9 @@ void check_linear(Checks& checks) {
   check_widths(checks);
   check_epilogues(checks);
   check_depth(checks);
-  check_unpacking(checks);
+  check_limits(checks);
+  check_runs(checks);
+  check_unpack(checks);
   check_nan(checks);
 }
 

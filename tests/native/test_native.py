@@ -166,7 +166,7 @@ def test_clang(build: Build, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["x86-64", "avx2", "avx512-vnni"])
+@pytest.mark.parametrize("name", ["x86-64", "avx2", "avx-vnni", "avx512-vnni"])
 def test_memory_is_in_bounds(build: Build, name: str) -> None:
     target = TARGETS[name]
     before = runner(target)

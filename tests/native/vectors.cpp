@@ -114,6 +114,21 @@ void check_dot(Checks& checks) {
     fxptq::store(got, fxptq::dot4(fxptq::load<fxptq::Ints>(start), fxptq::load<fxptq::Words>(a.data()),
                                   fxptq::load<fxptq::Words>((const uint8_t*)b.data())));
     checks.equal("dot4", got, want, kLanes);
+    // Two products of 7-bit codes fit 16 bits, and so do two of any codes with ones.
+    std::vector<uint8_t> small(64);
+    std::vector<int8_t> few(64);
+    for (int i = 0; i < 64; ++i) {
+      small[i] = trial % 2 ? 1 : a[i] / 2;
+      few[i] = trial % 4 < 2 ? b[i] : (int8_t)1;
+      if (trial % 4 == 2) small[i] = a[i];
+    }
+    for (int i = 0; i < kLanes; ++i) {
+      want[i] = start[i];
+      for (int k = 0; k < 4; ++k) want[i] += (int64_t)small[4 * i + k] * few[4 * i + k];
+    }
+    fxptq::store(got, fxptq::dot4_small(fxptq::load<fxptq::Ints>(start), fxptq::load<fxptq::Words>(small.data()),
+                                        fxptq::load<fxptq::Words>((const uint8_t*)few.data())));
+    checks.equal("dot4_small", got, want, kLanes);
   }
 }
 

@@ -269,6 +269,10 @@ class Attention {
       }
       if constexpr (kExponential) {
         for (int i = 0; i < N; ++i) x[i] = x[i] - top;
+        if constexpr (kMask) {
+          // A mask hides a key by a large negative term; powers below the normal floats would cost a hundred cycles each.
+          for (int i = 0; i < N; ++i) x[i] = maximum(x[i], splat(-125.0f));
+        }
         exp2(x);
         for (int i = 0; i < N; ++i) store(weight + i * kLanes, x[i]);
         for (int i = 0; i < N; ++i) result = result + x[i];

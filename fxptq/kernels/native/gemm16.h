@@ -75,7 +75,7 @@ inline void by_pieces(const Rows& a, const Panels& w, int limit, ptrdiff_t bytes
 }
 
 template <Product P>
-__attribute__((noinline)) void accumulate_piece(const Rows& a, int64_t row, int rows, const Panels& w, int32_t* out, ptrdiff_t out_stride, bool more) {
+inline void accumulate_piece(const Rows& a, int64_t row, int rows, const Panels& w, int32_t* out, ptrdiff_t out_stride, bool more) {
   if (more) {
     accumulate_by<P, true>(a, row, rows, w, out, out_stride);
   } else {

@@ -23,6 +23,13 @@ constexpr int kTileRows = 6, kTileBlocks = 1;  // 12 accumulators, 2 of weights,
 constexpr int kTileRows = 2, kTileBlocks = 1;
 #endif
 
+// A tile that is inlined beside other code can spill its sums where registers are few.
+#if FXPTQ_SPLIT
+#define FXPTQ_TILE __attribute__((noinline))
+#else
+#define FXPTQ_TILE inline
+#endif
+
 struct Rows {
   const uint8_t* data;
   ptrdiff_t stride;          // bytes from a row to the next
@@ -102,7 +109,7 @@ struct Arithmetic<Product::kPairs> {
 
 // Every loop over R and B is unrolled at once, so that the accumulators never leave their registers. kMore adds to `out`.
 template <Product P, bool kMore, int R, int B>
-inline void tile(const Rows& a, int64_t row, const Panels& w, int block, int32_t* out, ptrdiff_t out_stride) {
+FXPTQ_TILE void tile(const Rows& a, int64_t row, const Panels& w, int block, int32_t* out, ptrdiff_t out_stride) {
   constexpr bool kStart = P != Product::kSums16;  // 16-bit sums start at zero
   Ints acc[R][B];
 #pragma GCC unroll 8

@@ -14,7 +14,7 @@ Heads heads_of(const Tensor& t) {
 Tensor dense_rows(const Tensor& t) { return t.stride(3) == 1 || t.size(3) == 1 ? t : row_major(t); }
 
 Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const optional<Tensor>& bias,
-                 const optional<Tensor>& mask, int64_t key_bits, int64_t value_bits, HeaderOnlyArrayRef<double> logit,
+                 const optional<Tensor>& mask, int64_t query_bits, int64_t key_bits, int64_t value_bits, HeaderOnlyArrayRef<double> logit,
                  HeaderOnlyArrayRef<double> prob, HeaderOnlyArrayRef<double> out, int64_t levels) {
   FXPTQ_CHECK(query.dim() == 4 && key.dim() == 4 && value.dim() == 4, "attention takes [windows, heads, rows, width]");
   const Tensor q = dense_rows(query), k = dense_rows(key), v = dense_rows(value);
@@ -36,7 +36,7 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, co
       (uint8_t)prob[2],    (float)out[0],         (float)out[2],   (float)out[1],
       (float)(out[3] * (double)k.size(2) + out[4]),          (uint8_t)levels,
       data<float>(bias),   bias && bias->size(0) > 1 ? bias->stride(0) : 0,         data<float>(mask),
-      mask ? mask->size(0) : 1};
+      mask ? mask->size(0) : 1, (uint8_t)((1 << query_bits) - 1)};
   const int64_t sizes[] = {windows, heads, rows, width};
   const int64_t strides[] = {rows * heads * width, width, heads * width, 1};  // the memory of [windows, rows, heads, width]
   Tensor result = empty_strided(sizes, strides, output_type(levels != 0));

@@ -202,16 +202,17 @@ inline bool is_expandable(IntHeaderOnlyArrayRef from, IntHeaderOnlyArrayRef to) 
 
 inline int words_of(int64_t bytes) { return (int)((bytes + 3) / 4); }
 
-// A packed weight as bytes: the tensor itself, or an unpacked copy of half bytes that lasts as long as the call.
+// A packed weight as bytes: the tensor itself, or an unpacked copy of 2, 3 or 4 bits a code that lasts as long as the call.
 inline Tensor widened(const Tensor& weight) {
   FXPTQ_CHECK(weight.dim() >= 3 && weight.is_contiguous(), "weight is not packed");
   if (holds<int8_t>(weight)) return weight;
-  FXPTQ_CHECK(holds<uint8_t>(weight) && weight.size(-1) == 32, "weight is not packed");
+  const int64_t bits = weight.size(-1) / 8, vectors = weight.numel() / weight.size(-1);
+  FXPTQ_CHECK(holds<uint8_t>(weight) && weight.size(-1) % 8 == 0 && bits >= 2 && bits <= 4, "weight is not packed");
   std::vector<int64_t> shape = sizes_of(weight);
   shape.back() = kLanes;
   shape.push_back(4);
   Tensor bytes = empty(shape, Element<int8_t>::number());
-  widen(data<uint8_t>(weight), weight.numel() / 32, writable<int8_t>(bytes));
+  unpack(data<uint8_t>(weight), (int)bits, vectors, writable<int8_t>(bytes));
   return bytes;
 }
 

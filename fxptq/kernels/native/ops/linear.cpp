@@ -4,15 +4,16 @@
 namespace fxptq {
 namespace {
 
-Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, const Tensor& bias, const Tensor& scale,
-              const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
+Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, int64_t largest, const Tensor& bias,
+              const Tensor& scale, const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
               const optional<Tensor>& levels, double out_scale, double out_offset) {
   const Tensor input = row_major(codes);
   std::vector<int64_t> shape = sizes_of(input);
   shape.back() = columns;
   const optional<Tensor> added = added_to(residual, shape, row_major);
   const Tensor bytes = widened(weight);
-  const Panels panels = panels_of(bytes);
+  Buffer<int8_t> pairs;
+  const Panels panels = prepared(panels_of(bytes), (int)largest, pairs);
   const Epilogue epilogue =
       epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
   const int64_t depth = input.size(-1), rows = depth ? input.numel() / depth : 0;

@@ -19,14 +19,15 @@ void pack_columns(const uint8_t* from, int64_t depth, int64_t columns, int64_t k
     }
     for (int64_t j = 0; j < kLanes; ++j) sums[block * kLanes + j] = 0;
     for (int64_t w = 0; w < words; ++w) {
-      const Ints total = dot4(load<Ints>(sums + block * kLanes), Words{} + 0x01010101u,
+      const Ints total = dot4_small(load<Ints>(sums + block * kLanes), Words{} + 0x01010101u,
                                             load<Words>(to + w * 64));
       store(sums + block * kLanes, total);
     }
   }
 }
 
-Tensor matmul_of_batches(const Tensor& lhs, const Tensor& rhs, int64_t bits, HeaderOnlyArrayRef<double> terms) {
+Tensor matmul_of_batches(const Tensor& lhs, const Tensor& rhs, int64_t bits, int64_t largest,
+                         HeaderOnlyArrayRef<double> terms) {
   const int64_t rows = lhs.size(-2), depth = lhs.size(-1), columns = rhs.size(-1);
   const double scale = terms[0], row_scale = terms[1], column_scale = terms[2];
   const double constant = terms[3] * (double)depth + terms[4];
@@ -49,10 +50,11 @@ Tensor matmul_of_batches(const Tensor& lhs, const Tensor& rhs, int64_t bits, Hea
     const Epilogue epilogue{(int)columns, scales.data(), row_scale != 0.0 ? row_scales.data() : nullptr,
                                    Activation::kNone, 0.0f, nullptr, 1.0f, 0.0f};
     const Finish finish = finish_of(epilogue, false);
-    const Panels panels{packed.data(), blocks, words, nullptr};
+    Buffer<int8_t> pairs;
     for (int64_t batch = begin; batch < end; ++batch) {
       pack_columns(from_b + batch * b.stride(0), depth, columns, b.stride(1), b.stride(2), centre_of(bits), packed.data(),
                    column_sums.data());
+      const Panels panels = prepared({packed.data(), blocks, words, nullptr}, (int)largest, pairs);
       for (int64_t j = 0; j < padded; ++j) bias[j] = (float)(column_sums[j] * column_scale + constant);
       const Rows line{from_a + batch * rows * words * 4, (ptrdiff_t)words * 4, 1, 0, words};
       for (int64_t first = 0; first < rows; first += kTileRows) {
@@ -81,7 +83,7 @@ std::vector<int64_t> broadcast(IntHeaderOnlyArrayRef a, IntHeaderOnlyArrayRef b)
   return sizes;
 }
 
-Tensor matmul(const Tensor& left, const Tensor& right, int64_t bits, HeaderOnlyArrayRef<double> terms) {
+Tensor matmul(const Tensor& left, const Tensor& right, int64_t bits, int64_t largest, HeaderOnlyArrayRef<double> terms) {
   FXPTQ_CHECK(left.dim() >= 2 && right.dim() >= 2 && left.size(-1) == right.size(-2), "the factors ",
               shown(left.sizes()), " and ", shown(right.sizes()), " do not fit");
   // Batches of one factor are broadcast to the batches of the other, as in torch.matmul.
@@ -96,10 +98,10 @@ Tensor matmul(const Tensor& left, const Tensor& right, int64_t bits, HeaderOnlyA
   const int64_t depth = lhs.size(-1);
   std::vector<double> more(terms.begin(), terms.end());
   const auto part = [&](int64_t first) {
-    if (depth <= kDepth) return matmul_of_batches(lhs, rhs, bits, more);
+    if (depth <= kDepth) return matmul_of_batches(lhs, rhs, bits, largest, more);
     const int64_t count = std::min(kDepth, depth - first);
     return matmul_of_batches(torch::stable::narrow(lhs, -1, first, count), torch::stable::narrow(rhs, -2, first, count),
-                             bits, more);
+                             bits, largest, more);
   };
   Tensor out = part(0);
   more[4] = 0.0;

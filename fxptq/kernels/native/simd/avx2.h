@@ -266,10 +266,11 @@ FXPTQ_INLINE void by_registers(Floats (&x)[N], Function function) {
   for (int i = 0; i < N; ++i) x[i] = floats(all[2 * i], all[2 * i + 1]);
 }
 
+// Least maximum relative error on [-1/2, 1/2], degree 5, each coefficient fitted with the ones before it rounded.
+constexpr float kExp2[] = {1.0f, 6.931470037e-01f, 2.402224690e-01f, 5.550710857e-02f, 9.671291336e-03f, 1.326952130e-03f};
+
 template <int N>
 FXPTQ_INLINE void exp2(Floats (&x)[N]) {
-  // Least maximum relative error on [-1/2, 1/2], degree 5.
-  static constexpr float c[] = {1.000000072e+00f, 6.931469671e-01f, 2.402211972e-01f, 5.550713276e-02f, 9.675541328e-03f, 1.327647116e-03f};
   by_registers<4>(x, []<int M>(__m256* v) __attribute__((always_inline)) {
     const __m256 magic = _mm256_set1_ps(12582912.0f);  // 1.5 * 2^23: the low bits of a sum with it are the nearest integer
     __m256 whole[M], p[M];
@@ -278,12 +279,12 @@ FXPTQ_INLINE void exp2(Floats (&x)[N]) {
       v[i] = _mm256_min_ps(_mm256_max_ps(v[i], _mm256_set1_ps(-125.0f)), _mm256_set1_ps(127.0f));
       whole[i] = _mm256_add_ps(v[i], magic);
       v[i] = _mm256_sub_ps(v[i], _mm256_sub_ps(whole[i], magic));
-      p[i] = _mm256_set1_ps(c[5]);
+      p[i] = _mm256_set1_ps(kExp2[5]);
     }
 #pragma GCC unroll 8
     for (int k = 4; k >= 0; --k) {
 #pragma GCC unroll 8
-      for (int i = 0; i < M; ++i) p[i] = _mm256_fmadd_ps(p[i], v[i], _mm256_set1_ps(c[k]));
+      for (int i = 0; i < M; ++i) p[i] = _mm256_fmadd_ps(p[i], v[i], _mm256_set1_ps(kExp2[k]));
     }
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
@@ -292,25 +293,26 @@ FXPTQ_INLINE void exp2(Floats (&x)[N]) {
   });
 }
 
-// x * Phi(x) = max(x, 0) - t * Phi(-t) with t = |x|, absolute error below 1e-6. The second term is a polynomial of degree 14
-// in 2 t / 5.5 - 1 for t <= 5.5, of least maximum error; beyond it is nearly zero.
+// t * Phi(-t) in 2 t / 5.5 - 1 for t <= 5.5, of least maximum error, degree 14.
+constexpr float kGelu[] = {8.194839936e-03f,  -6.057901532e-02f, 1.912024037e-01f,  -3.086455514e-01f, 1.802381807e-01f,
+                           2.600707503e-01f,  -6.386911697e-01f, 4.611947717e-01f,  1.921804617e-01f,  -5.485649100e-01f,
+                           1.852054442e-01f,  2.362361701e-01f,  -1.542501618e-01f, -3.971256862e-02f, 3.592018339e-02f};
+
+// x * Phi(x) = max(x, 0) - |x| * Phi(-|x|), absolute error below 1e-6. Beyond 5.5 the second term is nearly zero.
 template <int N>
 FXPTQ_INLINE void gelu(Floats (&x)[N]) {
-  static constexpr float c[] = {8.194839936e-03f,  -6.057901532e-02f, 1.912024037e-01f,  -3.086455514e-01f, 1.802381807e-01f,
-                            2.600707503e-01f,  -6.386911697e-01f, 4.611947717e-01f,  1.921804617e-01f,  -5.485649100e-01f,
-                            1.852054442e-01f,  2.362361701e-01f,  -1.542501618e-01f, -3.971256862e-02f, 3.592018339e-02f};
   by_registers<4>(x, []<int M>(__m256* v) __attribute__((always_inline)) {
     __m256 u[M], p[M];
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
       const __m256 t = _mm256_min_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), v[i]), _mm256_set1_ps(5.5f));
       u[i] = _mm256_fmsub_ps(t, _mm256_set1_ps(2 / 5.5f), _mm256_set1_ps(1.0f));
-      p[i] = _mm256_set1_ps(c[14]);
+      p[i] = _mm256_set1_ps(kGelu[14]);
     }
 #pragma GCC unroll 16
     for (int k = 13; k >= 0; --k) {
 #pragma GCC unroll 8
-      for (int i = 0; i < M; ++i) p[i] = _mm256_fmadd_ps(p[i], u[i], _mm256_set1_ps(c[k]));
+      for (int i = 0; i < M; ++i) p[i] = _mm256_fmadd_ps(p[i], u[i], _mm256_set1_ps(kGelu[k]));
     }
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) v[i] = _mm256_sub_ps(_mm256_max_ps(v[i], _mm256_setzero_ps()), p[i]);

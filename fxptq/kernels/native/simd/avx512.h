@@ -85,6 +85,8 @@ FXPTQ_INLINE Ints dot4(Ints acc, Words a, Words b) {
   return (Ints)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
 }
 
+FXPTQ_INLINE Ints dot4_small(Ints acc, Words a, Words b) { return dot4(acc, a, b); }
+
 constexpr bool kDotBytes = true;
 constexpr int kRegister = 64;
 typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
@@ -94,9 +96,6 @@ FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
 }
 
 FXPTQ_INLINE void keep(Pairs&) {}
-
-FXPTQ_INLINE Ints dot4_small(Ints acc, Words a, Words b) { return dot4(acc, a, b); }
-
 FXPTQ_INLINE void keep(Ints&) {}
 
 FXPTQ_INLINE int32_t sum_bytes(const uint8_t* p, int64_t n) {

@@ -12,8 +12,13 @@
 namespace fxptq::neon {
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr bool kDotBytes = true;
 constexpr int kCodeShift = 0;
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr bool kDotBytes = true;
+constexpr int kCodeShift = 128;
 #else
+constexpr bool kDotBytes = false;
 constexpr int kCodeShift = 128;
 #endif
 
@@ -144,7 +149,17 @@ FXPTQ_INLINE void store_codes(uint8_t* p, const Floats y[4], int n) {
   }
 }
 
-// Holds sums in registers here.
+constexpr int kRegister = 16;
+typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
+
+FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
+  const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
+  const int32x4_t low = vmull_s16(vget_low_s16(x), vget_low_s16(y)), high = vmull_high_s16(x, y);
+  return acc + (Pairs)vpaddq_s32(low, high);
+}
+
+FXPTQ_INLINE void keep(Pairs& sum) { asm volatile("" : "+w"(sum)); }
+
 FXPTQ_INLINE void keep(Ints& v) {
   asm volatile("" : "+w"(v.low.low), "+w"(v.low.high), "+w"(v.high.low), "+w"(v.high.high));
 }

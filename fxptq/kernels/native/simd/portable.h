@@ -84,6 +84,9 @@ FXPTQ_INLINE Ints dot4(Ints acc, Words a, Words b) {
   return acc;
 }
 
+// As dot4, for bytes whose products, two neighbours added, fit 16 bits.
+FXPTQ_INLINE Ints dot4_small(Ints acc, Words a, Words b) { return dot4(acc, a, b); }
+
 // Whether one instruction computes dot4.
 constexpr bool kDotBytes = false;
 
@@ -98,13 +101,8 @@ FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
   return acc + (Pairs)low + (Pairs)high;
 }
 
-// Makes the compiler hold a sum in a register at this point, where it would rather hold what comes next.
+// Makes the compiler hold sums in registers at this point, where it would rather hold what comes next.
 FXPTQ_INLINE void keep(Pairs&) {}
-
-// As dot4, for bytes whose products, two neighbours added, fit 16 bits.
-FXPTQ_INLINE Ints dot4_small(Ints acc, Words a, Words b) { return dot4(acc, a, b); }
-
-// Makes the compiler hold sums in their registers here, where it would rather hold what the next products read.
 FXPTQ_INLINE void keep(Ints&) {}
 
 // Sum of n bytes.
