@@ -320,6 +320,7 @@ FXPTQ_INLINE void gelu(Floats (&x)[N]) {
 }
 
 constexpr bool kDotBytes = false;
+constexpr bool kDotPairs = true;
 constexpr int kRegister = 32;
 typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
 

@@ -149,6 +149,7 @@ FXPTQ_INLINE void store_codes(uint8_t* p, const Floats y[4], int n) {
   }
 }
 
+constexpr bool kDotPairs = false;
 constexpr int kRegister = 16;
 typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
 
