@@ -129,6 +129,9 @@ def quantize(
     degradation: Annotated[
         Optional[str], typer.Option(help="What the network repairs: bicubic, noise:SIGMA, jpeg:QUALITY or none.")
     ] = None,
+    size: Annotated[
+        Optional[str], typer.Option(help="HEIGHTxWIDTH of an input that the network takes, if no usual square is.")
+    ] = None,
     json_out: JsonOut = None,
 ) -> None:
     """Quantize a network and write it as one small file."""
@@ -136,6 +139,7 @@ def quantize(
     from fxptq.commands import quantize as command
     from fxptq.facts import Overrides
     from fxptq.report import console, page
+    from fxptq.sizes import parse_size
 
     bits = Bits(w, a)
     target = file or Path(
@@ -159,7 +163,7 @@ def quantize(
         device,
         seed,
         tuple(site or ()),
-        Overrides(scale, white, multiple, degradation),
+        Overrides(scale, white, multiple, degradation, None if size is None else parse_size(size)),
     )
     outcome = command.run(options, _progress())
     page.write(outcome, report)

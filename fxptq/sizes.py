@@ -18,6 +18,18 @@ Size = tuple[int, int]
 """Height and width in pixels."""
 
 
+def parse_size(text: str) -> Size:
+    """Reads height and width from `HEIGHTxWIDTH`.
+
+    Raises:
+        InputError: the text has another form.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"--size {text!r}: expected HEIGHTxWIDTH, such as 64x64")
+    return int(parts[0]), int(parts[1])
+
+
 @dataclass(frozen=True)
 class Sizes:
     """The sizes that a network takes.

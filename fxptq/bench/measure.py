@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 
-from fxptq.bench.ways import parsed, ways
+from fxptq.bench.ways import ways
 from fxptq.bench.worker import Ready, Worker
 from fxptq.commands.evaluate import open_checkpoint
 from fxptq.errors import InputError
 from fxptq.kernels.build import backend
 from fxptq.progress import Progress
+from fxptq.sizes import parse_size
 
 ROUNDS, FEWEST_ROUNDS = 7, 3
 """The number of turns of each way, and the number where turns take longer than `PATIENCE`."""
@@ -95,7 +96,7 @@ def run(
         InputError: the size is malformed, or a way unknown.
         FxptqError: the checkpoint cannot be read, or is of another network.
     """
-    height, width = parsed(size)
+    height, width = parse_size(size)
     chosen = _chosen(only)
     open_checkpoint(checkpoint, factory)  # a file that cannot be measured is refused before the work
     threads = threads or torch.get_num_threads()

@@ -22,6 +22,7 @@ from fxptq.graph.exclusive import CAPTURING
 from fxptq.graph.holder import Holder
 from fxptq.graph.kinds import arithmetic
 from fxptq.graph.places import first_line, line_of_error
+from fxptq.graph.randomness import OwnRandomNumbers
 from fxptq.graph.runnable import runnable
 from fxptq.graph.tracer import Trace, TraceError, trace
 from fxptq.graph.verify import Tensors, another_image, difference, far_sizes, other_sizes, run_graph, run_network
@@ -115,7 +116,7 @@ def capture(model: nn.Module, example: Tensors, proved: Capture | None = None) -
     Raises:
         CaptureError: naming the module path, the source line and the reason.
     """
-    with CAPTURING, torch.inference_mode(mode=False):
+    with CAPTURING, OwnRandomNumbers(), torch.inference_mode(mode=False):
         example = tuple(x.detach().clone() for x in example)
         if proved is not None:
             taken = _cleaned(model, trace(model, example, baked=proved.baked), example)[1]

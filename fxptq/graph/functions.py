@@ -28,12 +28,17 @@ SHAPED_LIKE = words(
 """Calls that take the sizes of their tensor and not its values."""
 
 RANDOM = words(
-    "rand randn rand_like randn_like randint randint_like randperm bernoulli normal multinomial poisson normal_ "
-    "uniform_ bernoulli_ random_ exponential_"
+    "rand randn rand_like randn_like randint randint_like randperm bernoulli normal multinomial poisson binomial "
+    "normal_ uniform_ bernoulli_ random_ exponential_ cauchy_ geometric_ log_normal_ gumbel_softmax "
+    "fractional_max_pool2d fractional_max_pool3d trunc_normal_ kaiming_uniform_ kaiming_normal_ xavier_uniform_ "
+    "xavier_normal_ orthogonal_ sparse_"
 )
 """Calls whose values change from run to run."""
 
-_DROPOUTS = words("dropout dropout1d dropout2d dropout3d feature_alpha_dropout")
+_RANDOM_IN_TRAINING = dict.fromkeys(
+    words("dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout native_dropout"), 2
+) | {"rrelu": 3, "rrelu_": 3}
+"""Calls that draw random numbers in training alone, with the position of the argument that says so."""
 
 RAGGED = words("nonzero argwhere masked_select unique unique_consecutive bincount _unique2")
 """Calls whose output sizes depend on the values of their input."""
@@ -110,9 +115,10 @@ def _schemas(func: OpOverload | OpOverloadPacket) -> list[Any]:
 def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the call draws random numbers."""
     name = name_of_function(func)
-    if name in _DROPOUTS:
-        training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
-        return bool(training)
+    if name in _RANDOM_IN_TRAINING:
+        position = _RANDOM_IN_TRAINING[name]
+        given = args[position] if len(args) > position else "dropout" in name
+        return bool(kwargs.get("training", kwargs.get("train", given)))
     return name in RANDOM
 
 

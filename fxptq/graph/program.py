@@ -29,6 +29,7 @@ from fxptq.graph.runnable import runnable
 from fxptq.graph.sites import Operand, Site, find_sites
 from fxptq.graph.topology import residual_stages
 from fxptq.graph.wrappers import network_of
+from fxptq.memory import return_freed_memory
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.scheme import make_quantizer
 
@@ -163,6 +164,7 @@ class Program(nn.Module):
             self.holder.keep_for(taken, names.values())
             variant = self._build(taken, _shapes(inputs))
             self._cache.add(variant.shapes, variant, self.limit)
+            return_freed_memory()
             return variant
 
     def _build(self, taken: Capture, shapes: Shapes) -> Variant:

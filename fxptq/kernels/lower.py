@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.graph.exclusive import CAPTURING, OwnLock
-from fxptq.graph.precision import in_precision
+from fxptq.graph.finite import warn_of_nan
+from fxptq.graph.precision import in_precision, without_autocast
 from fxptq.graph.program import Program, Variant
 from fxptq.kernels.backend import Backend, Installed, backend_for
 from fxptq.kernels.ops import NO_CODE
@@ -121,6 +122,7 @@ class IntegerModel(nn.Module):
                 raise
             _log.warning("the network makes NaN on its way: this input runs in the simulation, where NaN is seen")
             return self.program(*inputs)
+        warn_of_nan(self.program, inputs, output)
         return output
 
     def _compare_at(self, variant: Variant, lowered: _Lowered, inputs: tuple[Tensor, ...]) -> None:
@@ -157,7 +159,7 @@ class IntegerModel(nn.Module):
 
     def _lower(self, variant: Variant) -> _Lowered:
         backend = self.backend
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast():
             rewritten = self._rewritten(variant, backend)
         self._graphs += 1
         native = backend.install().native  # also where nothing is compiled: without it the operators run in plain torch

@@ -105,9 +105,37 @@ def unpack_weight(packed: Tensor, columns: int) -> Tensor:
     return packed.permute(0, 2, 1, 3).reshape(packed.shape[0] * LANES, -1)[:columns]
 
 
-def pack_conv_weight(weight: Tensor) -> Tensor:
-    """Packs [N, C, height, width] for `conv2d`: channels fastest, each tap padded to groups of four."""
-    return pack_weight(F.pad(weight.permute(0, 2, 3, 1), (0, -weight.shape[1] % 4)).flatten(1))
+def pack_conv_weight(weight: Tensor, groups: int = 1) -> Tensor:
+    """Packs [N, C / groups, height, width] for `conv2d`: channels fastest, each tap padded to groups of four.
+
+    The panels of the groups of a convolution come one after the other.
+    """
+    rows = F.pad(weight.permute(0, 2, 3, 1), (0, -weight.shape[1] % 4)).flatten(1)
+    return _narrowed(torch.cat([_panels(group) for group in rows.chunk(groups)]), rows)
+
+
+def pack_depthwise_weight(weight: Tensor) -> Tensor:
+    """Packs [C, 1, height, width] for `depthwise_conv2d`: [height * width, C padded to a multiple of 64]."""
+    return F.pad(weight.flatten(1).t(), (0, -len(weight) % COLUMN_BLOCK)).contiguous()
+
+
+def joined_groups(weight: Tensor, groups: int) -> tuple[Tensor, int]:
+    """Joins groups with few columns, so that panels are full: the products with the other groups' channels are zero.
+
+    Args:
+        weight: int8 [N, C / groups, height, width].
+        groups: the number of groups.
+
+    Returns:
+        The weight of the joined groups, and their number.
+    """
+    columns = len(weight) // groups
+    together = next(n for n in range(1, groups + 1) if groups % n == 0 and (n * columns >= LANES or n == groups))
+    blocks = weight.unflatten(0, (groups // together, together, columns))
+    joined = blocks.new_zeros(*blocks.shape[:3], together, *blocks.shape[3:])
+    for i in range(together):
+        joined[:, i, :, i] = blocks[:, i]
+    return joined.flatten(3, 4).flatten(0, 2), groups // together
 
 
 def pack_narrow_conv_weight(weight: Tensor) -> Tensor:

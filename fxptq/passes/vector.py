@@ -24,7 +24,7 @@ def as_vector(parameters: Sequence[nn.Parameter]) -> Iterator[nn.Parameter]:
     vector = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
     vector.grad = torch.zeros_like(vector)
     sizes = [parameter.numel() for parameter in parameters]
-    parts = zip(parameters, vector.detach().split(sizes), vector.grad.split(sizes), strict=True)
+    parts = zip(parameters, torch.split(vector.detach(), sizes), torch.split(vector.grad, sizes), strict=True)
     for parameter, values, grads in parts:
         parameter.data = values.view_as(parameter)
         parameter.grad = grads.view_as(parameter)

@@ -15,19 +15,23 @@ namespace fxptq {
 // a plane of two bits with the low ones, and a plane of one bit.
 template <int kBits>
 void unpack(const uint8_t* from, int64_t vectors, int8_t* to) {
-  constexpr int kLow = kBits == 4 ? 4 : 2;
-  constexpr uint64_t kEach = 0x0101010101010101u;
+  typedef uint64_t Two __attribute__((vector_size(16)));
+  constexpr int kLow = kBits == 4 ? 4 : 2, kVectors = kLow / 2;  // of the low plane
   for (int64_t v = 0; v < vectors; ++v, from += 8 * kBits, to += 64) {
-    uint64_t low[kLow], high, codes[8];  // eight codes each
+    Bytes16 low[kVectors], high = {};
     std::memcpy(low, from, sizeof low);
-    if constexpr (kBits == 3) std::memcpy(&high, from + sizeof low, sizeof high);
-    for (int i = 0; i < 8; ++i) {
-      uint64_t c = low[i % kLow] >> (i / kLow * kLow) & kEach * ((1 << kLow) - 1);
-      if constexpr (kBits == 3) c |= (high >> i & kEach) << 2;
-      // No byte borrows from the next with its highest bit set.
-      codes[i] = ((2 * c | kEach << 7) - kEach * ((1 << kBits) - 1)) ^ kEach << 7;
+    if constexpr (kBits == 3) {  // the second eight codes of a part are one bit above the first
+      uint64_t bits;
+      std::memcpy(&bits, from + 16, 8);
+      high = (Bytes16)Two{bits, bits >> 1};
     }
-    std::memcpy(to, codes, sizeof codes);
+#pragma GCC unroll 4
+    for (int part = 0; part < 4; ++part) {
+      Bytes16 c = (low[part % kVectors] >> (part / kVectors * kLow)) & (uint8_t)((1 << kLow) - 1);
+      if constexpr (kBits == 3) c = c | ((high >> (2 * part)) & 1) << 2;
+      const Bytes16 w = c + c - (uint8_t)((1 << kBits) - 1);
+      std::memcpy(to + 16 * part, &w, 16);
+    }
   }
 }
 

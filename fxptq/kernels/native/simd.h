@@ -75,7 +75,6 @@ FXPTQ_INLINE void dot_words(Ints (&acc)[N], Words codes, const uint8_t* words) {
 }
 #endif
 
-typedef int16_t Shorts __attribute__((vector_size(kRegister)));
 typedef uint16_t UnsignedShorts __attribute__((vector_size(kRegister)));
 
 // A register from memory, and to it.

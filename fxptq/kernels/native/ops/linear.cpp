@@ -23,6 +23,7 @@ Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, int64_
   uint8_t* next = writable<uint8_t>(out);
   const float* add = data<float>(added);
   const uint8_t* from = data<uint8_t>(input);
+  const float* shift = data<float>(bias);
 
   const Finish finish = finish_of(epilogue, add != nullptr);
   const ptrdiff_t acc_stride = padded_columns(panels);
@@ -46,7 +47,7 @@ Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, int64_
         sums[r] = has_sum_column(columns) ? (float)acc[r * acc_stride + columns] : (float)row_sum(a, r);
       }
       const int64_t at = first * columns;
-      finish(epilogue, {acc.data(), acc_stride, count, data<float>(bias), sums, add ? add + at : nullptr,
+      finish(epilogue, {acc.data(), acc_stride, count, shift, sums, add ? add + at : nullptr,
                         values ? values + at : nullptr, next ? next + at : nullptr, columns, nullptr, &here});
     }
     if (here) nan = true;

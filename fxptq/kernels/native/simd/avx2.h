@@ -133,6 +133,22 @@ FXPTQ_INLINE void store_codes(uint8_t* p, const Floats y[4], int n) {
   }
 }
 
+constexpr bool kDotBytes = false;
+constexpr bool kDotPairs = true;
+constexpr int kRegister = 32;
+typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
+
+typedef int16_t Shorts __attribute__((vector_size(kRegister)));
+
+FXPTQ_INLINE Pairs zip_first(Shorts a, Shorts b) { return (Pairs)_mm256_unpacklo_epi16((__m256i)a, (__m256i)b); }
+FXPTQ_INLINE Pairs zip_last(Shorts a, Shorts b) { return (Pairs)_mm256_unpackhi_epi16((__m256i)a, (__m256i)b); }
+
+FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
+  return (Pairs)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16((__m256i)a, (__m256i)b));
+}
+
+// Without this, gcc loads the operands of several rows ahead and spills sums for them.
+FXPTQ_INLINE void keep(Pairs& sums) { asm volatile("" : "+x"(sums)); }
 FXPTQ_INLINE void keep(Ints& sums) { asm volatile("" : "+x"(sums.low), "+x"(sums.high)); }
 
 // Applies an intrinsic to both halves.
@@ -301,7 +317,7 @@ constexpr float kGelu[] = {8.194839936e-03f,  -6.057901532e-02f, 1.912024037e-01
 // x * Phi(x) = max(x, 0) - |x| * Phi(-|x|), absolute error below 1e-6. Beyond 5.5 the second term is nearly zero.
 template <int N>
 FXPTQ_INLINE void gelu(Floats (&x)[N]) {
-  by_registers<4>(x, []<int M>(__m256* v) __attribute__((always_inline)) {
+  by_registers<6>(x, []<int M>(__m256* v) __attribute__((always_inline)) {
     __m256 u[M], p[M];
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
@@ -318,17 +334,5 @@ FXPTQ_INLINE void gelu(Floats (&x)[N]) {
     for (int i = 0; i < M; ++i) v[i] = _mm256_sub_ps(_mm256_max_ps(v[i], _mm256_setzero_ps()), p[i]);
   });
 }
-
-constexpr bool kDotBytes = false;
-constexpr bool kDotPairs = true;
-constexpr int kRegister = 32;
-typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
-
-FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
-  return (Pairs)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16((__m256i)a, (__m256i)b));
-}
-
-// Without this, gcc loads the operands of several rows ahead and spills sums for them.
-FXPTQ_INLINE void keep(Pairs& sum) { asm volatile("" : "+x"(sum)); }
 
 }  // namespace fxptq::avx2

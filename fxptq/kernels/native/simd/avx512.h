@@ -92,6 +92,11 @@ constexpr bool kDotPairs = true;
 constexpr int kRegister = 64;
 typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
 
+typedef int16_t Shorts __attribute__((vector_size(kRegister)));
+
+FXPTQ_INLINE Pairs zip_first(Shorts a, Shorts b) { return (Pairs)_mm512_unpacklo_epi16((__m512i)a, (__m512i)b); }
+FXPTQ_INLINE Pairs zip_last(Shorts a, Shorts b) { return (Pairs)_mm512_unpackhi_epi16((__m512i)a, (__m512i)b); }
+
 FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
   return (Pairs)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
 }

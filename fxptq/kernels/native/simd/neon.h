@@ -159,6 +159,11 @@ FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
   return acc + (Pairs)vpaddq_s32(low, high);
 }
 
+typedef int16_t Shorts __attribute__((vector_size(kRegister)));
+
+FXPTQ_INLINE Pairs zip_first(Shorts a, Shorts b) { return (Pairs)vzip1q_s16((int16x8_t)a, (int16x8_t)b); }
+FXPTQ_INLINE Pairs zip_last(Shorts a, Shorts b) { return (Pairs)vzip2q_s16((int16x8_t)a, (int16x8_t)b); }
+
 FXPTQ_INLINE void keep(Pairs& sum) { asm volatile("" : "+w"(sum)); }
 
 FXPTQ_INLINE void keep(Ints& v) {

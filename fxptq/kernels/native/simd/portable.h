@@ -104,6 +104,12 @@ FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
   return acc + (Pairs)low + (Pairs)high;
 }
 
+typedef int16_t Shorts __attribute__((vector_size(kRegister)));
+
+// The 16-bit integers of a and b in turns: in each 128 bits, the first four of both, or the last four.
+FXPTQ_INLINE Pairs zip_first(Shorts a, Shorts b) { return (Pairs)__builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+FXPTQ_INLINE Pairs zip_last(Shorts a, Shorts b) { return (Pairs)__builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+
 // Makes the compiler hold sums in registers at this point, where it would rather hold what comes next.
 FXPTQ_INLINE void keep(Pairs&) {}
 FXPTQ_INLINE void keep(Ints&) {}
