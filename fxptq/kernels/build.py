@@ -56,7 +56,8 @@ def backend() -> Installed:
         if reason:
             _log.warning("the kernels are compiled here, because those of this installation cannot be used: %s", reason)
         try:
-            return Installed(_load(find()))
+            path = find()
+            return Installed(_load(path), digest=file_digest(path)[:16])
         except (UnavailableError, InputError, OSError) as error:
             reason = str(error)
     _log.warning("integer kernels run in plain torch, exact but slow: %s", reason)

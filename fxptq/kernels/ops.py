@@ -234,7 +234,7 @@ def convolved(
         one = torch.ones(1, 1, *codes.shape[2:], dtype=taps.dtype, device=codes.device)
         shift = shift + over(one, taps[:, :columns].t().reshape(columns, 1, *size))
     box = torch.ones(groups, 1, *size, dtype=exact, device=codes.device)
-    sums = codes.to(exact).unflatten(1, (groups, channels)).sum(2)
+    sums = codes.to(exact).reshape(len(codes), groups, channels, *codes.shape[2:]).sum(2)
     row_sum = over(sums, box, groups).repeat_interleave(columns // groups if groups > 1 else 1, -1)
     if epilogue["residual"] is not None:
         epilogue["residual"] = epilogue["residual"].permute(0, 2, 3, 1)

@@ -77,15 +77,15 @@ def _plane(codes: Tensor, bits: int) -> Tensor:
     """Codes [..., 64] of `bits` bits in bytes [..., 8 * bits]: code i is in byte i modulo their number."""
     parts = codes.reshape(*codes.shape[:-1], 8 // bits, 8 * bits)
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device).view(-1, 1)
-    plane: Tensor = (parts << shifts).sum(-2, dtype=torch.uint8)
-    return plane
+    packed: Tensor = (parts << shifts).sum(-2, dtype=torch.uint8)
+    return packed
 
 
 def _codes_of(plane: Tensor, bits: int) -> Tensor:
     """The inverse of `_plane`."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=plane.device).view(-1, 1)
-    codes: Tensor = ((plane.unsqueeze(-2) >> shifts) & (2**bits - 1)).flatten(-2)
-    return codes
+    codes: Tensor = (plane.unsqueeze(-2) >> shifts) & (2**bits - 1)
+    return codes.flatten(-2)
 
 
 def with_sums(weight: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def joined_groups(weight: Tensor, groups: int) -> tuple[Tensor, int]:
     """
     columns = len(weight) // groups
     together = next(n for n in range(1, groups + 1) if groups % n == 0 and (n * columns >= LANES or n == groups))
-    blocks = weight.unflatten(0, (groups // together, together, columns))
+    blocks = weight.reshape(groups // together, together, columns, *weight.shape[1:])
     joined = blocks.new_zeros(*blocks.shape[:3], together, *blocks.shape[3:])
     for i in range(together):
         joined[:, i, :, i] = blocks[:, i]

@@ -27,12 +27,11 @@ FOLDERS = {"fxptq": "fxptq", "models": "fxptq/models", "recipes": "fxptq/recipes
 
 PROGRAM = """
 import sys, numpy, torch, fxptq, mod
-from fxptq.kernels.build import backend
 x = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 integer = fxptq.load("tiny.safetensors", mod.tiny()).to_integer(compile=False, compare=False)
 with torch.no_grad():
     numpy.save(sys.argv[1], integer(x).numpy())
-print(integer.lowering.backend)
+print(integer.lowering.backend.name)
 print(fxptq.__file__)
 """
 

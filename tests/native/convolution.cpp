@@ -1,4 +1,4 @@
-// Convolutions against plain loops over pixels and taps: conv.h and winograd.h.
+// Convolutions against plain loops over pixels and taps: conv.h, winograd.h and winograd4.h.
 #include <array>
 
 #include "finish.h"
@@ -6,11 +6,12 @@
 #include "conv.h"
 #include "panels.h"
 #include "winograd.h"
+#include "winograd4.h"
 
 namespace native {
 namespace {
 
-enum class Kernel { kDirect, kNarrow, kWinograd };
+enum class Kernel { kDirect, kNarrow, kWinograd, kWinograd4 };
 
 struct ConvCase {
   Kernel kernel;
@@ -18,14 +19,14 @@ struct ConvCase {
   int a_bits, w_bits;
   Fill fill;
   bool channels_last, taps;
-  int strip_rows;  // even
+  int strip_rows;  // whole patches
 
   int out_height() const { return (height + 2 * pad_y - kernel_height) / stride_y + 1; }
   int out_width() const { return (width + 2 * pad_x - kernel_width) / stride_x + 1; }
   int taps_count() const { return kernel_height * kernel_width; }
 
   std::string name() const {
-    static const char* const names[] = {"conv2d", "narrow_conv2d", "conv3x3"};
+    static const char* const names[] = {"conv2d", "narrow_conv2d", "conv3x3 by F(2x2)", "conv3x3 by F(4x4)"};
     std::string text = names[(int)kernel];
     for (const int n : {channels, height, width}) text += " " + std::to_string(n);
     text += " to " + std::to_string(columns) + ", kernel";
@@ -146,7 +147,9 @@ void check_case(Checks& checks, Random& random, ConvCase c, fxptq::Activation ac
     c.w_bits = c.w_bits > 4 ? 4 : c.w_bits - 1;
     o = operands(random, c);
   }
-  const int channels_to_fours = (c.channels + 3) / 4 * 4, factor = c.kernel == Kernel::kWinograd ? 4 : 1;
+  const bool by_two = c.kernel == Kernel::kWinograd, by_four = c.kernel == Kernel::kWinograd4;
+  const int channels_to_fours = (c.channels + 3) / 4 * 4;
+  const int factor = by_two ? fxptq::Winograd::kFactor : by_four ? fxptq::Winograd4::kFactor : 1;
   const bool sum_column = row_scale && fxptq::has_sum_column(c.columns) && c.kernel != Kernel::kNarrow;
   fxptq::ConvShape shape{c.channels, c.height, c.width, c.out_height(), c.out_width(), c.kernel_height, c.kernel_width,
                          c.stride_y, c.stride_x, c.pad_y, c.pad_x, channels_to_fours, 0, 1, c.shuffle};
@@ -170,12 +173,14 @@ void check_case(Checks& checks, Random& random, ConvCase c, fxptq::Activation ac
   fxptq::RowsOut whole{nullptr, 0, 0, nullptr, nullptr, residual ? added.data() : nullptr, coded ? nullptr : values.data(),
                        coded ? out.data() : nullptr, c.columns, nullptr, &nan};
   const bool pixel_sums = row_scale && !sum_column;
+  fxptq::Buffer<int8_t> storage;
   if (c.kernel == Kernel::kDirect) {
     const Packed packed = pack(ordered(c, o.weight, -1, channels_to_fours, sum_column), c.columns + sum_column,
                                c.taps_count() * channels_to_fours);
-    whole.acc_stride = fxptq::padded_columns(packed.panels());
+    const fxptq::Panels panels = fxptq::prepared(packed.panels(), (1 << c.a_bits) - 1, storage);
+    whole.acc_stride = fxptq::padded_columns(panels);
     run_strips(c, shape, o, pixel_sums, 1, epilogue, bias, tap_values, whole,
-               [&] { return fxptq::DirectConvolution(shape, packed.panels()); });
+               [&] { return fxptq::DirectConvolution(shape, panels); });
   } else if (c.kernel == Kernel::kNarrow) {
     std::vector<int8_t> side_by_side;
     for (int tap = 0; tap < c.taps_count(); ++tap) {
@@ -183,12 +188,14 @@ void check_case(Checks& checks, Random& random, ConvCase c, fxptq::Activation ac
       side_by_side.insert(side_by_side.end(), one.begin(), one.end());
     }
     const Packed packed = pack(side_by_side, c.taps_count() * c.columns, c.channels);
+    const fxptq::Panels panels = fxptq::prepared(packed.panels(), (1 << c.a_bits) - 1, storage);
     whole.acc_stride = fxptq::kGroup;
     run_strips(c, shape, o, row_scale, 1, epilogue, bias, tap_values, whole,
-               [&] { return fxptq::NarrowConvolution(shape, packed.panels(), c.columns); });
+               [&] { return fxptq::NarrowConvolution(shape, panels, c.columns); });
   } else {
-    shape.channel_bytes = (c.channels + 63) / 64 * 64, shape.patch = 2;
-    shape.copy_width = shape.out_width + shape.out_width % 2 + 2;
+    shape.patch = by_two ? 2 : fxptq::Winograd4::kPatch;
+    shape.channel_bytes = by_two ? (c.channels + 63) / 64 * 64 : fxptq::Winograd4::channel_bytes(c.channels);
+    shape.copy_width = (shape.out_width + shape.patch - 1) / shape.patch * shape.patch + 2;
     fxptq::Buffer<int8_t> by_tap;
     Packed packed;
     for (int tap = 0; tap < 9; ++tap) {
@@ -197,16 +204,25 @@ void check_case(Checks& checks, Random& random, ConvCase c, fxptq::Activation ac
     }
     const int64_t panel = (int64_t)packed.bytes.size(), largest = (1 << c.a_bits) - 1;
     whole.acc_stride = fxptq::padded_columns(packed.panels());
-    fxptq::Buffer<int8_t> transformed(fxptq::kPositions * panel);
-    fxptq::Buffer<int32_t> start(fxptq::kPositions * whole.acc_stride);
-    fxptq::transform_weight(by_tap.data(), packed.blocks, packed.words, c.channels, (int)largest, transformed.data(),
-                            start.data(), whole.acc_stride);
-    std::array<fxptq::Panels, fxptq::kPositions> panels;
-    for (int p = 0; p < fxptq::kPositions; ++p) {
-      panels[p] = {transformed.data() + p * panel, packed.blocks, packed.words, start.data() + p * whole.acc_stride};
+    if (by_four) {
+      fxptq::Buffer<int8_t> transformed(fxptq::Winograd4::weight_bytes(packed.blocks, packed.words));
+      fxptq::Winograd4::transform_weight(by_tap.data(), packed.blocks, packed.words, transformed.data());
+      run_strips(c, shape, o, pixel_sums, factor, epilogue, bias, tap_values, whole,
+                 [&] { return fxptq::Winograd4(shape, transformed.data(), packed.blocks, packed.words); });
+    } else {
+      fxptq::Buffer<int8_t> transformed(fxptq::kPositions * panel);
+      fxptq::Buffer<int32_t> start(fxptq::kPositions * whole.acc_stride);
+      fxptq::transform_weight(by_tap.data(), packed.blocks, packed.words, c.channels, (int)largest, transformed.data(),
+                              start.data(), whole.acc_stride);
+      std::array<fxptq::Panels, fxptq::kPositions> panels;
+      std::array<fxptq::Buffer<int8_t>, fxptq::kPositions> storages;
+      for (int p = 0; p < fxptq::kPositions; ++p) {
+        panels[p] = {transformed.data() + p * panel, packed.blocks, packed.words, start.data() + p * whole.acc_stride};
+        if (c.taps) panels[p] = fxptq::prepared(panels[p], 255, storages[p]);  // transformed codes take all of a byte
+      }
+      run_strips(c, shape, o, pixel_sums, factor, epilogue, bias, tap_values, whole,
+                 [&] { return fxptq::Winograd(shape, panels.data(), (uint8_t)largest); });
     }
-    run_strips(c, shape, o, pixel_sums, 4, epilogue, bias, tap_values, whole,
-               [&] { return fxptq::Winograd(shape, panels.data(), (uint8_t)largest); });
   }
 
   const Reference reference(c, o, taps, padded);
@@ -240,7 +256,7 @@ void vary(Random& random, ConvCase& c, int trial) {
   c.a_bits = 2 + trial % 7, c.w_bits = 2 + trial / 7 % 7;
   c.fill = kFills[trial % 9 < 6 ? 0 : trial % 9 - 5];
   c.channels_last = random.coin(), c.taps = random.coin();
-  c.strip_rows = 2 * (int)random.between(1, 4);
+  c.strip_rows = 4 * (int)random.between(1, 3);
 }
 
 void check_direct(Checks& checks) {
@@ -274,10 +290,10 @@ void check_narrow(Checks& checks) {
   }
 }
 
-void check_winograd(Checks& checks) {
-  Random random(22);
+void check_winograd(Checks& checks, Kernel kernel) {
+  Random random(22 + (int)kernel);
   for (int trial = 0; trial < 98; ++trial) {
-    ConvCase c{Kernel::kWinograd};
+    ConvCase c{kernel};
     c.kernel_height = c.kernel_width = 3;
     c.stride_y = c.stride_x = 1;
     c.pad_y = (int)random.between(0, 2), c.pad_x = (int)random.between(0, 2);
@@ -296,7 +312,8 @@ void check_winograd(Checks& checks) {
 void check_convolution(Checks& checks) {
   check_direct(checks);
   check_narrow(checks);
-  check_winograd(checks);
+  check_winograd(checks, Kernel::kWinograd);
+  check_winograd(checks, Kernel::kWinograd4);
 }
 
 }  // namespace native

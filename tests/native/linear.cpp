@@ -23,15 +23,18 @@ void check_tiles(Checks& checks) {
         const ptrdiff_t run = 4 * words + random.between(0, 5), stride = segments * run + random.between(0, 5);
         const Fill fill = kFills[random.between(0, 3)];
         const bool start = random.coin();
-        const std::vector<uint8_t> bytes = codes(random, rows * stride, 8, fill);
+        const int a_bits = (int)random.between(7, 8);
+        const std::vector<uint8_t> bytes = codes(random, rows * stride, a_bits, fill);
         const std::vector<int8_t> w = weights(random, (size_t)columns * depth, (int)random.between(7, 8), fill);
         std::vector<int32_t> starts(columns);
         for (int32_t& s : starts) s = (int32_t)random.between(-1000000, 1000000);
         const Packed packed = pack(w, columns, depth);
         const ptrdiff_t out_stride = columns + random.between(0, 3) * kLanes;
         Guarded<int32_t> out((rows - 1) * out_stride + columns);
-        fxptq::accumulate({bytes.data(), stride, segments, run, words}, 0, rows,
-                          packed.panels(start ? starts.data() : nullptr), out.data(), out_stride);
+        fxptq::Buffer<int8_t> storage;
+        fxptq::Panels panels = packed.panels(start ? starts.data() : nullptr);
+        if (random.coin()) panels = fxptq::prepared(panels, (1 << a_bits) - 1, storage);
+        fxptq::accumulate({bytes.data(), stride, segments, run, words}, 0, rows, panels, out.data(), out_stride);
         const std::string what = "accumulate " + std::to_string(rows) + " rows, " + std::to_string(blocks) + " blocks, " +
                                  std::to_string(segments) + " runs of " + std::to_string(words) + " words";
         for (int r = 0; r < rows; ++r) {

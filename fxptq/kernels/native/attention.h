@@ -43,7 +43,7 @@ struct AttentionSettings {
 };
 
 #if FXPTQ_SPLIT
-constexpr int kKeysAtOnce = 2, kColumnsAtOnce = 6;  // vectors of sixteen queries that sixteen registers of half a vector hold
+constexpr int kKeysAtOnce = 2, kColumnsAtOnce = 6;  // sums of sixteen queries that stay in registers
 #else
 constexpr int kKeysAtOnce = 4, kColumnsAtOnce = 12;
 #endif
@@ -60,6 +60,8 @@ class Attention {
     key_codes_.resize(keys_ * words_ * 4 + 64);
     key_sums_.resize(2 * keys_);
     key_offsets_.resize(keys_);
+    key_starts_.resize(kCodeShift ? keys_ : 0);
+    value_starts_.resize(kCodeShift ? value_width_ : 0);
     value_codes_.resize(keys_ * value_width_);
     column_terms_.resize(value_width_);
     weights_.resize(keys_ * kLanes, kNever);
@@ -141,7 +143,7 @@ class Attention {
     for (int64_t i = 0; i < q_.rows; i += 4) {
       for (int64_t column = 0; column < q_.width; column += 16) {
         alignas(64) uint8_t words[64];
-        store(words, by_word(four_rows(q_, from, i, column)));
+        store(words, shifted(by_word(four_rows(q_, from, i, column))));
         uint32_t* to = queries_words_.data() + column / 4 * queries_ + i;
         for (int c = 0; c < 4; ++c) std::memcpy(to + c * queries_, words + 16 * c, 16);
       }
@@ -169,6 +171,9 @@ class Attention {
     const int64_t keys = k_.rows;
     const int64_t* sums = key_sums_.data();
     for (int64_t j = 0; j < keys; ++j) key_offsets_[j] = s_.key_scale * (float)(sums[2 * j] + sums[2 * j + 1]);
+    if constexpr (kCodeShift != 0) {
+      for (int64_t j = 0; j < keys; ++j) key_starts_[j] = kCodeShift * (int32_t)(sums[2 * j] + sums[2 * j + 1]);
+    }
   }
 
   // [keys / 4][padded width][4] signed codes; keys that pad the last four have probability 0.
@@ -187,6 +192,13 @@ class Attention {
         total = dot4_small(total, Words{} + ones, load<Words>(value_codes_.data() + j * value_width_ + 4 * d));
       }
       store(column_terms_.data() + d, to_floats(total) * s_.out_column + s_.out_constant);
+      if constexpr (kCodeShift != 0) {
+        Ints all = {};  // keys that pad the last four count too, because 0 is shifted as well
+        for (int64_t j = 0; j < keys_; j += 4) {
+          all = dot4(all, Words{} + 0x01010101u, load<Words>(value_codes_.data() + j * value_width_ + 4 * d));
+        }
+        store(value_starts_.data() + d, all * splat(kCodeShift));
+      }
     }
   }
 
@@ -234,6 +246,7 @@ class Attention {
     const uint32_t* queries = queries_words_.data() + first;
     const uint8_t* key = P == Product::kPairs ? wide_keys_.data() : key_codes_.data();
     const float* offset = key_offsets_.data();
+    [[maybe_unused]] const int32_t* start = key_starts_.data();
     const float* added = bias ? bias + first : zeros_.data();
     const float* hidden = kMask && mask ? mask + first : zeros_.data();
     const Floats scale = splat(s_.logit_scale);
@@ -243,7 +256,7 @@ class Attention {
     Floats result = kExponential ? Floats{} : splat(-__builtin_inff());
     const auto step = [&]<int N>(std::integral_constant<int, N>) __attribute__((always_inline)) {
       Ints acc[N];
-      for (int i = 0; i < N; ++i) acc[i] = Ints{};
+      for (int i = 0; i < N; ++i) acc[i] = kCodeShift ? splat(start[i]) : Ints{};
       for (int c = 0; c < words; ++c) {
         const Words query = kWords ? q[c] : load<Words>(queries + c * row);
         for (int i = 0; i < N; ++i) acc[i] = Arithmetic<P>::add_shared(acc[i], query, key + kWord * (i * words + c));
@@ -267,6 +280,7 @@ class Attention {
         for (int i = 0; i < N; ++i) result = maximum(result, x[i]);
       }
       key += kWord * N * words, offset += N, added += N * bias_step, hidden += N * mask_step, weight += N * kLanes;
+      if constexpr (kCodeShift != 0) start += N;
     };
     int64_t j = 0;
     for (; j + kKeysAtOnce <= keys; j += kKeysAtOnce) step(std::integral_constant<int, kKeysAtOnce>{});
@@ -276,8 +290,8 @@ class Attention {
 
   // Fills probs_[keys / 4] with the codes of four keys in each lane and returns their sum.
   Ints probabilities(Floats scale) {
-    Ints row_sum = {};
     const int64_t fours = keys_ / 4;
+    Ints row_sum = kCodeShift ? splat((int32_t)(kCodeShift * keys_)) : Ints{};
     const float* weight = weights_.data();
     const Floats offset = splat(s_.prob_offset);
     const uint8_t levels = s_.prob_levels;
@@ -285,8 +299,9 @@ class Attention {
     for (int64_t j = 0; j < fours; ++j, weight += 4 * kLanes) {
       Floats y[4];
       for (int i = 0; i < 4; ++i) y[i] = load<Floats>(weight + i * kLanes) * scale + offset;
-      probs[j] = four_codes(y, levels);
-      row_sum = dot4_small(row_sum, probs[j], Words{} + 0x01010101u);
+      const Words four = four_codes(y, levels), ones = Words{} + 0x01010101u;
+      probs[j] = shifted(four);
+      row_sum = kCodeShift ? dot(row_sum, probs[j], ones) : dot4_small(row_sum, four, ones);
     }
     return row_sum;
   }
@@ -325,16 +340,20 @@ class Attention {
     constexpr int kWord = Arithmetic<P>::kWord;
     Ints acc[kColumns];
 #pragma GCC unroll 12
-    for (int c = 0; c < kColumns; ++c) acc[c] = Ints{};
+    for (int c = 0; c < kColumns; ++c) acc[c] = kCodeShift ? splat(value_starts_[column + c]) : Ints{};
     const int64_t step = kWord * value_width_;
     const uint8_t* values = (P == Product::kPairs ? wide_values_ : value_codes_).data() + kWord * column + begin * step;
     const Words* probs = probs_.data();
     for (int64_t j = begin; j < end; ++j, values += step) {
       const Words p = probs[j];
+      if constexpr (P == Product::kBytes) {
+        dot_words(acc, p, values);
+      } else {
 #pragma GCC unroll 12
-      for (int c = 0; c < kColumns; ++c) {
-        acc[c] = Arithmetic<P>::add_shared(acc[c], p, values + kWord * c);
-        keep(acc[c]);
+        for (int c = 0; c < kColumns; ++c) {
+          acc[c] = Arithmetic<P>::add_shared(acc[c], p, values + kWord * c);
+          keep(acc[c]);
+        }
       }
     }
 #pragma GCC unroll 12
@@ -396,7 +415,7 @@ class Attention {
   Buffer<int64_t> key_sums_;
   Buffer<float> key_offsets_, column_terms_, weights_, zeros_;
   Buffer<Words> probs_;
-  Buffer<int32_t> sums_;
+  Buffer<int32_t> sums_, key_starts_, value_starts_;  // the last two where codes are shifted
 };
 
 }  // namespace fxptq

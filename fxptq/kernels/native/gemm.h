@@ -4,6 +4,8 @@
 #include "tile.h"
 #if FXPTQ_DOT16
 #include "gemm16.h"
+#elif FXPTQ_NEON
+#include "gemm_neon.h"
 #endif
 
 namespace fxptq {
@@ -41,7 +43,7 @@ inline void unpack(const uint8_t* from, int bits, int64_t vectors, int8_t* to) {
   }
 }
 
-#if !FXPTQ_DOT16
+#if !FXPTQ_DOT16 && !FXPTQ_NEON
 // Accumulators of up to kTileRows rows, for all columns: out[r][0 .. 16 * blocks).
 inline void accumulate(const Rows& a, int64_t row, int rows, const Panels& w, int32_t* out, ptrdiff_t out_stride) {
   accumulate_by<Product::kBytes, false>(a, row, rows, w, out, out_stride);

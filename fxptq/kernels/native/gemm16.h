@@ -87,7 +87,7 @@ inline void accumulate_piece(const Rows& a, int64_t row, int rows, const Panels&
 // Accumulators of up to kTileRows rows, for all columns: out[r][0 .. 16 * blocks).
 inline void accumulate(const Rows& a, int64_t row, int rows, const Panels& w, int32_t* out, ptrdiff_t out_stride) {
   switch (w.product) {
-    case Product::kBytes: return accumulate_by<Product::kBytes, false>(a, row, rows, w, out, out_stride);
+    default: return accumulate_by<Product::kBytes, false>(a, row, rows, w, out, out_stride);
     case Product::kSmall: return accumulate_by<Product::kSmall, false>(a, row, rows, w, out, out_stride);
     case Product::kSums16:
       if (a.segments * a.words <= w.steps) return accumulate_by<Product::kSums16, false>(a, row, rows, w, out, out_stride);

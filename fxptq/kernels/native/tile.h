@@ -13,6 +13,10 @@ namespace fxptq {
 
 #if FXPTQ_AVX512
 constexpr int kTileRows = 6, kTileBlocks = 4;  // 24 accumulators, 4 of weights, 1 of activations: 29 of 32 registers
+#elif FXPTQ_NEON && defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr int kTileRows = 6, kTileBlocks = 1;  // 24 accumulators, 3 of activations, 4 of weights: 31 of 32 registers
+#elif FXPTQ_NEON
+constexpr int kTileRows = 4, kTileBlocks = 1;  // 16 accumulators, 4 of activations, 4 of weights or products: 24 of 32
 #elif FXPTQ_SPLIT
 constexpr int kTileRows = 6, kTileBlocks = 1;  // 12 accumulators, 2 of weights, 1 of activations, 1 product: 16 registers
 #else
@@ -40,6 +44,8 @@ enum class Product {
   kSums16,  // of bytes, in sums of 16 bits that are widened after `steps` groups of four
   kSmall,   // of four bytes in 32 bits, where two neighbouring products fit 16 bits
   kPairs,   // of two 16-bit integers: the weights are widened beforehand, the activations tile by tile
+  kSigned,   // of codes up to 127, which are signed bytes too
+  kShifted,  // of codes taken as code - 128; the start values make up for it
 };
 
 struct Panels {
@@ -51,13 +57,13 @@ struct Panels {
   int steps = 0;  // of kSums16
 };
 
-// How a kernel multiplies and adds, for one `Product`. `add` takes a step of four bytes, `add_shared` a step whose four
-// signed bytes at `at` are the same for all lanes, in `kWord` bytes; `total` makes 32-bit sums.
+// How a kernel multiplies and adds, for one `Product`. `add` takes a step of four bytes, `add_shared` a step of shifted codes
+// whose four signed bytes at `at` are the same for all lanes, in `kWord` bytes; `total` makes 32-bit sums.
 template <Product P>
 struct Arithmetic {
   static constexpr int kWord = 4;
   static FXPTQ_INLINE Ints add(Ints acc, Words codes, Words weights) { return dot4(acc, codes, weights); }
-  static FXPTQ_INLINE Ints add_shared(Ints acc, Words codes, const uint8_t* at) { return dot4(acc, codes, splat_word(at)); }
+  static FXPTQ_INLINE Ints add_shared(Ints acc, Words codes, const uint8_t* at) { return dot(acc, codes, splat_word(at)); }
   static FXPTQ_INLINE Ints total(Ints acc) { return acc; }
 };
 

@@ -212,8 +212,11 @@ std::vector<float> divided(const float* scale, int64_t columns, int factor) {
 
 // Whether F(2x2) in bytes is faster than F(4x4) in 16 bits, where both are exact: a product of bytes costs as much as one of
 // 16-bit integers, of which there are 9 for 16, but the weights of F(2x2) take a fifth of the memory. An instruction that
-// multiplies and adds up bytes makes up for the products as soon as the weights of F(4x4) fill a cache.
-bool bytes_are_faster(int blocks, int words) { return kDotBytes && Winograd4::weight_bytes(blocks, words) > 1 << 19; }
+// multiplies and adds up bytes makes up for the products as soon as the weights of F(4x4) fill a cache, and at once where
+// there is none for 16-bit integers.
+bool bytes_are_faster(int blocks, int words) {
+  return kDotBytes && (!kDotPairs || Winograd4::weight_bytes(blocks, words) > 1 << 19);
+}
 
 Tensor conv3x3(const Tensor& codes, const Tensor& weight, int64_t columns, int64_t largest, bool narrow,
                IntHeaderOnlyArrayRef padding, int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
@@ -244,8 +247,10 @@ Tensor conv3x3(const Tensor& codes, const Tensor& weight, int64_t columns, int64
     Buffer<int32_t> start(kPositions * padded);
     transform_weight(packed, blocks, words, codes.size(1), (int)largest, transformed.data(), start.data(), padded);
     std::array<Panels, kPositions> panels;
+    std::array<Buffer<int8_t>, kPositions> storage;
     for (int64_t p = 0; p < kPositions; ++p) {
       panels[p] = {transformed.data() + p * panel, blocks, words, start.data() + p * padded};
+      if constexpr (kCodeShift != 0) panels[p] = prepared(panels[p], 255, storage[p]);
     }
     return convolved(c, codes, output, [&](size_t) { return Winograd(c, panels.data(), (uint8_t)largest); });
   };

@@ -134,6 +134,7 @@ FXPTQ_INLINE void store_codes(uint8_t* p, const Floats y[4], int n) {
 }
 
 constexpr bool kDotBytes = false;
+constexpr bool kDotPairs = true;
 constexpr int kRegister = 32;
 typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
 

@@ -88,6 +88,7 @@ FXPTQ_INLINE Ints dot4(Ints acc, Words a, Words b) {
 FXPTQ_INLINE Ints dot4_small(Ints acc, Words a, Words b) { return dot4(acc, a, b); }
 
 constexpr bool kDotBytes = true;
+constexpr bool kDotPairs = true;
 constexpr int kRegister = 64;
 typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
 

@@ -12,6 +12,7 @@ using avx2::gelu;
 using avx2::join;
 using avx2::keep;
 using avx2::keep_first;
+using avx2::kDotPairs;
 using avx2::kRegister;
 using avx2::Shorts;
 using avx2::zip_first;

@@ -90,6 +90,9 @@ FXPTQ_INLINE Ints dot4_small(Ints acc, Words a, Words b) { return dot4(acc, a, b
 // Whether one instruction computes dot4.
 constexpr bool kDotBytes = false;
 
+// Whether one or two instructions compute dot2.
+constexpr bool kDotPairs = false;
+
 // One register of 32-bit lanes, each also a pair of 16-bit integers.
 constexpr int kRegister = 16;
 typedef uint32_t Pairs __attribute__((vector_size(kRegister)));

@@ -1,9 +1,8 @@
 // Sixteen lanes of float or int32: the types, and what the compiler does with them on every processor.
 //
-// The types are GCC/Clang vector extensions: arithmetic and comparison are operators, and the compiler splits them into
-// registers (one AVX-512, four NEON). With 256-bit registers the types of split.h have the same operators. Operations that
-// the extensions lack, the dot product of bytes above all, are in portable.h for every processor, and in a header of its own
-// for each instruction set that does better.
+// The types are GCC/Clang vector extensions: arithmetic and comparison are operators. Where registers are smaller than 64
+// bytes, the types of split.h have the same operators. Operations that the extensions lack, the dot product of bytes above
+// all, are in portable.h for every processor, and in a header of its own for each instruction set that does better.
 #pragma once
 
 #include <cmath>
@@ -56,52 +55,51 @@ using Buffer = std::vector<T, LineAllocator<T>>;
 
 template <class V, class T>
 FXPTQ_INLINE V load(const T* p) {
-  V v;
   static_assert(sizeof(V) == kLanes * sizeof(T) || sizeof(T) == 1, "sixteen lanes");
-  if constexpr (requires { v.low; }) {  // register by register: gcc copies a struct in pieces of sixteen bytes
-    std::memcpy(&v.low, p, sizeof v.low);
-    std::memcpy(&v.high, (const uint8_t*)p + sizeof v.low, sizeof v.high);
-  } else {
-    std::memcpy(&v, p, sizeof v);
-  }
+#if FXPTQ_SPLIT
+  return split::read<V>(p);
+#else
+  V v;
+  std::memcpy(&v, p, sizeof v);
   return v;
+#endif
 }
 
 template <class V, class T>
 FXPTQ_INLINE void store(T* p, V v) {
-  if constexpr (requires { v.low; }) {
-    std::memcpy(p, &v.low, sizeof v.low);
-    std::memcpy((uint8_t*)p + sizeof v.low, &v.high, sizeof v.high);
-  } else {
-    std::memcpy(p, &v, sizeof v);
-  }
+#if FXPTQ_SPLIT
+  split::write(p, v);
+#else
+  std::memcpy(p, &v, sizeof v);
+#endif
 }
 
 FXPTQ_INLINE Floats splat(float x) { return Floats{} + x; }
 FXPTQ_INLINE Ints splat(int32_t x) { return Ints{} + x; }
 
-FXPTQ_INLINE Floats to_floats(Ints v) {
 #if FXPTQ_SPLIT
-  return {__builtin_convertvector(v.low, Floats::Half), __builtin_convertvector(v.high, Floats::Half)};
-#else
-  return __builtin_convertvector(v, Floats);
-#endif
+template <class T, int kBytes>
+FXPTQ_INLINE auto converted(split::Split<T, kBytes> v) {
+  using Converted = split::Split<float, kBytes>;
+  if constexpr (kBytes == 2 * FXPTQ_SPLIT) {
+    return Converted{__builtin_convertvector(v.low, typename Converted::Half),
+                     __builtin_convertvector(v.high, typename Converted::Half)};
+  } else {
+    return Converted{converted(v.low), converted(v.high)};
+  }
 }
 
-FXPTQ_INLINE Bytes splat_byte(uint8_t byte) {
-#if FXPTQ_SPLIT
-  return Bytes(byte);
+FXPTQ_INLINE Floats to_floats(Ints v) { return converted(v); }
+
+FXPTQ_INLINE Bytes splat_byte(uint8_t byte) { return Bytes(byte); }
 #else
+FXPTQ_INLINE Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
+
+FXPTQ_INLINE Bytes splat_byte(uint8_t byte) {
   Bytes all;
   std::memset(&all, byte, sizeof all);
   return all;
+}
 #endif
-}
-
-FXPTQ_INLINE Words splat_word(const void* p) {
-  uint32_t word;
-  std::memcpy(&word, p, 4);
-  return Words{} + word;
-}
 
 }  // namespace fxptq
