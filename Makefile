@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types unit api test-networks test-slow test-fuzz test-faults test-cuda zoo clean
+.PHONY: demo wheel test lint types unit api test-networks test-slow test-fuzz test-faults test-native test-cuda zoo clean
 
 $(STAMP): pyproject.toml fxptq/_version.py
 	$(PYTHON) -m venv $(VENV)
@@ -15,6 +15,11 @@ $(STAMP): pyproject.toml fxptq/_version.py
 
 demo: $(STAMP)
 	$(BIN)/fxptq quantize --recipe swinir_x4 --w 3 --a 3 --out out/swinir_x4_w3a3.safetensors
+
+# dist/fxptq-*.whl with compiled kernels, for each kind of processor of this architecture; needs a C++ compiler.
+wheel: $(STAMP)
+	rm -rf build/wheel
+	FXPTQ_WHEEL_KERNELS=1 $(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 test: lint types unit
 
@@ -50,6 +55,10 @@ FXPTQ_KILLS ?= 100
 
 test-faults: $(STAMP)
 	OMP_NUM_THREADS=1 FXPTQ_KILLS=$(FXPTQ_KILLS) $(BIN)/pytest -n 2 -m faults
+
+# The kernels without torch, on every instruction set that runs here; ARM needs g++-aarch64-linux-gnu and qemu-user elsewhere.
+test-native: $(STAMP)
+	$(BIN)/pytest -rs tests/native
 
 # On a machine with an NVIDIA GPU, whose PyTorch TORCH names: make test-cuda TORCH=torch==2.13.0+cu130
 test-cuda: $(STAMP)

@@ -116,7 +116,9 @@ def products_of(name: str, node: fx.Node, runner: Timed) -> int:
         return prod(inputs[0]) * int(node.kwargs["columns"])
     if name in ("conv2d", "narrow_conv2d", "conv3x3"):
         kernel = node.kwargs.get("kernel_size", (3, 3))
-        return prod(out) * inputs[0][1] * prod(kernel)
+        return prod(out) * inputs[0][1] // int(node.kwargs.get("groups", 1)) * prod(kernel)
+    if name == "depthwise_conv2d":
+        return prod(out) * prod(node.kwargs["kernel_size"])
     if name == "matmul":
         return prod(out) * inputs[0][-1]
     if name == "attention":

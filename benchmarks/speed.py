@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--sizes", nargs="+", default=["64x64", "128x128", "320x180"])
-    parser.add_argument("--only", nargs="+", default=[], metavar="WAY")
+    parser.add_argument("--ways", nargs="+", default=[], metavar="WAY")
     parser.add_argument("--out", type=Path, default=Path("out/speed"))
     parser.add_argument("--fresh", action="store_true")
     options = parser.parse_args()
@@ -37,7 +37,7 @@ def main() -> None:
 def measured(checkpoint: Path, size: str, threads: int, options: argparse.Namespace) -> dict[str, Any]:
     file = options.out / f"{checkpoint.stem}_{size}_{threads}.json"
     if options.fresh or not file.exists():
-        only = [part for way in options.only for part in ("--only", way)]
+        only = ["--ways", ",".join(options.ways)] if options.ways else []
         program = "import sys; from fxptq.cli import main; sys.exit(main())"
         command = [sys.executable, "-c", program, "bench", str(checkpoint), "--size", size, "--threads", str(threads)]
         # The command is the running interpreter with fxptq's own program.

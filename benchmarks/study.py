@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo.one import declare_missing_operators
-from fxptq.api import QuantizedModel, plan_of
+from fxptq.api import QuantizedModel, install_kernels, plan_of
 from fxptq.checkpoint.state import coded_weights, put_weights_on_grid, round_floats
 from fxptq.commands.scores import score_sets
 from fxptq.commands.source import Source, example_of, open_network
@@ -138,6 +138,7 @@ class Study:
             sizes=self.source.recipe.input.sizes,
             seed=self.seed,
             progress=self.progress,
+            install_kernels=install_kernels,
         )
         if not observe:
             return context

@@ -37,14 +37,14 @@ class Work(TorchDispatchMode):
 
 def products(operator: str, args: Any, kwargs: dict[str, Any], output: Tensor) -> int:
     """Counts the multiplications of codes in a call of an operator, whose output is a tensor."""
-    if operator in ("linear", "rows_linear"):
+    if operator in ("linear", "rows_linear", "matmul"):
         return output.numel() * args[0].shape[-1]
     if operator in ("conv2d", "narrow_conv2d", "rows_conv2d"):
-        return output.numel() * args[0].shape[1] * prod(kwargs["kernel_size"])
+        return output.numel() * args[0].shape[1] // kwargs.get("groups", 1) * prod(kwargs["kernel_size"])
+    if operator == "depthwise_conv2d":
+        return output.numel() * prod(kwargs["kernel_size"])
     if operator == "conv3x3":
         return output.numel() * args[0].shape[1] * 9
-    if operator == "matmul":
-        return output.numel() * args[0].shape[-1]
     if operator == "attention":
         query, key, value = args
         return query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])

@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from fxptq.bits import FLOAT, Bits, BitsLike, as_bits, parse_bits
 from fxptq.checkpoint import file as checkpoints
 from fxptq.checkpoint.metadata import (
     MOST_EXAMPLE,
@@ -34,19 +35,26 @@ from fxptq.evaluate.restore import Picture
 from fxptq.evaluate.restore import restore as restore_picture
 from fxptq.facts import BEYOND_WHITE, Facts, Overrides, gather_facts
 from fxptq.formats import PictureFormat
-from fxptq.graph import Bits, Plan, Program, Site
+from fxptq.graph import Plan, Program, Site
 from fxptq.graph.copies import independent_copy
-from fxptq.graph.finite import damaged_tensor
+from fxptq.graph.finite import damaged_tensor, warn_of_nan
 from fxptq.graph.outputs import trained_output
 from fxptq.graph.parametrized import make_weights_plain
-from fxptq.graph.plan import FLOAT
-from fxptq.graph.precision import OTHERS, converted_inputs, in_precision, precision_of, to_float32
+from fxptq.graph.precision import (
+    OTHERS,
+    converted_inputs,
+    in_precision,
+    precision_of,
+    to_float32,
+    without_autocast,
+)
+from fxptq.graph.randomness import OwnRandomNumbers
 from fxptq.graph.tensors import lazy_tensors
 from fxptq.graph.wrappers import network_of
 from fxptq.origin import dtype_name, metadata_of
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.progress import Progress, Silent
-from fxptq.recipe import DEFAULT, BitsLike, QuantizeSettings, Recipe, as_bits, parse_bits
+from fxptq.recipe import DEFAULT, QuantizeSettings, Recipe
 from fxptq.sizes import Sizes
 
 _log = logging.getLogger("fxptq")
@@ -78,8 +86,16 @@ class QuantizedModel(nn.Module):
         self.report = report
 
     def forward(self, *inputs: Tensor) -> Any:
-        """The simulated low-bit output for the inputs of the network, in the dtype of the inputs."""
-        return in_precision(self.program.dtype, self.program, inputs)
+        """The simulated low-bit output for the inputs of the network, in the dtype of the inputs.
+
+        A warning names the place where the network makes NaN of a finite input.
+        """
+        return in_precision(self.program.dtype, self._run, inputs)
+
+    def _run(self, *inputs: Tensor) -> Any:
+        output = self.program(*inputs)
+        warn_of_nan(self.program, inputs, output)
+        return output
 
     @property
     def task(self) -> Recipe:
@@ -139,6 +155,7 @@ class QuantizedModel(nn.Module):
 
 @torch.inference_mode(mode=False)
 @torch.enable_grad()
+@without_autocast()
 def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     """Loads a checkpoint; its simulated output equals the saved network's bit for bit.
 
@@ -162,7 +179,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
             raise InputError(f"{path} holds a network of your own: pass it, as in fxptq.load(path, model=MyNetwork())")
         if name not in Recipe.names():  # never a path: a file that was sent to you must not choose what is imported
             raise CheckpointError(f"{path}: no recipe {name!r} in this fxptq; update fxptq, or pass the network")
-        model = Recipe.load(name).build_model()
+        with OwnRandomNumbers():
+            model = Recipe.load(name).build_model()
     own = independent_copy(model)
     _make_lazy_layers(own, meta, str(path))
     if meta.example_dtype == "float32":
@@ -178,7 +196,7 @@ def _make_lazy_layers(model: nn.Module, meta: Metadata, source: str) -> None:
         return
     example = example_of(meta)
     try:
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), OwnRandomNumbers():
             model.eval()(*example)
     except Exception as error:
         raise CheckpointError(
@@ -277,6 +295,7 @@ def _task_of(meta: Metadata, source: str) -> Recipe:
 
 @torch.inference_mode(mode=False)  # calibration takes gradients, whatever the caller's mode
 @torch.enable_grad()
+@without_autocast()
 def quantize(
     model: nn.Module,
     example: Inputs,
@@ -433,7 +452,7 @@ def quantize_for(
         advance()
         teacher = Program(plain, inputs, twin=student)
         advance()
-    with torch.no_grad():
+    with torch.no_grad(), OwnRandomNumbers(seed):
         picture = trained_output(inputs[0], teacher(*inputs), settings.scale)
     context = Context(
         student=student,
@@ -444,10 +463,12 @@ def quantize_for(
         picture=picture,
         seed=seed,
         progress=progress,
+        install_kernels=install_kernels,
     )
     reports: tuple[PassReport, ...] = ()
     for step in chosen.passes:
-        reports += run_passes([(step.name, step.settings)], context)
+        with OwnRandomNumbers(seed):
+            reports += run_passes([(step.name, step.settings)], context)
         if after_pass is not None:
             after_pass(step.name, student)
     put_weights_on_grid(student)
@@ -455,6 +476,13 @@ def quantize_for(
         student, model, example, bits, settings, chosen.passes, dtype=dtype, seed=seed, calibration=described
     )
     return QuantizedModel(student, meta, reports)
+
+
+def install_kernels() -> None:
+    """Installs the compiled kernels of the CPU, also behind the operators that quantizers call."""
+    from fxptq.kernels.backend import get_backend  # noqa: PLC0415  # building kernels is only for those who ask
+
+    get_backend("cpu").install()
 
 
 def plan_of(settings: QuantizeSettings, bits: Bits, sites: Mapping[str, Bits | Literal["float"]] | None = None) -> Plan:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn, Optional, cast
 import typer
 from rich.console import Console
 
-from fxptq import shell
+from fxptq import __version__, shell
 from fxptq.errors import FxptqError
 from fxptq.io.files import check_writable, write_json
 from fxptq.io.outputs import CHECKPOINT, GRAPHML, JSON, PAGE, Output, check_outputs
@@ -84,8 +84,19 @@ def _progress() -> Progress:
     return RichProgress() if sys.stderr.isatty() else Silent()
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        out.print(f"fxptq {__version__}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def overview(ctx: typer.Context) -> None:
+def overview(
+    ctx: typer.Context,
+    version: Annotated[  # noqa: ARG001  # its callback answers
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     """Quantizes image-restoration networks to a few bits and runs them as integers."""
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
@@ -122,13 +133,17 @@ def quantize(
     degradation: Annotated[
         Optional[str], typer.Option(help="What the network repairs: bicubic, noise:SIGMA, jpeg:QUALITY or none.")
     ] = None,
+    size: Annotated[
+        Optional[str], typer.Option(help="HEIGHTxWIDTH of an input that the network takes, if no usual square is.")
+    ] = None,
     json_out: JsonOut = None,
 ) -> None:
     """Quantize a network and write it as one small file."""
+    from fxptq.bits import Bits
     from fxptq.commands import quantize as command
     from fxptq.facts import Overrides
-    from fxptq.graph import Bits
     from fxptq.report import console, page
+    from fxptq.sizes import parse_size
 
     bits = Bits(w, a)
     target = file or Path(
@@ -152,7 +167,7 @@ def quantize(
         device,
         seed,
         tuple(site or ()),
-        Overrides(scale, white, multiple, degradation),
+        Overrides(scale, white, multiple, degradation, None if size is None else parse_size(size)),
     )
     outcome = command.run(options, _progress())
     page.write(outcome, report)
@@ -219,8 +234,8 @@ def inspect(
     json_out: JsonOut = None,
 ) -> None:
     """Show the sites of a network: name, kind, shapes, cost, role and bits."""
+    from fxptq.bits import Bits
     from fxptq.commands import inspect as command
-    from fxptq.graph import Bits
     from fxptq.report import console
 
     drawn = [Output("--graphml", graphml, GRAPHML)] if graphml is not None else []
@@ -235,8 +250,9 @@ def bench(
     checkpoint: Checkpoint,
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input.")] = "64x64",
     threads: Annotated[int, typer.Option(min=0, help="Threads that each way may use; 0 for all cores.")] = 0,
-    only: Annotated[
-        Optional[list[str]], typer.Option(metavar="WAY", help="Measure this way; may be repeated. Default: all.")
+    way: Annotated[
+        Optional[list[str]],
+        typer.Option("--ways", "--only", metavar="WAY,...", help="Ways to measure, such as eager-fp32,fxptq-int."),
     ] = None,
     model: Model = None,
     json_out: JsonOut = None,
@@ -246,7 +262,8 @@ def bench(
     from fxptq.report import console
 
     check_outputs(_outputs(json_out), {"CKPT": checkpoint, "--model": model})
-    measured = measure.run(checkpoint, size, model, _progress(), only=only or (), threads=threads)
+    chosen = [name for group in way or () for name in group.split(",") if name]
+    measured = measure.run(checkpoint, size, model, _progress(), only=chosen, threads=threads)
     _write_json(json_out, measured.as_json())
     console.show_bench(out, measured)
 

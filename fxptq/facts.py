@@ -19,7 +19,7 @@ from fxptq.graph.outputs import picture_output
 from fxptq.graph.verify import run_network
 from fxptq.probe import Taken, Trials, first_taken, pictures_of, sizes_of, takes_batches
 from fxptq.recipe import DEFAULT, DegradationTable, Recipe
-from fxptq.sizes import ANY_SIZE, Sizes
+from fxptq.sizes import ANY_SIZE, Size, Sizes
 
 BEYOND_WHITE = 16
 """An example whose maximum exceeds this multiple of white cannot be noise; the network must expect another range."""
@@ -35,6 +35,7 @@ class Overrides:
         multiple: height and width of the input are multiples of this.
         degradation: the difference between the input and the clean picture: `bicubic` (by the scale), `noise:SIGMA`,
             `jpeg:QUALITY`, `none`, or a `Degradation`.
+        size: height and width of the input that the network is tried on, where nobody gives an example.
 
     Raises:
         InputError: a value out of its range.
@@ -44,6 +45,7 @@ class Overrides:
     value_range: float | None = None
     multiple: int | None = None
     degradation: str | Degradation | None = None
+    size: Size | None = None
 
     def __post_init__(self) -> None:
         for name, number in (("scale", self.scale), ("multiple", self.multiple)):
@@ -87,6 +89,8 @@ class Overrides:
             fields["input"]["range"] = float(self.value_range)
         if self.multiple is not None:
             fields["input"]["multiple"] = self.multiple
+        if self.size is not None:
+            fields["input"]["size"] = self.size
         if fields["scale"] > 1 and fields["degradation"]["kind"] == "none":
             fields["degradation"] = {"kind": "bicubic"}
         if self.degradation is not None:
@@ -190,7 +194,7 @@ def _inferred(model: nn.Module, base: Recipe, example: tuple[Tensor, ...] | None
     if example is not None and white is None and float(example[0].max()) > BEYOND_WHITE:
         white = 255.0
     if example is None:
-        known: Taken | None = first_taken(Trials(model, white or 1.0, overrides.scale))
+        known: Taken | None = first_taken(Trials(model, white or 1.0, overrides.scale), overrides.size)
     elif len(example) > 1:
         known = None
     else:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fxptq._version import __version__
+from fxptq.bits import Bits
 from fxptq.checkpoint.metadata import ExampleRecord, FloatSite, Metadata, PassRecord, version_for
 from fxptq.checkpoint.state import site_records
 from fxptq.data.sources import Inputs
-from fxptq.graph import Bits, Program
+from fxptq.graph import Program
 from fxptq.graph.copies import independent_copy
+from fxptq.graph.randomness import OwnRandomNumbers
 from fxptq.graph.tensors import stored_tensors
 from fxptq.graph.verify import difference, run_network
 from fxptq.recipe import PassEntry, Recipe
@@ -33,7 +35,9 @@ def rebuilds(recipe: Recipe, model: nn.Module, picture: Tensor) -> bool:
     """
     if recipe.model is None or recipe.name not in Recipe.names() or recipe.model != Recipe.load(recipe.name).model:
         return False
-    own, built = independent_copy(model).float().eval(), recipe.build_model().to(picture.device)
+    own = independent_copy(model).float().eval()
+    with OwnRandomNumbers():
+        built = recipe.build_model().to(picture.device)
     tensors, wanted = _own_tensors(own), stored_tensors(built)
     if {name: x.shape for name, x in wanted.items()} != {name: x.shape for name, x in tensors.items()}:
         return False

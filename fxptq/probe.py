@@ -7,7 +7,7 @@ never changed, and every answer was seen on at least one picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -110,20 +110,29 @@ class Trials:
         return Taken(channels, size, found, bool(picture.isfinite().all()), picture.float().cpu())
 
 
-def first_taken(trials: Trials) -> Taken:
+def first_taken(trials: Trials, size: Size | None = None) -> Taken:
     """The first picture that a network takes and restores, of usual sizes and numbers of channels.
+
+    Args:
+        trials: runs the network.
+        size: the only size to try; None for squares of the usual sides.
 
     Raises:
         InputError: it takes none.
     """
-    for side in SIDES:
+    for height, width in [(side, side) for side in SIDES] if size is None else [size]:
         for channels in CHANNELS:
-            taken = trials.take(channels, (side, side))
+            taken = trials.take(channels, (height, width))
             if taken is not None and taken.output.scale:
                 return taken
+    why = trials.failure or "it returns none"
+    if size is not None:
+        pixels = f"{size[0]}x{size[1]}"
+        raise InputError(f"the network restores no picture of 3 or 1 channels and {pixels} pixels ({why})")
+    sides = f"{min(SIDES)} to {max(SIDES)}"
     raise InputError(
-        f"the network restores no square picture of 3 or 1 channels and {min(SIDES)} to {max(SIDES)} pixels "
-        f"({trials.failure or 'it returns none'}); describe its input in a recipe and give that (--recipe)"
+        f"the network restores no square picture of 3 or 1 channels and {sides} pixels ({why}); say the height and "
+        "width of its input (--size), or describe it in a recipe and give that (--recipe)"
     )
 
 
@@ -157,10 +166,24 @@ def _sizes_around(trials: Trials, known: Taken) -> Sizes:
     if not multiple:
         return Sizes(fixed=known.size)
     square = height == width and not (takes(height, width + multiple) and takes(height + multiple, width))
-    doublings = (multiple << power for power in range((min(height, width) // multiple).bit_length()))
-    smallest = (side for side in doublings if takes(side, side) and takes(side + multiple, side + multiple))
-    minimum = next(smallest, min(height, width))
+    minimum = multiple * _least(
+        lambda count: (
+            takes(count * multiple, count * multiple) and takes((count + 1) * multiple, (count + 1) * multiple)
+        ),
+        min(height, width) // multiple,
+    )
     return Sizes(multiple, minimum if minimum > multiple else 1, square)
+
+
+def _least(holds: Callable[[int], bool], most: int) -> int:
+    """The least number from 1 on that holds, if all larger ones hold: doubled up to `most`, and halved in between."""
+    doublings = (1 << power for power in range(most.bit_length()))
+    high = next((number for number in doublings if holds(number)), most)
+    low = (1 << (high - 1).bit_length()) // 2  # the largest power of two below it, which does not hold
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def _divisors(number: int) -> Iterator[int]:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import re
 import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
-from numbers import Integral
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -29,15 +27,16 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from torch import nn
 
 from fxptq.data.degrade import Degradation
 from fxptq.data.tasks import task_named, task_names
 from fxptq.errors import InputError
 from fxptq.formats import PictureFormat
 from fxptq.graph.kinds import quantizable
-from fxptq.graph.plan import FLOAT, Bits
 from fxptq.sizes import Sizes
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Positive = Annotated[int, Field(gt=0, le=4096)]
 """A size, a scale or a number of pictures, small enough that nobody allocates too much for a recipe."""
@@ -361,6 +360,8 @@ class Recipe(Frozen):
             InputError: the recipe names no network, or its factory cannot be imported, does not accept `args`, or gives
                 no nn.Module.
         """
+        from torch import nn  # noqa: PLC0415  # a recipe is read and listed without torch
+
         if self.model is None:
             raise InputError(f"recipe {self.name} goes with any network and names none; give one (--model)")
         module_name, _, attribute = self.model.factory.partition(":")
@@ -398,42 +399,6 @@ class Recipe(Frozen):
             raise InputError(f"no preset {name!r}; recipe {self.name} has {', '.join(self._presets())}")
         quantize = _changed(self.quantize, table.quantize, f"presets.{name}.quantize")
         return Preset(name=name, images=table.images, passes=table.passes, quantize=quantize)
-
-
-def parse_bits(text: str) -> Bits | Literal["float"]:
-    """Reads "W3A4", or "float".
-
-    Raises:
-        InputError: it is neither.
-    """
-    found = re.fullmatch(r"W(\d)A(\d)", text)
-    if not found and text != FLOAT:
-        raise InputError(f"{text!r}: expected bits as in W3A4, or float")
-    return Bits(int(found[1]), int(found[2])) if found else FLOAT
-
-
-BitsLike = Bits | int | tuple[int, int] | str
-"""Bit widths as people write them: Bits(w=4, a=4), 4 for both, (4, 4), or "W4A4"."""
-
-
-def as_bits(value: BitsLike) -> Bits:
-    """Bit widths, however they are written.
-
-    Raises:
-        InputError: they are out of range, or written in another way.
-    """
-    if isinstance(value, Bits):
-        return value
-    if isinstance(value, str) and value != FLOAT:
-        found = parse_bits(value)
-        assert isinstance(found, Bits)  # FLOAT is the only other value  # noqa: S101
-        return found
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return Bits(int(value), int(value))
-    if isinstance(value, (tuple, list)) and len(value) == 2:
-        w, a = (int(one) if isinstance(one, Integral) and not isinstance(one, bool) else one for one in value)
-        return Bits(w, a)
-    raise InputError(f"the bits are {value!r}; expected fxptq.Bits(w=4, a=4), 4 for both, (4, 4), or 'W4A4'")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Promises: a command's work does not end because its words cannot be shown; what 
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import io
 import os
@@ -15,6 +16,8 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
+
+_MOMENT = 0.02  # seconds
 
 
 class Output(io.TextIOBase):
@@ -73,7 +76,7 @@ class Output(io.TextIOBase):
 
 
 class Interrupts:
-    """Notes Ctrl-C, which an import of compiled code may turn into another error.
+    """Notes Ctrl-C, which an import of compiled code may turn into another error, or report and forget.
 
     Attributes:
         struck: whether it was pressed.
@@ -86,12 +89,22 @@ class Interrupts:
         self._before = signal.getsignal(signal.SIGINT)
         if self._before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._strike)
+        self._report, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
     def __exit__(self, *_: object) -> None:
         """Puts back what was there."""
         if signal.getsignal(signal.SIGINT) == self._strike:
             signal.signal(signal.SIGINT, self._before)
+        if sys.unraisablehook == self._unraisable:
+            sys.unraisablehook = self._report
+
+    def _unraisable(self, report: sys.UnraisableHookArgs) -> None:
+        """Passes on reports of errors that no code can catch; a Ctrl-C among them strikes again a moment later."""
+        if issubclass(report.exc_type, KeyboardInterrupt):
+            threading.Timer(_MOMENT, _thread.interrupt_main).start()
+        else:
+            self._report(report)
 
     def _strike(self, number: int, frame: FrameType | None) -> None:
         self.struck = True

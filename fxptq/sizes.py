@@ -7,14 +7,27 @@ the size, so that a network never gets a size that it does not take.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from fxptq.errors import InputError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Size = tuple[int, int]
 """Height and width in pixels."""
+
+
+def parse_size(text: str) -> Size:
+    """Reads height and width from `HEIGHTxWIDTH`.
+
+    Raises:
+        InputError: the text has another form.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"--size {text!r}: expected HEIGHTxWIDTH, such as 64x64")
+    return int(parts[0]), int(parts[1])
 
 
 @dataclass(frozen=True)
@@ -138,6 +151,8 @@ def reflected(x: Tensor, size: Size) -> Tensor:
 
 def _reflection(length: int, wanted: int) -> Tensor:
     """Positions 0, 1, ..., length - 1, length - 2, ..., 1, 0, 1, ... without repeating the ends."""
+    import torch  # noqa: PLC0415  # recipes speak of sizes without torch
+
     period = max(1, 2 * (length - 1))
     positions = torch.arange(wanted) % period
     return torch.where(positions < length, positions, period - positions)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fxptq
-from fxptq import Bits, InputError, Recipe
+from fxptq import Bits, InputError, Recipe, probe
 from fxptq.data.degrade import Degradation
 from fxptq.facts import Facts, Overrides, gather_facts
 from fxptq.sizes import ANY_SIZE, Sizes
@@ -41,6 +41,13 @@ class Grey(X2):
     def __init__(self):
         super().__init__()
         self.head, self.tail = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+
+class Oblong(X2):
+    def __init__(self):
+        super().__init__()
+        self.position = nn.Parameter(torch.rand(8, 24, 36))
+    def forward(self, x):
+        return nn.functional.pixel_shuffle(self.tail(torch.relu(self.head(x) + self.position)), 2)
 
 class Stubborn(X2):
     def forward(self, x):
@@ -98,8 +105,11 @@ def transposed(net: Net, x: Tensor) -> Tensor:
     return net.tail(torch.relu(y + y.transpose(2, 3)))
 
 
-def reflecting(net: Net, x: Tensor) -> Tensor:
-    return net.plain(F.pad(x, (7, 7, 7, 7), mode="reflect"))[:, :, 7:-7, 7:-7]
+def reflecting_by(pixels: int) -> Callable[[Net, Tensor], Tensor]:
+    return lambda net, x: net.plain(F.pad(x, (pixels,) * 4, mode="reflect"))[:, :, pixels:-pixels, pixels:-pixels]
+
+
+reflecting = reflecting_by(7)
 
 
 def single(net: Net, x: Tensor) -> Tensor:
@@ -128,6 +138,8 @@ FOUND: dict[str, tuple[Net, tuple[int, ...], int, Sizes]] = {
     "one size": (Net(positions), (1, 3, 24, 40), 1, Sizes(fixed=(24, 40))),
     "squares": (Net(transposed), (1, 3, 32, 32), 1, Sizes(square=True)),
     "reflection": (Net(reflecting), (1, 3, 32, 32), 1, Sizes(minimum=8)),
+    "reflection of 11": (Net(reflecting_by(11)), (1, 3, 32, 32), 1, Sizes(minimum=12)),
+    "reflection of 40": (Net(reflecting_by(40)), (1, 3, 48, 48), 1, Sizes(minimum=41)),
     "one at a time": (Net(single), (1, 3, 32, 32), 1, ANY_SIZE),
     "several outputs": (Net(several, out=12), (1, 3, 32, 32), 2, ANY_SIZE),
 }
@@ -157,6 +169,30 @@ def test_the_same_is_found_without_an_example(name: str) -> None:
     assert found.recipe.input.channels == shape[1]
     assert sizes.takes(*found.recipe.input.size)
     assert "\n" not in found.inferred
+
+
+@pytest.mark.parametrize("most", range(1, 70))
+def test_the_least_number_is_exact(most: int) -> None:
+    for least in range(1, most + 1):
+        tried: list[int] = []
+
+        def holds(number: int, least: int = least, tried: list[int] = tried) -> bool:
+            tried.append(number)
+            return number >= least
+
+        assert probe._least(holds, most) == least
+        assert len(tried) <= 2 * most.bit_length()
+        assert all(1 <= number <= most for number in tried)
+
+
+def test_a_network_of_one_oblong_size_is_found_at_the_size_that_is_said() -> None:
+    model = Net(positions)
+    with pytest.raises(InputError, match=r"restores no square picture .* say the height and width of its input"):
+        facts(model)
+    with pytest.raises(InputError, match=r"restores no picture of 3 or 1 channels and 40x24 pixels \("):
+        facts(model, size=(40, 24))
+    found = facts(model, size=(24, 40)).recipe
+    assert (found.input.sizes, found.input.size) == (Sizes(fixed=(24, 40)), (24, 40))
 
 
 @pytest.mark.parametrize(
@@ -325,9 +361,24 @@ def test_a_network_of_ones_own_goes_all_the_way(name: str, channels: int, words:
     assert run("inspect", *model).status == 0
 
 
+def test_a_network_of_one_oblong_size_goes_all_the_way(folder: Path) -> None:
+    model = ["--model", "facts_nets:Oblong"]
+    refused = run("quantize", *model, "--out", "m.safetensors")
+    assert refused.status == 2
+    assert "(--size)" in refused.line
+    ran = run("quantize", *model, "--size", "24x36", "--preset", "quick", "--out", "m.safetensors")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.splitlines()[0].endswith("scale 2 (bicubic x2), RGB in 0..1, 24x36 only")
+    assert run("evaluate", "m.safetensors", *model).status == 0
+    assert run("upscale", "m.safetensors", "small.png", "large.png", *model, "--integer").status == 0
+    with Image.open("large.png") as image:
+        assert image.size == (42, 42)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--size", "24"], "--size '24': expected HEIGHTxWIDTH, such as 64x64"),
         (["--scale", 4], "the network enlarges pictures 2 times, and the scale is said to be 4: say 2"),
         (["--degradation", "noise:10"], "the scale is 2 and the degradation noise"),
         (["--range", 2], "the value range is 2.0; expected 1 or 255"),

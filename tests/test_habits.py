@@ -234,6 +234,31 @@ def test_state_dict_hooks(hook: Callable[..., None], tmp_path: Path) -> None:
     check(Hooked, tmp_path)
 
 
+def test_under_autocast_all_is_as_without(tmp_path: Path) -> None:
+    """Simulation and integers keep their grids in float32, whatever an autocast around them would make of it."""
+
+    class Sized(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1.0 if x.shape[2] < 30 else 0.5)
+
+    model, calib = Sized().eval(), [image(seed=seed) for seed in range(2)]
+    plain = fxptq.quantize(model, image(), LOW, calib, settings())
+    plain.save(tmp_path / "a.safetensors")
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = fxptq.quantize(model, image(), LOW, calib, settings())
+        loaded = fxptq.load(tmp_path / "a.safetensors", model)
+        fast = cast.to_integer(compile=False)
+    for x in (image(1, 3, 20, 28, seed=8), image(2, 3, 36, 24, seed=9)):  # the second needs a graph of its own
+        with torch.no_grad():
+            expected, integers = plain(x), plain.to_integer(compile=False)(x)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(cast(x), expected)
+                assert torch.equal(loaded(x), expected)
+                assert torch.equal(fast(x), integers)
+                assert torch.equal(plain.to_integer(compile=False)(x), integers)
+                assert not torch.equal(model(x), expected)
+
+
 class Lazy(nn.Module):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()

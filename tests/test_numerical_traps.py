@@ -263,17 +263,59 @@ def test_calibration_pictures_that_are_not_finite(value: float) -> None:
     assert refusal(lambda: quantized(network(), images)) == "calibration input 1 holds values that are not finite"
 
 
-def test_a_network_that_makes_nan_of_a_calibration_picture() -> None:
-    class Normalises(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = network()
+class Normalises(nn.Module):
+    """Divides by the contrast of the picture, behind the last site."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.net(x) / (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))  # type: ignore[no-any-return]
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
 
-    line = refusal(lambda: quantized(Normalises().eval(), [torch.ones(1, 3, 16, 16)] * 3), CalibrationError)
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+        return self.net(x) * ((x - low) / (high - low))  # type: ignore[no-any-return]
+
+
+QUICK = '{ name = "observe" }, { name = "dobi2d" }'
+
+
+@pytest.mark.parametrize("passes", [QUICK, PASSES], ids=["quick", "standard"])
+def test_a_network_that_makes_nan_of_a_calibration_picture(passes: str) -> None:
+    images = [inputs(1), torch.ones(1, 3, 16, 16)]
+    line = refusal(lambda: quantized(Normalises().eval(), images, passes), CalibrationError)
+    assert line.startswith("the network makes NaN or infinite values of calibration input 1, behind its last quantized")
+
+
+def test_a_network_that_makes_nan_of_a_calibration_crop() -> None:
+    image = torch.ones(1, 3, 16, 16)
+    image[..., 0, 0] = 0.0
+    line = refusal(lambda: quantized(Normalises().eval(), [image] * 3), CalibrationError)
     assert line.startswith("dqc: the float network makes NaN or infinite values of a calibration crop")
+
+
+def test_the_calibration_picture_is_named_whose_values_are_not_finite_at_a_site() -> None:
+    model = nn.Sequential(Normalises(), nn.Conv2d(3, 3, 3)).eval()
+    line = refusal(lambda: quantized(model, [inputs(1), inputs(1, seed=1), torch.ones(1, 3, 16, 16)]), CalibrationError)
+    assert line.startswith("1.input: a tensor of shape (1, 3, 16, 16) holds NaN or infinite values")
+    assert line.endswith("(calibration input 2)")
+
+
+@pytest.mark.parametrize("integer", [False, True], ids=["simulation", "integers"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_nan_made_of_a_finite_input_is_said(
+    integer: bool, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = quantized(Normalises().eval())
+    model = made.to_integer(compile=False) if integer else made
+    with torch.no_grad():
+        model(inputs(2).to(dtype))
+        model(inputs(1).index_fill(3, torch.tensor([2]), NAN).to(dtype))  # the caller's own NaN
+        assert not [line for line in caplog.messages if "NaN" in line]
+        output = model(torch.cat([inputs(1), torch.zeros(1, 3, 16, 16)]).to(dtype))
+    assert output[0].isfinite().all()
+    assert not output[1].isfinite().all()
+    (line,) = (line for line in caplog.messages if "NaN" in line)
+    assert line.startswith("the network makes NaN of a finite input of shape (2, 3, 16, 16): first at div (")
+    assert "test_numerical_traps.py:" in line
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ NETWORKS = {"conv1d": conv1d, "conv3d": conv3d, "conv_transpose1d": conv_transpo
 ROWS = {
     "conv1d": replace(kind_named("conv1d"), reason=""),
     "conv3d": replace(kind_named("conv3d"), reason=""),
-    "conv_transpose1d": kinds.transposed_convolution(1, nn.ConvTranspose1d),
+    "conv_transpose1d": kinds.transposed_convolution(1),
 }
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from fxptq.bits import Bits, parse_bits
 from fxptq.data.degrade import Degradation
 from fxptq.errors import InputError
 from fxptq.formats import PictureFormat
-from fxptq.graph import Bits
 from fxptq.passes.base import build_pass
-from fxptq.recipe import Recipe, parse_bits
+from fxptq.recipe import Recipe
 from fxptq.sizes import Sizes
 
 NETWORKS = [

@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ROOMS = (
     "_version",
+    "lazy",
     "errors",
+    "bits",
     "refusal",
     "shell",
     "progress",

@@ -150,5 +150,28 @@ def test_an_interrupt_while_loading_is_one_line(after: float, folder: Path) -> N
     assert (process.returncode, err) == (130, "fxptq: interrupted\n")
 
 
+SWALLOWED = """
+import signal, time
+from fxptq.shell import Interrupts
+
+class Swallows:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+with Interrupts():
+    try:
+        Swallows()
+        time.sleep(30)
+    except KeyboardInterrupt:
+        print("struck")
+"""
+
+
+def test_an_interrupt_that_python_would_only_report_strikes_again() -> None:
+    command = [sys.executable, "-c", f"import signal; signal.signal(2, signal.default_int_handler)\n{SWALLOWED}"]
+    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603  # ourselves
+    assert (ran.stdout, ran.stderr) == ("struck\n", "")
+
+
 def test_one_line_moves_no_cursor() -> None:
     assert shell.one_line("a\n  b\x1b[31m\x07c\udc80é") == "a b\\x1b[31m\\x07c\\udc80é"

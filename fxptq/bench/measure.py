@@ -1,27 +1,37 @@
 """Measures the ways to run a network in turns, so that a slow spell of the machine meets them all.
 
-A turn is two calls, and the second is timed. During the first call, threads of the previous way may still spin on the
-cores (threads of OpenMP and of ONNX Runtime do, for milliseconds), and the caches hold the weights of the previous way.
+Each way has a process of its own (worker.py). As many are prepared at a time as there are cores; then the ways take
+turns, and all but one wait. A turn is two calls, and the second is timed. During the first call, threads of the
+previous way may still spin on the cores (threads of OpenMP and of ONNX Runtime do, for milliseconds), and the caches
+hold the weights of the previous way.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fxptq.bench import memory
-from fxptq.bench.ways import Call, Subject, parsed, subject, ways
+from fxptq.bench.ways import ways
+from fxptq.bench.worker import Ready, Worker
+from fxptq.commands.evaluate import open_checkpoint
 from fxptq.errors import InputError
 from fxptq.kernels.build import backend
 from fxptq.progress import Progress
+from fxptq.sizes import parse_size
 
-WARMUP, ROUNDS = 2, 7
+ROUNDS, FEWEST_ROUNDS = 7, 3
+"""The number of turns of each way, and the number where turns take longer than `PATIENCE`."""
+
+PATIENCE = 40  # seconds of turns
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Row:
         name: eager-fp32, compile-fp32, compile-bf16, fxptq-int, openvino-int8, ...
         ms: median time of a call, milliseconds; None where there is no figure.
         fastest_ms: the least time of a call.
-        prepare_s: seconds until the first result, compilation included.
+        prepare_s: seconds until the first result, compilation included, while other ways are prepared on other cores.
         peak_mb: largest memory of a process that does nothing else, while it runs; None where not measured.
         working_mb: memory of the activations and workspaces of a call.
         note: the reason why there is no figure.
@@ -84,61 +94,71 @@ def run(
 
     Raises:
         InputError: the size is malformed, or a way unknown.
+        FxptqError: the checkpoint cannot be read, or is of another network.
     """
-    height, width = parsed(size)
+    height, width = parse_size(size)
     chosen = _chosen(only)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        rows = _rows(chosen, subject(checkpoint, factory, size), progress)
-        with progress.task("memory", len(rows)) as advance:
-            for i, row in enumerate(rows):
-                if row.ms is not None:
-                    advance(0, note=row.name)
-                    footprint = memory.measure(checkpoint, row.name, size, torch.get_num_threads(), factory)
-                    rows[i] = row if footprint is None else Row(**asdict(row) | asdict(footprint))
-                advance()
-        return Bench(f"{height}x{width}", torch.get_num_threads(), backend().name, tuple(rows))
-    finally:
-        torch.set_num_threads(before)
+    open_checkpoint(checkpoint, factory)  # a file that cannot be measured is refused before the work
+    threads = threads or torch.get_num_threads()
+    workers: dict[str, Worker] = {}
+    with contextlib.ExitStack() as scope:
+
+        def prepare(way: str) -> Ready:
+            workers[way] = Worker(checkpoint, way, size, threads, factory)
+            scope.callback(workers[way].stop)
+            return workers[way].ready()
+
+        ready = _prepared(chosen, prepare, progress)
+        times = _timed({way: workers[way] for way in chosen if not ready[way].note}, progress)
+    rows = tuple(_row(way, ready[way], times.get(way, [])) for way in chosen)
+    return Bench(f"{height}x{width}", threads, backend().name, rows)
 
 
-def _chosen(only: Sequence[str]) -> dict[str, Callable[[Subject], Call]]:
-    known = ways()
+def _chosen(only: Sequence[str]) -> list[str]:
+    known = list(ways())
     unknown = [name for name in only if name not in known]
     if unknown:
-        raise InputError(f"--only {unknown[0]}: expected some of {', '.join(known)}; a peer must be installed")
-    return {name: make for name, make in known.items() if not only or name in only}
+        raise InputError(f"--ways {unknown[0]}: expected some of {', '.join(known)}; a peer must be installed")
+    return [name for name in known if not only or name in only]
 
 
-def _rows(chosen: dict[str, Callable[[Subject], Call]], what: Subject, progress: Progress) -> list[Row]:
-    calls: dict[str, Call] = {}
-    notes, prepared = dict.fromkeys(chosen, ""), dict.fromkeys(chosen, 0.0)
-    times: dict[str, list[float]] = {name: [] for name in chosen}
-    with torch.no_grad(), progress.task("bench", len(chosen) + ROUNDS) as advance:
-        for name, make in chosen.items():
-            advance(0, note=name)
-            started = time.perf_counter()
-            try:
-                calls[name] = make(what)
-                calls[name]()
-                prepared[name] = time.perf_counter() - started
-                for _ in range(WARMUP):
-                    calls[name]()
-            except Exception as error:  # noqa: BLE001  # the table shows the error of a peer in place of a figure
-                notes[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
-                calls.pop(name, None)
+def _cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _prepared(chosen: Sequence[str], prepare: Callable[[str], Ready], progress: Progress) -> dict[str, Ready]:
+    """Prepares all ways, as many at a time as there are cores."""
+    pool, ready = ThreadPoolExecutor(_cores()), {}
+    try:
+        with progress.task("prepare", len(chosen)) as advance:
+            waiting = {pool.submit(prepare, way): way for way in chosen}
+            for done in as_completed(waiting):
+                ready[waiting[done]] = done.result()
+                advance(note=waiting[done])
+    finally:  # after an interrupt nobody waits: the caller ends the processes, and with them the threads
+        pool.shutdown(wait=False, cancel_futures=True)
+    return ready
+
+
+def _timed(workers: dict[str, Worker], progress: Progress) -> dict[str, list[float]]:
+    """The milliseconds of each way's turns."""
+    times: dict[str, list[float]] = {way: [] for way in workers}
+    started = time.perf_counter()
+    with progress.task("measure", ROUNDS) as advance:
+        for turns in range(1, ROUNDS + 1):
+            for way, worker in workers.items():
+                ms = worker.turn()
+                if ms is not None:
+                    times[way].append(ms)
             advance()
-        for _ in range(ROUNDS):
-            for name, call in calls.items():
-                call()
-                started = time.perf_counter()
-                call()
-                times[name].append(1000 * (time.perf_counter() - started))
-            advance()
-    return [
-        Row(name, statistics.median(times[name]), min(times[name]), prepared[name])
-        if name in calls
-        else Row(name, None, note=notes[name])
-        for name in chosen
-    ]
+            if turns >= FEWEST_ROUNDS and time.perf_counter() - started > PATIENCE:
+                break
+    return times
+
+
+def _row(way: str, ready: Ready, times: Sequence[float]) -> Row:
+    if not times:
+        return Row(way, None, note=ready.note or "its process ended while it ran")
+    footprint = asdict(ready.memory) if ready.memory is not None else {}
+    return Row(way, statistics.median(times), min(times), ready.prepare_s, **footprint)

@@ -1,4 +1,4 @@
-"""The memory of one way to run a network, measured in a process of its own; this module is also that process's program.
+"""The memory of a call in this process.
 
 On Linux a process can reset the record of its largest memory, so that the memory of loading and compiling is not
 counted. Other systems report only the largest memory of the whole life of the process.
@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from fxptq import memory
-from fxptq.bench.ways import subject, ways
 
 _STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_TIMEOUT = 900  # seconds
 
 
 @dataclass(frozen=True)
@@ -28,7 +23,7 @@ class Memory:
     """Memory in MB, 2**20 bytes.
 
     Attributes:
-        peak_mb: largest memory of the process while the network runs, with libraries and weights.
+        peak_mb: largest memory of the process while the call runs, with libraries and weights.
         working_mb: memory that the call takes on top of the memory before it: activations and workspaces.
     """
 
@@ -36,26 +31,12 @@ class Memory:
     working_mb: float
 
 
-def measure(checkpoint: Path, way: str, size: str, threads: int, factory: str | None) -> Memory | None:
-    """Runs one way in a new process; returns None if the process fails."""
-    command = [sys.executable, "-m", "fxptq.bench.memory", str(checkpoint), way, size, str(threads), factory or ""]
-    try:
-        # The command is the running interpreter with a module of this package.
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT)  # noqa: S603
-    except (subprocess.SubprocessError, OSError):
-        return None
-    return Memory(**json.loads(done.stdout.splitlines()[-1]))
-
-
-def _main(checkpoint: str, way: str, size: str, threads: str, factory: str) -> None:
-    torch.set_num_threads(int(threads))
-    with torch.no_grad():
-        call = ways()[way](subject(Path(checkpoint), factory or None, size))
-        call()
-        before = _settle()
-        call()
-        peak = _peak()
-    print(json.dumps({"peak_mb": peak, "working_mb": max(0.0, peak - before)}))
+def of_call(call: Callable[[], Any]) -> Memory:
+    """The memory of a call, which should have run before, in a process that does nothing else."""
+    before = _settle()
+    call()
+    peak = _peak()
+    return Memory(peak, max(0.0, peak - before))
 
 
 def _settle() -> float:
@@ -80,7 +61,3 @@ def _peak() -> float:
 def _field(name: str) -> float:
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name + ":"))
     return int(line.split()[1]) / 1024
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from fxptq.api import QuantizedModel
 from fxptq.bench import onnx_runtime, openvino
 from fxptq.commands.evaluate import open_checkpoint
-from fxptq.errors import InputError
 from fxptq.graph.kinds import kind_named
 from fxptq.recipe import Recipe
+from fxptq.sizes import parse_size
 
 Call = Callable[[], Any]
 
@@ -43,18 +43,6 @@ class Subject:
     threads: int
 
 
-def parsed(size: str) -> tuple[int, int]:
-    """Reads height and width from `HEIGHTxWIDTH`.
-
-    Raises:
-        InputError: the text has another form.
-    """
-    parts = size.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise InputError(f"--size {size!r}: expected HEIGHTxWIDTH, such as 64x64")
-    return int(parts[0]), int(parts[1])
-
-
 def subject(checkpoint: Path, factory: str | None, size: str) -> Subject:
     """Opens a checkpoint and adds its float network and a random input.
 
@@ -67,7 +55,7 @@ def subject(checkpoint: Path, factory: str | None, size: str) -> Subject:
         InputError: the size is malformed.
         FxptqError: the checkpoint cannot be read, or is of another network.
     """
-    height, width = parsed(size)
+    height, width = parse_size(size)
     quantized = open_checkpoint(checkpoint, factory)
     if factory is None and quantized.meta.recipe is not None:
         network = Recipe.load(quantized.meta.recipe).build_model()

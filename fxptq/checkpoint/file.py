@@ -5,7 +5,8 @@ floats (one run per dtype) are therefore stored end to end, with an index beside
 of floats that shrinks much (attention masks, index tables) is stored deflated.
 Nothing in the file depends on when or where it was written, so equal checkpoints are equal files. A file is read whole
 or not at all: every byte of content is under one SHA-256. A run is inflated only to the size its index says, and
-`Stored` lets that index be compared with the network before (`fxptq.load` does).
+`Stored` lets that index be compared with the network before (`fxptq.load` does). Of a file of many gigabytes nothing
+but header and index is read before that.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import hashlib
 import json
 import stat
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import torch
 from pydantic import Field, ValidationError
@@ -49,6 +51,8 @@ _HEADER = "fxptq"  # the one key of the safetensors header's own metadata: forma
 _METADATA, _CODES, _BOUNDS, _FLOATS, _DEFLATED = "metadata", "codes", "bounds", "floats.", "deflated."
 _WORTH_DEFLATING = 4096, 0.8  # bytes saved, and share of the size: a run beyond both is mostly masks and tables
 _LONGEST_HEADER = 1 << 16  # bytes; ours names five tensors or so
+_LONGEST_INDEX = 1 << 26  # bytes, deflated
+_AT_ONCE = 1 << 30  # bytes of a file that is read before its index was compared with a network
 _INFLATION = 1 << 26, 64  # bytes, and times the file's size: what floats may inflate to where no network is given
 
 
@@ -103,35 +107,40 @@ class _Header(Record):
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint file whose header, digest and index are right, with nothing inflated or decoded yet.
+    """A checkpoint file whose header and index are right, with nothing inflated or decoded yet.
 
     Attributes:
         source: the path of the file.
         index: the names, shapes and types of its content.
-        runs: the joined tensors, by their names in the file.
+        runs: the joined tensors, by their names in the file; None of a file that is too large to be read at once.
         size: bytes of the file.
     """
 
     source: Path
     index: Index
-    runs: Mapping[str, Tensor]
+    runs: Mapping[str, Tensor] | None
     size: int
 
     def content(self) -> Checkpoint:
         """Cuts the runs into the tensors that the index names.
 
-        Deflated runs take the memory that the index claims, so compare the index with the network first.
+        The tensors take the memory that the index claims, so compare the index with the network first.
 
         Raises:
-            CheckpointError: the runs do not fit the index, or a bound is not finite.
+            CheckpointError: the content does not match its digest, the runs do not fit the index, or a bound is not
+                finite.
         """
+        if self.runs is None:
+            return _read_whole(self.source).content()
         index = self.index
         floats: dict[str, Tensor] = {}
         for kind in index.kinds:
             members = index.members(kind)
-            parts = self._cut(self._floats(kind), [prod(shape) for shape in members.values()], getattr(torch, kind))
+            parts = self._cut(
+                self._floats(self.runs, kind), [prod(shape) for shape in members.values()], getattr(torch, kind)
+            )
             floats |= {name: part.reshape(shape) for (name, shape), part in zip(members.items(), parts, strict=True)}
-        lengths = [-(-prod(shape) * bits // 8) for bits, shape in index.codes.values()]
+        lengths = index.code_lengths
         packed = self._cut(self.runs[_CODES], lengths, torch.uint8)
         counts = list(index.bounds.values())
         bounds = self._cut(self.runs[_BOUNDS], counts + counts, torch.float32)
@@ -149,23 +158,23 @@ class Stored:
             floats={name: floats[name] for name in index.floats},
         )
 
-    def _floats(self, kind: str) -> Tensor:
+    def _floats(self, runs: Mapping[str, Tensor], kind: str) -> Tensor:
         """The run of floats of a dtype, inflated if need be."""
-        if _DEFLATED + kind not in self.runs:
-            return self.runs[_FLOATS + kind]
+        if _DEFLATED + kind not in runs:
+            return runs[_FLOATS + kind]
         expected, dtype = self.index.bytes_of(kind), getattr(torch, kind)
         inflating = zlib.decompressobj()
         try:
-            data = inflating.decompress(bytes(self.runs[_DEFLATED + kind].numpy()), expected + 1)
+            data = inflating.decompress(bytes(runs[_DEFLATED + kind].numpy()), expected + 1)
         except (zlib.error, OverflowError, MemoryError) as error:
             raise CheckpointError(f"{self.source}: damaged: its {kind} tensors cannot be inflated ({error})") from error
         if len(data) != expected:
-            raise CheckpointError(f"{self.source}: damaged: its index does not fit its tensors")
+            raise _unfit(self.source)
         return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype) if data else torch.empty(0, dtype=dtype)
 
     def _cut(self, joined: Tensor, counts: list[int], dtype: torch.dtype) -> list[Tensor]:
         if sum(counts) != joined.numel() or joined.dim() != 1 or joined.dtype is not dtype:
-            raise CheckpointError(f"{self.source}: damaged: its index does not fit its tensors")
+            raise _unfit(self.source)
         return list(torch.split(joined, counts)) if counts else []
 
 
@@ -204,18 +213,64 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def open_file(path: str | Path) -> Stored:
-    """Read a checkpoint file and check its digest and its index; raises CheckpointError as `read` does."""
+    """Read a checkpoint file and check its digest and its index; raises CheckpointError as `read` does.
+
+    Of a file beyond 1 GiB only header and index are read; `Stored.content` reads the rest and checks the digest.
+    """
     source = Path(path)
-    tensors, size = _load(source)
     try:
-        index = indexes.decode(bytes(tensors[_METADATA].numpy()))
-    except (KeyError, ValueError, TypeError) as error:
+        size = source.stat().st_size
+    except (OSError, ValueError) as error:
+        raise _unreadable(source, error) from error
+    if size <= _AT_ONCE:
+        return _read_whole(source)
+    lengths, metadata = _index_alone(source, size)
+    index = _index(source, lengths, metadata)
+    most = {_METADATA: len(metadata), _CODES: sum(index.code_lengths), _BOUNDS: index.bytes_of_bounds}
+    most |= {prefix + kind: index.bytes_of(kind) for prefix in (_FLOATS, _DEFLATED) for kind in index.kinds}
+    if any(length > most[name] for name, length in lengths.items()):
+        raise _unfit(source)
+    return Stored(source, index, None, size)
+
+
+def _read_whole(source: Path) -> Stored:
+    """All of a file, with its digest and its index checked."""
+    tensors, size = _load(source)
+    metadata = tensors.get(_METADATA, torch.empty(0, dtype=torch.uint8))
+    return Stored(source, _index(source, tensors, bytes(metadata.numpy())), tensors, size)
+
+
+def _index(source: Path, names: Collection[str], metadata: bytes) -> Index:
+    """The index of a file whose tensors have these names."""
+    try:
+        index = indexes.decode(metadata)
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{source}: damaged: its metadata cannot be understood ({error})") from error
-    if {name.replace(_DEFLATED, _FLOATS) for name in tensors} != {
+    if {name.replace(_DEFLATED, _FLOATS) for name in names} != {
         _METADATA, _CODES, _BOUNDS, *(_FLOATS + kind for kind in index.kinds),
-    } or len(tensors) != 3 + len(index.kinds):  # fmt: skip
+    } or len(names) != 3 + len(index.kinds):  # fmt: skip
         raise CheckpointError(f"{source}: damaged: its tensors are not those its index names")
-    return Stored(source, index, tensors, size)
+    return index
+
+
+def _index_alone(source: Path, size: int) -> tuple[dict[str, int], bytes]:
+    """The length of each tensor of a file, and the bytes of its index, without reading anything else."""
+    with _opened(source) as (_, text, stream):
+        try:
+            spans = {name: entry["data_offsets"] for name, entry in json.loads(text).items() if name != "__metadata__"}
+            lengths = {name: end - start for name, (start, end) in spans.items()}
+            start, end = spans[_METADATA]
+            whole = max(end for _, end in spans.values())
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(source, error) from error
+        if (
+            min(lengths.values()) < 0
+            or not 0 <= start <= end <= start + _LONGEST_INDEX
+            or 8 + len(text) + whole != size
+        ):
+            raise _damaged(source, "its header does not fit its size")
+        stream.seek(8 + len(text) + start)
+        return lengths, stream.read(end - start)
 
 
 def byte_counts(path: str | Path) -> ByteCounts:
@@ -267,16 +322,8 @@ def _encode(target: Path, checkpoint: Checkpoint) -> bytes:
 
 def _load(source: Path) -> tuple[dict[str, Tensor], int]:
     """Tensors and length of a file whose header, version and digest are right."""
-    try:
-        header, data = _parts(source)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except MemoryError as error:
-        raise CheckpointError(f"{source}: cannot be read: it is larger than the memory") from error
-    if header.format > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{source}: format {header.format} is newer than the {FORMAT_VERSION} this fxptq reads: update fxptq"
-        )
+    with _opened(source) as (header, text, stream):
+        data = len(text).to_bytes(8, "little") + text + stream.read()
     try:
         tensors = load(data)
     except Exception as error:  # whatever the reader raises on damage
@@ -286,26 +333,54 @@ def _load(source: Path) -> tuple[dict[str, Tensor], int]:
     return tensors, len(data)
 
 
-def _parts(source: Path) -> tuple[_Header, bytes]:
-    """The header of a file, and all of its bytes; the header is checked before the rest is read."""
+@contextmanager
+def _opened(source: Path) -> Iterator[tuple[_Header, bytes, BinaryIO]]:
+    """The entry of fxptq in the header of a file, the whole header, and the file, open where its data begin."""
+    try:
+        with _stream(source) as stream:
+            yield *_header(source, stream), stream
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _unreadable(source, error) from error
+    except MemoryError as error:
+        raise CheckpointError(f"{source}: cannot be read: it is larger than the memory") from error
+
+
+def _stream(source: Path) -> BinaryIO:
     mode = source.stat().st_mode
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
         raise ValueError("it is a device; expected a file")
-    with source.open("rb") as stream:
-        start = stream.read(8)
-        length = int.from_bytes(start, "little")
-        text = stream.read(min(length, _LONGEST_HEADER))
-        try:
-            own = json.loads(text).get("__metadata__", {}).get(_HEADER) if length <= _LONGEST_HEADER else None
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise _damaged(source, error) from error
-        if length > _LONGEST_HEADER and (not text.startswith(b"{") or source.stat().st_size < length):
-            raise _damaged(source, "it has no header")
-        try:
-            header = _Header.model_validate_json(own if isinstance(own, str) else "null")
-        except ValidationError as error:
-            raise CheckpointError(f"{source}: a safetensors file, but no fxptq checkpoint") from error
-        return header, start + text + stream.read()
+    return source.open("rb")
+
+
+def _header(source: Path, stream: BinaryIO) -> tuple[_Header, bytes]:
+    """The entry of fxptq in the header, and the whole header."""
+    length = int.from_bytes(stream.read(8), "little")
+    text = stream.read(min(length, _LONGEST_HEADER))
+    try:
+        own = json.loads(text).get("__metadata__", {}).get(_HEADER) if length <= _LONGEST_HEADER else None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise _damaged(source, error) from error
+    if length > _LONGEST_HEADER and (not text.startswith(b"{") or source.stat().st_size < length):
+        raise _damaged(source, "it has no header")
+    try:
+        header = _Header.model_validate_json(own if isinstance(own, str) else "null")
+    except ValidationError as error:
+        raise CheckpointError(f"{source}: a safetensors file, but no fxptq checkpoint") from error
+    if header.format > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{source}: format {header.format} is newer than the {FORMAT_VERSION} this fxptq reads: update fxptq"
+        )
+    return header, text
+
+
+def _unreadable(source: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def _unfit(source: Path) -> CheckpointError:
+    return CheckpointError(f"{source}: damaged: its index does not fit its tensors")
 
 
 def _damaged(source: Path, reason: object) -> CheckpointError:

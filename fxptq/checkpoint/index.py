@@ -65,6 +65,16 @@ class Index(Record):
         """The dtypes of the floats, each of which is one run in the file."""
         return sorted({kind for kind, _ in self.floats.values()})
 
+    @property
+    def code_lengths(self) -> list[int]:
+        """The number of bytes of the codes of each weight, in the order they lie in the run."""
+        return [-(-prod(shape) * bits // 8) for bits, shape in self.codes.values()]
+
+    @property
+    def bytes_of_bounds(self) -> int:
+        """The number of bytes of the run of bounds, two of float32 for each range."""
+        return 2 * sum(self.bounds.values()) * torch.float32.itemsize
+
     def members(self, kind: str) -> dict[str, list[int]]:
         """The floats of one dtype, in the order they lie in the run."""
         return {name: shape for name, (found, shape) in self.floats.items() if found == kind}

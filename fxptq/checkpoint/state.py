@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.scheme import get_scheme, make_quantizer
 
 _MODEL = "model."
+_BEYOND = 1 << 24, 16  # values, and times the network's: what a checkpoint may hold beside the network's own tensors
 _RANGE = {"lower", "width"}  # quantizers that store these tensors have a section of their own in a checkpoint
 
 
@@ -245,6 +247,12 @@ def check_fits(model: nn.Module, index: Index, source: str) -> None:
     }
     check_names(wanted, {**floats, **codes}, source)
     check_sites(index, source)
+    own = sum(map(prod, wanted.values()))
+    others = [shape for name, (_, shape) in index.floats.items() if name not in floats]
+    others += [shape for name, (_, shape) in index.codes.items() if not name.startswith(_MODEL)]
+    claimed, (least, times) = sum(map(prod, others)), _BEYOND
+    if claimed > max(least, times * own):
+        raise CheckpointError(f"{source}: damaged: it claims {claimed} values beside the {own} of the network")
 
 
 def load_floats(model: nn.Module, checkpoint: Checkpoint) -> None:

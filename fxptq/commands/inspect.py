@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fxptq.api import plan_of
+from fxptq.bits import Bits
 from fxptq.commands.evaluate import open_checkpoint
 from fxptq.commands.source import example_of, from_factory, parse_site
 from fxptq.errors import InputError
 from fxptq.facts import gather_facts
-from fxptq.graph import Bits, Program, Site, as_graphml
+from fxptq.graph import Program, Site, as_graphml
 from fxptq.io.files import check_writable, write_bytes
 from fxptq.recipe import DEFAULT, Recipe
 

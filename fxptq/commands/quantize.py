@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fxptq.api import QuantizedModel, check_work, quantize_for
+from fxptq.bits import Bits
 from fxptq.checkpoint.file import ByteCounts, byte_counts
 from fxptq.commands.scores import open_sets, score_sets
 from fxptq.commands.source import Source, device_of, example_of, open_network, parse_site
@@ -17,7 +18,7 @@ from fxptq.errors import InputError
 from fxptq.evaluate.restore import NetworkRun
 from fxptq.evaluate.score import SetScore
 from fxptq.facts import NO_OVERRIDES, Overrides, gather_facts
-from fxptq.graph import Bits, Program
+from fxptq.graph import Program
 from fxptq.io.files import check_writable
 from fxptq.io.images import list_images
 from fxptq.memory import peak_mb

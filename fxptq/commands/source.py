@@ -12,12 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fxptq.bits import Bits, parse_bits
 from fxptq.commands.community import recognised
+from fxptq.commands.weights import weights_source
 from fxptq.errors import InputError
-from fxptq.graph import Bits
 from fxptq.io.state_dict import load_state, read_state
-from fxptq.io.weights import WeightsSource, locate
-from fxptq.recipe import DEFAULT, Recipe, parse_bits
+from fxptq.io.weights import locate
+from fxptq.recipe import DEFAULT, Recipe
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt")
 """What names of weights files end in."""
@@ -56,12 +57,6 @@ def device_of(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def weights_source(recipe: Recipe) -> WeightsSource:
-    """Where a recipe's weights come from."""
-    weights = recipe.weights
-    return WeightsSource(recipe.name, weights.bundled, weights.url, weights.sha256, weights.file)
 
 
 def parse_site(option: str) -> tuple[str, Bits | Literal["float"]]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from fxptq.commands.source import weights_source
 from fxptq.io.download import Downloaded
-from fxptq.io.weights import WeightsRow, known_weights
+from fxptq.io.weights import WeightsRow, WeightsSource, known_weights
 from fxptq.io.weights import fetch as fetch_source
 from fxptq.progress import Progress
 from fxptq.recipe import Recipe
+
+
+def weights_source(recipe: Recipe) -> WeightsSource:
+    """Where a recipe's weights come from."""
+    weights = recipe.weights
+    return WeightsSource(recipe.name, weights.bundled, weights.url, weights.sha256, weights.file)
 
 
 def known() -> list[WeightsRow]:

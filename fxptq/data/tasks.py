@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,15 @@ from fxptq.errors import InputError
 Clean = npt.NDArray[np.uint8]
 Damaged = npt.NDArray[np.float32]
 Level = Literal["", "scale", "sigma", "quality", "amount"]
+
+
+TITLES: Mapping[str, str] = {
+    "psnr_y": "PSNR-Y (dB)",
+    "ssim_y": "SSIM-Y",
+    "psnr": "PSNR (dB)",
+    "psnr_b": "PSNR-B (dB)",
+}
+"""What tables call each figure."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fxptq.errors import FxptqError, InputError
 from fxptq.evaluate.tiles import OVERLAP, Run, run_padded, run_tiled
 from fxptq.formats import PictureFormat
 from fxptq.graph.outputs import PictureOutput, picture_output
+from fxptq.io.images import describes, in_srgb
 
 Picture = TypeVar("Picture", Image.Image, npt.NDArray[Any], Tensor)
 
@@ -88,7 +89,8 @@ def restore(model: nn.Module, picture: Picture, pictures: PictureFormat, tile: i
     Returns:
         The restored picture, of the type and dtype of `picture`. Whole numbers are rounded and clipped; floating point
         is what the network gives. A grey picture goes through a network of colour as three equal channels, and their
-        mean comes back. An image with a palette comes back in RGB; transparency is enlarged by bicubic interpolation.
+        mean comes back. An image with a palette comes back in RGB; transparency is enlarged by bicubic interpolation. A
+        colour profile stays with the image if it fits the result; CMYK becomes sRGB by its profile.
 
     Raises:
         InputError: the picture or the tile is unfit.
@@ -172,8 +174,12 @@ def _image(run: Run, image: Image.Image, pictures: PictureFormat) -> Image.Image
     grey = image.mode in ("1", "L", "LA")
     if pictures.channels == 1 and not grey:
         raise InputError(f"the image has mode {image.mode}, and the network takes grey: give image.convert('L')")
-    restored = Image.fromarray(_array(run, np.array(image.convert("L" if grey else "RGB")), pictures))
-    if alpha is None:
-        return restored
-    restored.putalpha(alpha.resize(restored.size, Image.Resampling.BICUBIC))
+    found = image.info.get("icc_profile")
+    profile = found if isinstance(found, bytes) else b""
+    colours = None if grey else in_srgb(image, profile)
+    restored = Image.fromarray(_array(run, np.array(colours or image.convert("L" if grey else "RGB")), pictures))
+    if alpha is not None:
+        restored.putalpha(alpha.resize(restored.size, Image.Resampling.BICUBIC))
+    if profile and describes(profile, 1 if grey else 3):
+        restored.info["icc_profile"] = profile  # Pillow writes it into the file
     return restored

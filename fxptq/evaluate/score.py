@@ -21,14 +21,6 @@ from fxptq.evaluate.metrics import psnr, psnr_b, psnr_y, ssim_y
 from fxptq.evaluate.sets import BenchmarkSet, Pair
 from fxptq.io.images import to_image, to_tensor
 
-TITLES: Mapping[str, str] = {
-    "psnr_y": "PSNR-Y (dB)",
-    "ssim_y": "SSIM-Y",
-    "psnr": "PSNR (dB)",
-    "psnr_b": "PSNR-B (dB)",
-}
-"""What tables call each figure."""
-
 
 @dataclass(frozen=True)
 class Score:

@@ -1,16 +1,21 @@
 """The calls in a graph: one name for all spellings of a call, and facts about calls by name (a move, a floor, ...).
 
-kinds.py has the calls that do arithmetic.
+kinds.py has the calls that do arithmetic. Importing this module loads no torch.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import fx
+if TYPE_CHECKING:
+    from torch import fx
 
-from fxptq.graph.functions import name_of_function, words
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text as a set."""
+    return frozenset(text.split())
+
 
 LAYOUT = words(
     "view reshape permute transpose contiguous flatten unflatten squeeze unsqueeze getitem chunk split tensor_split "
@@ -43,6 +48,11 @@ _ALIASES = {
 }
 
 
+def name_of_function(func: Any) -> str:
+    """The name of a function as `__torch_function__` hands it over."""
+    return getattr(func, "__name__", str(func))
+
+
 def plain_name(name: str) -> str:
     """One name for the spellings of a function: `mm`, `bmm` and `__matmul__` are `matmul`, `relu_` is `relu`."""
     if name.endswith("_") and not name.endswith("__"):
@@ -72,11 +82,21 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
     return node.kwargs.get(name, default)
 
 
-def first_inputs(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The nodes among the first argument, given by position or by name, looking into lists (`cat`)."""
-    head = argument(node, 0, "input", node.kwargs.get("tensors"))
-    if isinstance(head, fx.Node):
-        return (head,)
-    if isinstance(head, (list, tuple)):
-        return tuple(item for item in head if isinstance(item, fx.Node))
-    return ()
+def is_custom_operator(target: Any) -> bool:
+    """Whether the target is an operator that another package registered, not one of PyTorch's."""
+    from torch._ops import OpOverload, OpOverloadPacket  # noqa: PLC0415  # recipes read the table of kinds without torch
+
+    if not isinstance(target, (OpOverload, OpOverloadPacket)):
+        return False
+    return str(target).split(".", maxsplit=1)[0] not in ("aten", "prims", "prim")
+
+
+def is_torchs_own(target: Any) -> bool:
+    """Whether torch or Python defines the function, so that its name says what it computes; methods are Tensor's.
+
+    The functions and operators of others may have any name: an autograd function `exp`, an operator `mine::linear`.
+    """
+    if isinstance(target, str):
+        return True
+    home = (getattr(target, "__module__", None) or "torch").split(".", maxsplit=1)[0]
+    return home in ("torch", "builtins", "_operator") and not is_custom_operator(target)

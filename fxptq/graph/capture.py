@@ -22,6 +22,8 @@ from fxptq.graph.exclusive import CAPTURING
 from fxptq.graph.holder import Holder
 from fxptq.graph.kinds import arithmetic
 from fxptq.graph.places import first_line, line_of_error
+from fxptq.graph.randomness import OwnRandomNumbers
+from fxptq.graph.runnable import runnable
 from fxptq.graph.tracer import Trace, TraceError, trace
 from fxptq.graph.verify import Tensors, another_image, difference, far_sizes, other_sizes, run_graph, run_network
 
@@ -114,7 +116,7 @@ def capture(model: nn.Module, example: Tensors, proved: Capture | None = None) -
     Raises:
         CaptureError: naming the module path, the source line and the reason.
     """
-    with CAPTURING, torch.inference_mode(mode=False):
+    with CAPTURING, OwnRandomNumbers(), torch.inference_mode(mode=False):
         example = tuple(x.detach().clone() for x in example)
         if proved is not None:
             taken = _cleaned(model, trace(model, example, baked=proved.baked), example)[1]
@@ -144,14 +146,15 @@ class _UnequalError(CaptureError):
 def _proved(model: nn.Module, example: Tensors, output: Any, recorded: Trace, *, baked: bool = False) -> Capture:
     """The capture of a trace, if it equals the network; tied to its own size unless it is right at others too."""
     root, taken = _cleaned(model, recorded, example)
+    module = runnable(root, taken.graph)
     apart = max(
-        difference(run_graph(root, taken.graph, example), output),
-        difference(run_graph(root, taken.graph, other := another_image(example)), run_network(model, other)),
+        difference(run_graph(module, example), output),
+        difference(run_graph(module, other := another_image(example)), run_network(model, other)),
     )
     if apart > _ROUNDING.get(example[0].dtype, 0.1):
         raise _UnequalError(_reason(model, recorded, example))
     taken = replace(taken, tolerance=apart, baked=baked)
-    if not recorded.tied and _right_at_other_sizes(root, taken, example):
+    if not recorded.tied and _right_at_other_sizes(root, module, taken, example):
         return taken
     return replace(taken, pinned=tuple(tuple(x.shape) for x in example))
 
@@ -192,16 +195,16 @@ def _conditions(graph: fx.Graph, guards: tuple[tuple[fx.Node, Any], ...]) -> tup
     return conditions, tuple(unique.values())
 
 
-def _right_at_other_sizes(root: Holder, taken: Capture, example: Tensors) -> bool:
+def _right_at_other_sizes(root: Holder, module: fx.GraphModule, taken: Capture, example: Tensors) -> bool:
     """Whether the graph is right at one size of each group that the network takes and the conditions allow."""
     for group in (other_sizes(example), *far_sizes(example)):
-        outcomes = (_right_at(root, taken, inputs) for inputs in group)
+        outcomes = (_right_at(root, module, taken, inputs) for inputs in group)
         if next((outcome for outcome in outcomes if outcome is not None), True) is False:
             return False
     return True
 
 
-def _right_at(root: Holder, taken: Capture, inputs: Tensors) -> bool | None:
+def _right_at(root: Holder, module: fx.GraphModule, taken: Capture, inputs: Tensors) -> bool | None:
     """Whether the graph equals the network there; None if the one is not for these sizes or the other fails."""
     if not taken.holds(root, inputs):
         return None
@@ -210,7 +213,7 @@ def _right_at(root: Holder, taken: Capture, inputs: Tensors) -> bool | None:
     except Exception:  # noqa: BLE001  # a size this network does not take, whatever it raises: try the next
         return None
     try:
-        return difference(run_graph(root, taken.graph, inputs), expected) <= taken.tolerance
+        return difference(run_graph(module, inputs), expected) <= taken.tolerance
     except Exception:  # noqa: BLE001  # a size was baked in: the graph stays tied to its own size
         return False
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import fx
+if TYPE_CHECKING:
+    from torch import fx
 
 
 def einsum_operands(node: fx.Node) -> tuple[fx.Node, ...]:
     """The tensors of `einsum("ij,jk", a, b)`, `einsum("ij,jk", [a, b])` or `einsum(a, [0, 1], b, [1, 2])`."""
+    from torch import fx  # noqa: PLC0415  # recipes read the table of kinds without torch
+
     args = node.args
     if isinstance(args[0], str):
         operands: Sequence[Any] = args[1] if isinstance(args[1], (list, tuple)) else args[1:]

@@ -1,7 +1,7 @@
 """Threads: one network is captured at a time in a process, and only the thread that captures sees what that changes.
 
 A capture changes for a while what belongs to the whole process: functions of the network's files, torch's hooks, the
-stance of torch.compile, the limit of recursion, the random generator. `CAPTURING` keeps captures apart. Threads that
+stance of torch.compile, the limit of recursion. `CAPTURING` keeps captures apart. Threads that
 run a graph, or the user's own network, never wait for it; what is put in their way chooses by thread (`here_or`).
 """
 

@@ -1,13 +1,21 @@
-"""Which of a network's own tensors hold NaN or infinite values that its graph computes with."""
+"""Values that are not finite: in a network's own tensors, and in the values that it computes."""
 
 from __future__ import annotations
 
-from torch import Tensor
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from fxptq.graph.constants import attribute
+from fxptq.graph.exclusive import CAPTURING
 from fxptq.graph.program import Program
+from fxptq.graph.randomness import OwnRandomNumbers
 
 _OWN, _MADE = "model.", "constants."
+_log = logging.getLogger("fxptq")
 
 
 def damaged_tensor(program: Program) -> str:
@@ -34,3 +42,45 @@ def damaged_tensor(program: Program) -> str:
             name = target.removeprefix(_OWN).removeprefix(_MADE)
             return f"{name}{made} holds {'NaN' if nan else 'infinite values'}"
     return ""
+
+
+def warn_of_nan(program: Program, inputs: tuple[Tensor, ...], output: Any) -> None:
+    """Says in one line if the output holds NaN and the inputs are finite, and where the first NaN comes from.
+
+    Args:
+        program: the network that was run.
+        inputs: its inputs.
+        output: its output for these inputs, simulated or of integers.
+    """
+    if _holds_nan(output) and all(bool(x.isfinite().all()) for x in inputs):
+        _log.warning(
+            "the network makes NaN of a finite input of shape %s%s", tuple(inputs[0].shape), _beginning(program, inputs)
+        )
+
+
+def _beginning(program: Program, inputs: tuple[Tensor, ...]) -> str:
+    """The place of the first NaN of the simulation, as an addition to a message; empty if it makes none."""
+    finding = _FirstNaN(program.holder, graph=program.variant(inputs).inserted)
+    with CAPTURING, torch.no_grad(), OwnRandomNumbers():
+        finding.run(*(x.clone() for x in inputs))
+    node = finding.node
+    if node is None:
+        return ""
+    return f": first at {node.meta.get('path') or node.name} ({node.meta.get('line', '?')})"
+
+
+class _FirstNaN(fx.Interpreter):
+    """Runs a graph and keeps the first node whose value holds NaN."""
+
+    node: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The value of the node."""
+        value = super().run_node(n)
+        if self.node is None and _holds_nan(value):
+            self.node = n
+        return value
+
+
+def _holds_nan(value: Any) -> bool:
+    return any(isinstance(x, Tensor) and x.is_floating_point() and bool(x.isnan().any()) for x in tree_leaves(value))

@@ -15,11 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._ops import OpOverload, OpOverloadPacket
 
-
-def words(text: str) -> frozenset[str]:
-    """The words of a text as a set."""
-    return frozenset(text.split())
-
+from fxptq.graph.calls import name_of_function, words
 
 VALUE_READERS = words(
     "__bool__ __int__ __float__ __index__ __complex__ __array__ item tolist numpy equal allclose is_nonzero"
@@ -32,12 +28,17 @@ SHAPED_LIKE = words(
 """Calls that take the sizes of their tensor and not its values."""
 
 RANDOM = words(
-    "rand randn rand_like randn_like randint randint_like randperm bernoulli normal multinomial poisson normal_ "
-    "uniform_ bernoulli_ random_ exponential_"
+    "rand randn rand_like randn_like randint randint_like randperm bernoulli normal multinomial poisson binomial "
+    "normal_ uniform_ bernoulli_ random_ exponential_ cauchy_ geometric_ log_normal_ gumbel_softmax "
+    "fractional_max_pool2d fractional_max_pool3d trunc_normal_ kaiming_uniform_ kaiming_normal_ xavier_uniform_ "
+    "xavier_normal_ orthogonal_ sparse_"
 )
 """Calls whose values change from run to run."""
 
-_DROPOUTS = words("dropout dropout1d dropout2d dropout3d feature_alpha_dropout")
+_RANDOM_IN_TRAINING = dict.fromkeys(
+    words("dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout native_dropout"), 2
+) | {"rrelu": 3, "rrelu_": 3}
+"""Calls that draw random numbers in training alone, with the position of the argument that says so."""
 
 RAGGED = words("nonzero argwhere masked_select unique unique_consecutive bincount _unique2")
 """Calls whose output sizes depend on the values of their input."""
@@ -81,11 +82,6 @@ _TWINS: dict[str, str] = {
 }
 
 
-def name_of_function(func: Any) -> str:
-    """The name of a function as `__torch_function__` hands it over."""
-    return getattr(func, "__name__", str(func))
-
-
 def property_of(func: Any) -> str:
     """The name of the property that a getter or setter belongs to."""
     return str(func.__self__.__name__)
@@ -116,30 +112,13 @@ def _schemas(func: OpOverload | OpOverloadPacket) -> list[Any]:
     return [getattr(func, name)._schema for name in names]  # noqa: SLF001  # as above
 
 
-def is_custom_operator(target: Any) -> bool:
-    """Whether the target is an operator that another package registered, not one of PyTorch's."""
-    if not isinstance(target, (OpOverload, OpOverloadPacket)):
-        return False
-    return str(target).split(".", maxsplit=1)[0] not in ("aten", "prims", "prim")
-
-
-def is_torchs_own(target: Any) -> bool:
-    """Whether torch or Python defines the function, so that its name says what it computes; methods are Tensor's.
-
-    The functions and operators of others may have any name: an autograd function `exp`, an operator `mine::linear`.
-    """
-    if isinstance(target, str):
-        return True
-    home = (getattr(target, "__module__", None) or "torch").split(".", maxsplit=1)[0]
-    return home in ("torch", "builtins", "_operator") and not is_custom_operator(target)
-
-
 def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the call draws random numbers."""
     name = name_of_function(func)
-    if name in _DROPOUTS:
-        training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
-        return bool(training)
+    if name in _RANDOM_IN_TRAINING:
+        position = _RANDOM_IN_TRAINING[name]
+        given = args[position] if len(args) > position else "dropout" in name
+        return bool(kwargs.get("training", kwargs.get("train", given)))
     return name in RANDOM
 
 

@@ -93,8 +93,8 @@ def fused_parts(layer: fx.Node, axis: int, to_products: frozenset[fx.Node] | Non
 def _block(value: Any) -> set[tuple[int, int]]:
     if not isinstance(value, Tensor):
         return set()
-    channels = set(value.flatten().tolist())
-    first, last = min(channels), max(channels)
+    channels = torch.bincount(value.flatten()).nonzero().flatten()  # in order, each once
+    first, last = int(channels[0]), int(channels[-1])
     return {(first, last)} if last - first + 1 == len(channels) else {_SCATTERED}
 
 

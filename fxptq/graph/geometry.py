@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch.nn.functional as F
-from torch import Tensor, fx
+from typing import TYPE_CHECKING
 
 from fxptq.graph.calls import argument
 
-_PLAIN = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+if TYPE_CHECKING:
+    from torch import Tensor, fx
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,17 @@ class Geometry:
             weight: [N, C / groups, *kernel]; of a transposed convolution [C, N / groups, *kernel].
             groups: replaces the number of groups of the geometry.
         """
+        import torch.nn.functional as F  # noqa: PLC0415  # recipes read the table of kinds without torch
+
         axes = len(self.stride)
         if self.transposed:
-            return _TRANSPOSED[axes](
+            return (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1](
                 x, weight, None, self.stride, self.padding, self.output_padding, groups, self.dilation
             )
         if any(self.trailing):
             x = F.pad(x, _pad(axes, [0] * axes, self.trailing))
-        return _PLAIN[axes](x, weight, None, self.stride, self.padding, self.dilation, groups)
+        plain = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+        return plain(x, weight, None, self.stride, self.padding, self.dilation, groups)
 
     def windows(self, x: Tensor, kernel: Sequence[int]) -> Tensor:
         """The values that the kernel multiplies at each position of the output, for a plain convolution.
@@ -68,6 +69,8 @@ class Geometry:
         Returns:
             [B, C, *positions, *kernel], a view of the padded input.
         """
+        import torch.nn.functional as F  # noqa: PLC0415  # as above
+
         axes = len(self.stride)
         windows = x if x.dim() == axes + 2 else x.unsqueeze(0)
         behind = [near + more for near, more in zip(self.padding, self.trailing, strict=True)]

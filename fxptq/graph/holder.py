@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor, nn
+
+from fxptq.graph.tensors import digest_of
 
 
 class Holder(nn.Module):
@@ -37,16 +37,18 @@ class Holder(nn.Module):
         """
         self._drop_unread()
         names: dict[str, str] = {}
+        taken: set[str] = set()
         for name, tensor in constants.items():
-            digest = _digest(tensor)
+            digest = digest_of(tensor)
             unique, count = name, 0
-            while self._digests.get(unique, digest) != digest or unique in names.values():
+            while self._digests.get(unique, digest) != digest or unique in taken:
                 count += 1
                 unique = f"{name}~{count}"
             if unique not in self._digests:
                 self.constants.register_buffer(unique, tensor.detach().clone())
                 self._digests[unique] = digest
             names[name] = unique
+            taken.add(unique)
         return names
 
     def keep_for(self, reader: object, names: Iterable[str]) -> None:
@@ -63,9 +65,3 @@ class Holder(nn.Module):
             if not self._readers[name]:
                 delattr(self.constants, name)
                 del self._digests[name], self._readers[name]
-
-
-def _digest(tensor: Tensor) -> str:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    about = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
-    return hashlib.blake2b(flat.numpy().tobytes() + about, digest_size=16).hexdigest()

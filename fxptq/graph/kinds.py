@@ -2,6 +2,7 @@
 
 A row names the calls of the kind, their factors, the output axis of the weight, the cost, the reader of the geometry,
 and the reason if the kind cannot be quantized. No other module lists kinds. To add a kind is to add a row to `KINDS`.
+Importing this module loads no torch, because the command line checks recipes against the table.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import fx, nn
-
-from fxptq.graph.calls import argument, name_of
+from fxptq.graph.calls import argument, is_torchs_own, name_of, words
 from fxptq.graph.einsum import einsum_operands, summed_size
-from fxptq.graph.functions import is_torchs_own, words
 from fxptq.graph.geometry import Geometry, convolution_geometry, transposed_geometry
+
+if TYPE_CHECKING:
+    from torch import fx, nn
 
 Slot = Literal["input", "weight", "lhs", "rhs"]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -45,7 +46,7 @@ class Kind:
         weight_axis: the axis of the weight along which its outputs lie; None for products.
         channel_axis: the axis of the output that holds the channels, counted from the end; None for products.
         geometry: reads stride, padding, dilation and groups of a convolution; None for anything else.
-        layers: torch's modules that consist of one such call; the site of the call has the path of the module.
+        layers: names of the modules of `torch.nn` that are one such call; the site has the path of the module.
         reason: the reason why sites of this kind are left in float; empty if they can be quantized.
     """
 
@@ -57,7 +58,7 @@ class Kind:
     weight_axis: int | None = None
     channel_axis: int | None = None
     geometry: Callable[[fx.Node], Geometry | None] | None = None
-    layers: tuple[type[nn.Module], ...] = ()
+    layers: tuple[str, ...] = ()
     reason: str = ""
 
     @property
@@ -107,7 +108,7 @@ _LAYER: tuple[Slot, Slot] = ("input", "weight")
 _NOT_QUANTIZED = "no quantizer for this operation"
 
 
-def convolution(axes: int, layer: type[nn.Module], reason: str = "") -> Kind:
+def convolution(axes: int, reason: str = "") -> Kind:
     """The row of a convolution over `axes` axes, with a weight [N, C / groups, *kernel]."""
     return Kind(
         name=f"conv{axes}d",
@@ -118,12 +119,12 @@ def convolution(axes: int, layer: type[nn.Module], reason: str = "") -> Kind:
         weight_axis=0,
         channel_axis=-axes - 1,
         geometry=convolution_geometry,
-        layers=(layer,),
+        layers=(f"Conv{axes}d",),
         reason=reason,
     )
 
 
-def transposed_convolution(axes: int, layer: type[nn.Module], reason: str = "") -> Kind:
+def transposed_convolution(axes: int, reason: str = "") -> Kind:
     """The row of a transposed convolution over `axes` axes, with a weight [C, N / groups, *kernel]."""
     return Kind(
         name=f"conv_transpose{axes}d",
@@ -134,7 +135,7 @@ def transposed_convolution(axes: int, layer: type[nn.Module], reason: str = "") 
         weight_axis=1,
         channel_axis=-axes - 1,
         geometry=transposed_geometry,
-        layers=(layer,),
+        layers=(f"ConvTranspose{axes}d",),
         reason=reason,
     )
 
@@ -159,12 +160,12 @@ KINDS: tuple[Kind, ...] = (
         macs=_linear_macs,
         weight_axis=0,
         channel_axis=-1,
-        layers=(nn.Linear,),
+        layers=("Linear",),
     ),
-    convolution(1, nn.Conv1d, reason=_NOT_QUANTIZED),
-    convolution(2, nn.Conv2d),
-    convolution(3, nn.Conv3d, reason=_NOT_QUANTIZED),
-    transposed_convolution(2, nn.ConvTranspose2d),
+    convolution(1, reason=_NOT_QUANTIZED),
+    convolution(2),
+    convolution(3, reason=_NOT_QUANTIZED),
+    transposed_convolution(2),
     Kind(
         name="matmul",
         functions=words("matmul einsum"),
@@ -207,7 +208,9 @@ def arithmetic() -> frozenset[str]:
 
 def layers() -> tuple[type[nn.Module], ...]:
     """Torch's modules that are one site each."""
-    return tuple(layer for kind in KINDS for layer in kind.layers)
+    from torch import nn  # noqa: PLC0415  # the table itself is read without torch
+
+    return tuple(getattr(nn, layer) for kind in KINDS for layer in kind.layers)
 
 
 def weight_axis(kind: str) -> int:

@@ -7,34 +7,15 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 
+from fxptq.bits import Bits
 from fxptq.errors import InputError
 from fxptq.graph.kinds import kind_named, quantizable
 from fxptq.graph.parts import PARTS
 from fxptq.graph.sites import Operand, Site
 from fxptq.quant.scheme import UNIFORM, get_scheme
 
-FLOAT: Literal["float"] = "float"
-
 _GENERAL = frozenset(f"*.{name}" for name in ("input", "weight", "lhs", "rhs", *PARTS))
 """Patterns of all operands of a slot or part. They say nothing of one network, so they may match none."""
-
-
-@dataclass(frozen=True)
-class Bits:
-    """Bit widths, 2 to 8.
-
-    Attributes:
-        w: bits of weights.
-        a: bits of activations; both factors of an attention product are activations.
-    """
-
-    w: int
-    a: int
-
-    def __post_init__(self) -> None:
-        for name, value in (("w", self.w), ("a", self.a)):
-            if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= 8:
-                raise InputError(f"bits {name}={value!r} is out of range: expected a whole number from 2 to 8")
 
 
 class Planner(Protocol):

@@ -5,7 +5,8 @@ A network of float16 still takes float16 and gives float16, and computes in floa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -46,6 +47,16 @@ def converted_inputs(inputs: Any) -> Any:
     return tree_map_only(Tensor, converted, inputs)
 
 
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Within, torch.autocast of the caller converts nothing: grids are in float32, and no file knows of an autocast."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
 def in_precision(dtype: torch.dtype, run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
     """Runs a network of one floating-point type on inputs of another; the output is of the type of the inputs.
 
@@ -54,6 +65,11 @@ def in_precision(dtype: torch.dtype, run: Callable[..., Any], inputs: tuple[Tens
         run: the network.
         inputs: tensors; those of floating point are converted.
     """
+    with without_autocast():
+        return _in_precision(dtype, run, inputs)
+
+
+def _in_precision(dtype: torch.dtype, run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
     floats = (torch.float32, *OTHERS)
     input_dtype = next((x.dtype for x in inputs if isinstance(x, Tensor) and x.dtype in floats), dtype)
     if input_dtype == dtype or dtype not in floats:

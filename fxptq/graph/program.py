@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from fxptq.graph.runnable import runnable
 from fxptq.graph.sites import Operand, Site, find_sites
 from fxptq.graph.topology import residual_stages
 from fxptq.graph.wrappers import network_of
+from fxptq.memory import return_freed_memory
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.scheme import make_quantizer
 
@@ -48,8 +50,8 @@ class Variant:
         inserted: the graph with quantizers.
         stage_ends: names of the nodes at which residual stages end.
         module: runs `inserted`.
-        with_features: runs `inserted` and returns (output, [value at each tap]).
         shapes: what it was captured on.
+        holder: the module whose tensors and quantizers the graphs read.
     """
 
     capture: Capture
@@ -57,8 +59,18 @@ class Variant:
     inserted: fx.Graph
     stage_ends: tuple[str, ...]
     module: fx.GraphModule
-    with_features: fx.GraphModule
     shapes: Shapes
+    holder: Holder
+
+    @cached_property
+    @torch.inference_mode(mode=False)
+    def with_features(self) -> fx.GraphModule:
+        """Runs `inserted` and returns (output, [value at each stage end]); made when distillation first asks for it."""
+        graph = copy.deepcopy(self.inserted)
+        by_name = {node.name: node for node in graph.nodes}
+        output = graph.output_node()
+        output.args = ((output.args[0], [by_name[name] for name in self.stage_ends]),)
+        return runnable(self.holder, graph, "Tapped")
 
 
 class Program(nn.Module):
@@ -158,6 +170,7 @@ class Program(nn.Module):
             self.holder.keep_for(taken, names.values())
             variant = self._build(taken, _shapes(inputs))
             self._cache.add(variant.shapes, variant, self.limit)
+            return_freed_memory()
             return variant
 
     def _build(self, taken: Capture, shapes: Shapes) -> Variant:
@@ -170,14 +183,8 @@ class Program(nn.Module):
             self._make_quantizers(sites)
         inserted = insert_quantizers(taken.graph, sites)
         stage_ends = residual_stages(taken.graph)
-        return Variant(taken, sites, inserted, stage_ends, *self._runnable(inserted, stage_ends), shapes)
-
-    def _runnable(self, inserted: fx.Graph, stage_ends: tuple[str, ...]) -> tuple[fx.GraphModule, fx.GraphModule]:
-        with_features = copy.deepcopy(inserted)
-        by_name = {node.name: node for node in with_features.nodes}
-        output = with_features.output_node()
-        output.args = ((output.args[0], [by_name[name] for name in stage_ends]),)
-        return runnable(self.holder, inserted, "Quantized"), runnable(self.holder, with_features, "Tapped")
+        module = runnable(self.holder, inserted, "Quantized")
+        return Variant(taken, sites, inserted, stage_ends, module, shapes, self.holder)
 
     def _make_quantizers(self, sites: tuple[Site, ...]) -> None:
         for operand in (operand for site in sites for operand in site.operands):
@@ -237,8 +244,7 @@ class Program(nn.Module):
         return self
 
     def _remade(self, variant: Variant) -> Variant:
-        module, with_features = self._runnable(variant.inserted, variant.stage_ends)
-        return replace(variant, module=module, with_features=with_features)
+        return replace(variant, module=runnable(self.holder, variant.inserted, "Quantized"))
 
     # -- tensors -------------------------------------------------------------------------------------------------------
 

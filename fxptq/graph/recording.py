@@ -142,6 +142,8 @@ class Recording:
             return self._device_node
         if isinstance(value, np.generic):
             return value.item()
+        if isinstance(value, np.ndarray) and value.dtype != object:  # a graph cannot hold it, and reads it as a tensor
+            return self.node_of(torch.from_numpy(value.copy()))
         return _DTYPES.get(value, value) if isinstance(value, type) else value
 
     def _describe(self, node: fx.Node, value: Any, follows: str) -> None:

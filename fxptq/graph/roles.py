@@ -7,51 +7,61 @@ Where a call, an option of it or a write in place may break the floor, the role 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import fx
 
-from fxptq.graph.calls import LAYOUT, LOWEST, MIXING, argument, first_inputs, name_of
-from fxptq.graph.functions import is_torchs_own
+from fxptq.graph.calls import LAYOUT, LOWEST, MIXING, argument, is_torchs_own, name_of
 from fxptq.graph.tracer import IMAGE
 
 Role = Literal["symmetric", "one_sided", "constant"]
 
 
-def role_of(source: fx.Node) -> tuple[Role, float | None]:
+def role_of(source: fx.Node, one_sided: Mapping[fx.Node, float | None]) -> tuple[Role, float | None]:
     """The role of the values of a node, and the floor of one-sided values where it is known.
 
     Args:
         source: a node of a captured graph.
+        one_sided: the graph's `one_sided_values`.
     """
     if source.meta.get("follows") != IMAGE:
         return "constant", None
-    makers, numbers = _makers(source)
-    if not makers or not all(map(_is_one_sided, makers)):
-        return "symmetric", None
-    floors = [LOWEST[name_of(maker)] for maker in makers] + numbers
-    exact = [floor for floor in floors if floor is not None]
-    return "one_sided", min(exact) if len(exact) == len(floors) else None
+    return ("one_sided", one_sided[source]) if source in one_sided else ("symmetric", None)
 
 
-def _makers(source: fx.Node) -> tuple[list[fx.Node], list[float]]:
-    """The calls that computed the values of a node, and the fill values that calls on the way added."""
-    makers: list[fx.Node] = []
-    numbers: list[float] = []
-    seen, waiting = {source}, [source]
-    while waiting:
-        node = waiting.pop()
-        inputs = first_inputs(node) if _hands_on(node) else ()
+def one_sided_values(graph: fx.Graph) -> dict[fx.Node, float | None]:
+    """The nodes whose values mostly lie at their lower end, with the floor of the values where it is known.
+
+    One pass over the graph: a call that hands values on has a floor if all its inputs have one.
+
+    Args:
+        graph: a captured graph.
+    """
+    floors: dict[fx.Node, float | None] = {}
+    for node in graph.nodes:
+        inputs = _first_inputs(node) if _hands_on(node) else ()
         if not inputs:
-            makers.append(node)
-            continue
-        if name_of(node) == "pad":
-            numbers.append(_padding(node) or 0.0)
-        new = [item for item in inputs if item not in seen]
-        seen.update(new)
-        waiting.extend(new)
-    return makers, numbers
+            if _is_one_sided(node):
+                floors[node] = LOWEST[name_of(node)]
+        elif all(source in floors for source in inputs):
+            known = [floors[source] for source in inputs]
+            if name_of(node) == "pad":
+                known.append(_padding(node) or 0.0)
+            exact = [floor for floor in known if floor is not None]
+            floors[node] = min(exact) if len(exact) == len(known) else None
+    return floors
+
+
+def _first_inputs(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The nodes among the first argument, given by position or by name, looking into lists (`cat`)."""
+    head = argument(node, 0, "input", node.kwargs.get("tensors"))
+    if isinstance(head, fx.Node):
+        return (head,)
+    if isinstance(head, (list, tuple)):
+        return tuple(item for item in head if isinstance(item, fx.Node))
+    return ()
 
 
 def _is_one_sided(maker: fx.Node) -> bool:

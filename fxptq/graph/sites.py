@@ -15,13 +15,13 @@ from typing import Literal
 import torch
 from torch import fx
 
-from fxptq.graph.calls import name_of
-from fxptq.graph.functions import is_custom_operator, writes
+from fxptq.graph.calls import is_custom_operator, name_of
+from fxptq.graph.functions import writes
 from fxptq.graph.fused import fused_parts, leading_to_products
 from fxptq.graph.geometry import Geometry
 from fxptq.graph.kinds import OTHER, Kind, Slot, kind_of, layers
 from fxptq.graph.parts import Part, attention_parts
-from fxptq.graph.roles import Role, role_of
+from fxptq.graph.roles import Role, one_sided_values, role_of
 from fxptq.graph.topology import skeleton
 from fxptq.graph.tracer import IMAGE
 from fxptq.quant.scheme import UNIFORM
@@ -157,7 +157,7 @@ def find_sites(graph: fx.Graph) -> tuple[Site, ...]:
         if node.meta.get("follows") == IMAGE and (kind is not None or _is_hidden(node)):
             found.append((node, kind, version))
     names = _names(node for node, _, _ in found)
-    flow = _Flow(_reaching(graph), leading_to_products(graph), attention_parts(graph))
+    flow = _Flow(_reaching(graph), leading_to_products(graph), one_sided_values(graph), attention_parts(graph))
     sites = [_site(node, kind, name, version, flow) for (node, kind, version), name in zip(found, names, strict=True)]
     return _with_edges(graph, sites)
 
@@ -169,11 +169,13 @@ class _Flow:
     Attributes:
         reaching: the nodes whose values reach the output, and not only through a choice (argmin, topk, a comparison).
         to_products: see `fused.leading_to_products`.
+        one_sided: see `roles.one_sided_values`.
         parts: see `parts.attention_parts`.
     """
 
     reaching: frozenset[fx.Node]
     to_products: frozenset[fx.Node]
+    one_sided: Mapping[fx.Node, float | None]
     parts: Mapping[tuple[fx.Node, int], Part]
 
 
@@ -225,7 +227,7 @@ def _why_other(node: fx.Node, kind: Kind | None) -> str:
 
 
 def _operand(node: fx.Node, kind: Kind, slot: Slot, source: fx.Node, version: int, flow: _Flow) -> Operand:
-    role, lowest = role_of(source)
+    role, lowest = role_of(source, flow.one_sided)
     operand = Operand(
         slot,
         source.name,

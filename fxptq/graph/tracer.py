@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from fxptq.errors import CaptureError
 from fxptq.graph.attention import DECOMPOSED
-from fxptq.graph.calls import plain_name
+from fxptq.graph.calls import is_custom_operator, name_of_function, plain_name
 from fxptq.graph.copies import structural_copy
 from fxptq.graph.depth import room_for
 from fxptq.graph.functions import (
@@ -29,10 +29,8 @@ from fxptq.graph.functions import (
     VALUE_READERS,
     asks_of_sizes,
     is_counted,
-    is_custom_operator,
     is_ragged,
     is_random,
-    name_of_function,
     property_of,
     twin_of,
     writes,

@@ -6,7 +6,6 @@ too must agree bit for bit.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from itertools import product
@@ -22,7 +21,7 @@ from fxptq.graph.copies import structural_copy
 from fxptq.graph.depth import room_for
 from fxptq.graph.exclusive import CAPTURING
 from fxptq.graph.opaque import compiled_pieces_run_eagerly
-from fxptq.graph.runnable import runnable
+from fxptq.graph.randomness import OwnRandomNumbers
 
 Tensors = tuple[Tensor, ...]
 
@@ -36,26 +35,24 @@ class _Decomposing(TorchFunctionMode):
         return DECOMPOSED.get(func, func)(*args, **(kwargs or {}))
 
 
-@contextlib.contextmanager
-def _reproducible(device: torch.device) -> Iterator[None]:
-    """No gradients, and the same random numbers each time; the caller's generators are left as they were."""
-    devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices):
-        torch.manual_seed(0)
-        yield
-
-
 def run_network(model: nn.Module, inputs: Tensors) -> Any:
     """The output of the network for the inputs; neither is changed."""
-    with CAPTURING, room_for(model), _reproducible(inputs[0].device), compiled_pieces_run_eagerly(), _Decomposing():
+    with (
+        CAPTURING,
+        room_for(model),
+        torch.no_grad(),
+        OwnRandomNumbers(),
+        compiled_pieces_run_eagerly(),
+        _Decomposing(),
+    ):
         return structural_copy(model)(*(x.clone() for x in inputs))
 
 
-def run_graph(root: nn.Module, graph: fx.Graph, inputs: Tensors) -> Any:
-    """The output of the graph for the inputs, which are not changed."""
-    with CAPTURING, _reproducible(inputs[0].device):
+def run_graph(module: fx.GraphModule, inputs: Tensors) -> Any:
+    """The output of a graph for the inputs, which are not changed."""
+    with CAPTURING, torch.no_grad(), OwnRandomNumbers():
         # `forward` instead of a call, because a call of a GraphModule prints its failures.
-        return runnable(root, graph).forward(*(x.clone() for x in inputs))
+        return module.forward(*(x.clone() for x in inputs))
 
 
 def difference(first: Any, second: Any) -> float:

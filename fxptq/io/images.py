@@ -8,6 +8,7 @@ cannot be read is an `InputError` of one line that names the file; a file is nev
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +18,15 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fxptq.errors import FxptqError, InputError
 from fxptq.io import deep
 from fxptq.io.deep import Deep
 from fxptq.io.files import write_bytes
+
+_log = logging.getLogger("fxptq")
 
 T = TypeVar("T")
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -83,7 +86,8 @@ def read_image(path: Path, channels: int = 3) -> npt.NDArray[np.uint8]:
 def read_picture(path: Path, channels: int = 3) -> Picture:
     """Read one picture with its transparency, its depth and its colour profile; otherwise as `read_image` does.
 
-    Colours under transparency are those of the file.
+    Colours under transparency are those of the file. CMYK and grey of 8 bits that become RGB are converted to sRGB by
+    their profile, which has done its work then; a profile that cannot be used is kept.
 
     Args:
         path: a file of any usual format of pixels; its suffix does not matter.
@@ -161,11 +165,30 @@ def _as_seen(picture: Deep | Image.Image, channels: int) -> npt.NDArray[np.uint8
 def _whole(picture: Deep | Image.Image, channels: int, profile: bytes = b"") -> Picture:
     if isinstance(picture, Deep):
         return Picture(_with_channels(picture.colour, channels), picture.alpha, profile)
-    alpha = None
+    alpha, converted = None, in_srgb(picture, profile) if channels == 3 else None
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         picture, alpha = layer.convert("RGB"), np.array(layer.getchannel("A"))
+    if converted is not None:
+        return Picture(np.array(converted), alpha)
     return Picture(_array(picture, channels), alpha, profile)
+
+
+def in_srgb(picture: Image.Image, profile: bytes) -> Image.Image | None:
+    """CMYK or grey as RGB, converted by its colour profile; None for other pictures and for a profile without use."""
+    space = {b"CMYK": "CMYK", b"GRAY": "L"}.get(profile[16:20])
+    if space is None or space != {"CMYK": "CMYK", "L": "L", "LA": "L", "1": "L"}.get(picture.mode):
+        return None
+    try:
+        return ImageCms.profileToProfile(
+            picture.convert(space),
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+            ImageCms.createProfile("sRGB"),
+            outputMode="RGB",
+            flags=ImageCms.Flags.HIGHRESPRECALC,
+        )
+    except Exception:  # noqa: BLE001  # whatever a damaged profile, or a Pillow without this part, leads to
+        return None
 
 
 def _array(picture: Image.Image, channels: int) -> npt.NDArray[np.uint8]:
@@ -266,15 +289,21 @@ def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
 def write_picture(path: Path, picture: Picture) -> None:
     """Write a picture as PNG, in its own depth, with its transparency and its profile; otherwise as `write_png`.
 
-    A profile of another kind of colour than the picture's (CMYK, or grey where the network makes colour of it) is left
-    out, for it would be wrong.
+    A profile of another kind of colour than the picture's (CMYK, or grey where the network makes colour of it) would be
+    wrong: it is left out, and a warning says so.
 
     Raises:
         InputError: the name does not end in .png, or the file cannot be written there.
     """
     if path.suffix.lower() != ".png":
         raise InputError(f"{path}: pictures are written as PNG; give a name ending in .png")
-    profile = picture.profile if _describes(picture.profile, picture.colour.shape[2]) else b""
+    channels, profile = picture.colour.shape[2], picture.profile
+    if profile and not describes(profile, channels):
+        space, kind = profile[16:20].decode("ascii", "replace").strip(), "RGB" if channels == 3 else "grey"
+        _log.warning(
+            "%s: the colour profile of its original is for %s; a picture in %s is written without", path, space, kind
+        )
+        profile = b""
     write_bytes(path, _encoded(path, picture, profile))
 
 
@@ -294,7 +323,7 @@ def _encoded(path: Path, picture: Picture, profile: bytes) -> bytes:
     return written.getvalue()
 
 
-def _describes(profile: bytes, channels: int) -> bool:
-    """Whether an ICC profile is of the picture's kind of colour, as far as it says so."""
+def describes(profile: bytes, channels: int) -> bool:
+    """Whether an ICC profile is for RGB, or grey if there is one channel, as far as it says so."""
     space = profile[16:20] if profile[36:40] == b"acsp" else b""
     return bool(profile) and space in (b"", b"RGB " if channels == 3 else b"GRAY")

@@ -31,13 +31,15 @@ class Installed:
     """The implementation that runs the integer operators of a back end on this machine.
 
     Attributes:
-        name: `avx512-vnni`, `avx2` or `generic` for compiled kernels on the CPU, `triton` on a GPU; `torch` for plain
-            torch.
+        name: `avx512-vnni`, `avx2-vnni`, `avx2` or `generic` for compiled kernels on the CPU, `triton` on a GPU;
+            `torch` for plain torch.
         reason: why the operators run in plain torch; empty otherwise.
+        digest: tells the kernels from others of that name; empty where the version of fxptq does.
     """
 
     name: str
     reason: str = ""
+    digest: str = ""
 
     @property
     def native(self) -> bool:

@@ -1,10 +1,12 @@
-"""Compiles the integer kernels for this very machine, once, and loads them.
+"""Which kernels run on this machine: a library that the wheel carries, one compiled here, or none.
 
-The library lies in the user's cache under a digest of the sources, the compiler, its view of the processor and the
-version of torch, so that a change of any of them builds anew. It is written beside its place, loaded by a process on
-trial and moved there with its SHA-256 beside it: a library that is cut off, damaged or not ours is never loaded here,
-where it could take the process with it, but built again. Of several processes that need it one builds. Where nothing
-can be built the operators run in plain torch, as exactly and more slowly; `backend()` says which it is, and why.
+A library of the wheel is chosen by what the processor has (targets.py, shipped.py). Where there is none for it, or it
+cannot be used, the kernels are compiled for this very machine, once. That library lies in the user's cache under a
+digest of the sources, the compiler, its view of the processor and the version of torch, so that a change of any of them
+builds anew. It is written beside its place, tried out by a process of its own (trial.py) and moved there with its
+SHA-256 beside it: a library that is cut off, damaged or not ours is never loaded here, but built again. Of several
+processes that need it one builds. Where nothing can be built the operators run in plain torch, as exactly and more
+slowly; `backend()` says which it is, and why.
 """
 
 from __future__ import annotations
@@ -13,10 +15,7 @@ import hashlib
 import logging
 import os
 import platform
-import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,57 +25,95 @@ from fxptq.errors import InputError
 from fxptq.io.cache import cache_folder
 from fxptq.io.download import file_digest
 from fxptq.io.locks import exclusive
+from fxptq.kernels import compiler, shipped
 from fxptq.kernels.backend import Installed
+from fxptq.kernels.compiler import UnavailableError
 from fxptq.kernels.once import once
+from fxptq.kernels.targets import TARGETS, runnable_here
+from fxptq.kernels.trial import is_sound, record_of, try_out
 
 _log = logging.getLogger("fxptq")
 
-_SOURCES = Path(__file__).parent / "native"
-_SOURCE = _SOURCES / "ops.cpp"
-_TIMEOUT = 600  # seconds
-_TRIAL = "import sys, torch; torch.ops.load_library(sys.argv[1]); print(torch.ops.fxptq_native.isa())"
+CHOICE = "FXPTQ_KERNELS"
+"""The environment variable that chooses the kernels: the name of a target, options of the compiler such as
+`-march=haswell`, `compile` for this very processor, or `none`."""
+
+NATIVE = ("-march=native",)
 
 
 @once
 def backend() -> Installed:
-    """Builds the kernels if need be (some twenty seconds, once a machine) and loads them into the operators."""
+    """Loads the kernels into the operators, compiled now if need be (some twenty seconds, once a machine).
+
+    Raises:
+        InputError: $FXPTQ_KERNELS is none of its values, or names a target that this processor is not.
+    """
+    choice = os.environ.get(CHOICE, "")
+    if choice == "none":
+        return Installed("torch", f"{CHOICE}=none")
+    reason = ""
+    for find in _libraries(choice):
+        if reason:
+            _log.warning("the kernels are compiled here, because those of this installation cannot be used: %s", reason)
+        try:
+            path = find()
+            return Installed(_load(path), digest=file_digest(path)[:16])
+        except (UnavailableError, InputError, OSError) as error:
+            reason = str(error)
+    _log.warning("integer kernels run in plain torch, exact but slow: %s", reason)
+    return Installed("torch", reason)
+
+
+def _libraries(choice: str) -> list[Callable[[], Path]]:
+    """The ways to a library, the best first."""
+    if choice == "compile" or choice.startswith("-"):
+        flags: Sequence[str] = NATIVE if choice == "compile" else choice.split()
+        return [lambda: library(flags)]
+    here = runnable_here()
+    targets = [target for target in here if choice in ("", target.name)]
+    if choice and not targets:
+        why = "this processor cannot run these kernels" if choice in {t.name for t in TARGETS} else "unknown"
+        names = ", ".join([*(target.name for target in here), "compile"])
+        raise InputError(f"{CHOICE}={choice}: {why}; possible here: {names}, none, or options of the compiler")
+    compiled = targets[0].flags if choice else NATIVE
+    carried = [target for target in targets[:1] if shipped.path_of(target).exists()]
+    return [*(lambda target=target: shipped.library(target) for target in carried), lambda: library(compiled)]
+
+
+def _load(path: Path) -> str:
     operators: Any = torch.ops
-    try:
-        path = library()
-        operators.load_library(str(path))
-    except (_UnavailableError, InputError, OSError) as error:
-        _log.warning("integer kernels run in plain torch, exact but slow: %s", error)
-        return Installed("torch", str(error))
-    return Installed(str(operators.fxptq_native.isa()))
+    operators.load_library(str(path))
+    return str(operators.fxptq_native.isa())
 
 
-def library(target: Sequence[str] = ("-march=native",)) -> Path:
-    """Path of the compiled library, compiled now if it is not in the cache.
+def library(flags: Sequence[str] = NATIVE) -> Path:
+    """Path of the library compiled here, compiled now if it is not in the cache.
 
     Args:
-        target: compiler options that choose the processor.
+        flags: compiler options that choose the processor.
 
     Raises:
         InputError: there is no folder for a cache.
         OSError: the cache cannot be written.
+        UnavailableError: there is no compiler, or what it makes cannot be used.
     """
-    compiler = _compiler()
-    path = cache_folder() / "kernels" / _digest(compiler, target) / "fxptq_kernels.so"
-    if _is_sound(path):
+    cxx = compiler.find()
+    path = cache_folder() / "kernels" / _digest(cxx, flags) / "fxptq_kernels.so"
+    if is_sound(path):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(path):
-        if not _is_sound(path):  # or another process has built it meanwhile
-            _build(path, compiler, target)
+        if not is_sound(path):  # or another process has built it meanwhile
+            _build(path, cxx, flags)
     return path
 
 
-def _build(path: Path, compiler: str, target: Sequence[str]) -> None:
-    part, record = path.with_suffix(".part"), _record(path)
-    _log.info("building the integer kernels with %s, once", compiler)
+def _build(path: Path, cxx: str, flags: Sequence[str]) -> None:
+    part, record = path.with_suffix(".part"), record_of(path)
+    _log.info("building the integer kernels with %s, once", cxx)
     try:
-        _run([compiler, *_options(target), str(_SOURCE), "-o", str(part), *_link_options()])
-        _try_out(part, path)
+        compiler.compile_library(part, cxx, flags)
+        try_out(part, str(path))
         digest = file_digest(part)
         record.unlink(missing_ok=True)
         part.replace(path)
@@ -86,75 +123,10 @@ def _build(path: Path, compiler: str, target: Sequence[str]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _record(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
-def _is_sound(path: Path) -> bool:
-    """Whether the library is the one that was built and tried out here, byte for byte."""
-    try:
-        return _record(path).read_bytes() == file_digest(path).encode()
-    except OSError:
-        return False
-
-
-def _try_out(library: Path, path: Path) -> None:
-    """Loads a library in a process of its own, which may die of it."""
-    if not sys.executable:
-        return
-    try:
-        _run([sys.executable, "-c", _TRIAL, str(library.absolute())])
-    except _UnavailableError as error:
-        raise _UnavailableError(f"{path}: what was built cannot be loaded: {error}") from error
-
-
-class _UnavailableError(Exception):
-    """The kernels cannot be built here."""
-
-
-def _compiler() -> str:
-    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        found = shutil.which(name) if name else None
-        if found:
-            return found
-    raise _UnavailableError("no C++ compiler found (set CXX, or install g++)")
-
-
-def _options(target: Sequence[str]) -> list[str]:
-    include = Path(torch.__file__).parent / "include"
-    headers = [f"-I{include}", f"-I{include / 'torch/csrc/api/include'}"]
-    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    return ["-std=c++20", "-O3", *target, "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", abi, *headers]
-
-
-def _link_options() -> list[str]:
-    libraries = Path(torch.__file__).parent / "lib"
-    return [f"-L{libraries}", "-ltorch_cpu", "-lc10"]
-
-
-def _digest(compiler: str, target: Sequence[str]) -> str:
-    # The predefined macros name the compiler's version and every extension of the processor it will use.
-    macros = _run([compiler, *target, "-dM", "-E", "-x", "c++", os.devnull])
-    digest = hashlib.sha256(macros.encode())
-    digest.update(f"{torch.__version__} {platform.libc_ver()} {[*_options(target), *_link_options()]}".encode())
-    for source in sorted([_SOURCE, *_SOURCES.rglob("*.h")]):
+def _digest(cxx: str, flags: Sequence[str]) -> str:
+    digest = hashlib.sha256(compiler.macros(cxx, flags).encode())
+    settings = [*compiler.options(flags), *compiler.link_options()]
+    digest.update(f"{torch.__version__} {platform.libc_ver()} {settings}".encode())
+    for source in sorted(path for path in compiler.SOURCES.rglob("*") if path.is_file()):
         digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:24]
-
-
-def _run(command: Sequence[str]) -> str:
-    try:
-        # The command is the user's own compiler on the package's own sources.
-        done = subprocess.run(  # noqa: S603
-            command, check=True, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT
-        )
-    except subprocess.TimeoutExpired as error:
-        raise _UnavailableError(f"{command[0]} took longer than {_TIMEOUT} s") from error
-    except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "error" in line.lower()] or [
-            f"status {error.returncode}"
-        ]
-        raise _UnavailableError(
-            f"{command[0]} failed: {lines[-1 if command[0] == sys.executable else 0].strip()}"
-        ) from error
-    return done.stdout

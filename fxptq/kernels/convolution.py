@@ -1,4 +1,4 @@
-"""Convolutions without a kernel (grouped, dilated or transposed), computed exactly on integers stored in floats.
+"""Convolutions without a kernel (transposed, dilated, on a GPU grouped), computed exactly on integers in floats.
 
 The codes and the odd integers 2 W - (2**bits - 1) of the weights are small integers. torch's own float convolution of
 them is exact as long as every partial sum fits the significand; this condition decides between float32 and float64.

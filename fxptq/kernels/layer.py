@@ -69,11 +69,6 @@ class Layer:
             taps=None if self.taps is None else self.taps[:, order],
         )
 
-    def for_sums_times(self, factor: int) -> Layer:
-        """The layer for a kernel whose sums are `factor` times the sums of codes."""
-        row_scale = None if self.row_scale is None else self.row_scale / factor
-        return replace(self, scale=self.scale / factor, row_scale=row_scale)
-
     def plus(self, offset: Tensor | float) -> Layer:
         """The layer with a number added to its output, or one for each column [N]."""
         return replace(self, bias=self.bias + offset)

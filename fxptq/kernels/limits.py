@@ -26,7 +26,7 @@ def serve(site: Site, grids: Grids, layout: Layout) -> Served | Refusal:
         return FusedLayer(lambda layer: layout.linear(layer, bits, grid))
     geometry = site.geometry
     assert geometry is not None  # noqa: S101  # every convolution has one
-    if geometry.transposed or geometry.groups > 1 or geometry.dilation != (1, 1) or any(geometry.trailing):
+    if not layout.fuses(geometry, site.shapes["weight"], grid):
         return FloatLayer()
     return FusedLayer(lambda layer: layout.convolution(layer, bits, grid, geometry))
 

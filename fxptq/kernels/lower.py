@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.graph.exclusive import CAPTURING, OwnLock
-from fxptq.graph.precision import in_precision
+from fxptq.graph.finite import warn_of_nan
+from fxptq.graph.precision import in_precision, without_autocast
 from fxptq.graph.program import Program, Variant
 from fxptq.kernels.backend import Backend, Installed, backend_for
 from fxptq.kernels.ops import NO_CODE
@@ -107,12 +108,12 @@ class IntegerModel(nn.Module):
             return self.program.run(inputs, lambda variant: self._run_graph(variant, inputs))
 
     def _run_graph(self, variant: Variant, inputs: tuple[Tensor, ...]) -> Any:
-        if any(node.op == "placeholder" for node in written(variant.inserted)):
-            inputs = tuple(x.clone() for x in inputs)
         if any(x.numel() == 0 or (x.is_floating_point() and bool(x.isnan().any())) for x in inputs):
             return self.program(*inputs)  # where NaN stays NaN, for which no code stands, and nothing is as in torch
         try:
             lowered = self._of(variant)
+            if lowered.writes_inputs:
+                inputs = tuple(x.clone() for x in inputs)
             output = lowered.run(inputs)
             if self._compare:
                 self._compare_at(variant, lowered, inputs)
@@ -121,6 +122,7 @@ class IntegerModel(nn.Module):
                 raise
             _log.warning("the network makes NaN on its way: this input runs in the simulation, where NaN is seen")
             return self.program(*inputs)
+        warn_of_nan(self.program, inputs, output)
         return output
 
     def _compare_at(self, variant: Variant, lowered: _Lowered, inputs: tuple[Tensor, ...]) -> None:
@@ -157,7 +159,7 @@ class IntegerModel(nn.Module):
 
     def _lower(self, variant: Variant) -> _Lowered:
         backend = self.backend
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast():
             rewritten = self._rewritten(variant, backend)
         self._graphs += 1
         native = backend.install().native  # also where nothing is compiled: without it the operators run in plain torch
@@ -193,6 +195,7 @@ class _Lowered:
     def __init__(self, variant: Variant, rewritten: Rewritten, limit: int) -> None:
         self.variant, self.rewritten, self.limit = variant, rewritten, limit
         self.sizes: set[tuple[Any, ...]] = set()
+        self.writes_inputs = any(node.op == "placeholder" for node in written(variant.inserted))
         if limit:
             rewritten.module.compile(dynamic=False)
 

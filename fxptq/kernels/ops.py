@@ -65,23 +65,27 @@ EPILOGUE = (
 _SCHEMAS = {
     "quantize": "(Tensor x, *, float lower, float step, int levels) -> Tensor",
     "layer_norm_codes": "(Tensor x, *, Tensor scale, Tensor offset, float eps, int levels) -> Tensor",
-    "linear": f"(Tensor codes, Tensor weight, *, int columns, Tensor bias, {EPILOGUE}) -> Tensor",
+    "linear": f"(Tensor codes, Tensor weight, *, int columns, int largest=255, Tensor bias, {EPILOGUE}) -> Tensor",
     "conv2d": (
-        "(Tensor codes, Tensor weight, *, int columns, int[] kernel_size, int[] stride, int[] padding, int shuffle=1, "
-        f"Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
+        "(Tensor codes, Tensor weight, *, int columns, int largest=255, int[] kernel_size, int[] stride, "
+        f"int[] padding, int groups=1, int shuffle=1, Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
+    ),
+    "depthwise_conv2d": (
+        "(Tensor codes, Tensor weight, *, int columns, int largest, int[] kernel_size, int[] stride, int[] padding, "
+        f"int[] dilation, int shuffle=1, Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
     ),
     "narrow_conv2d": (
-        "(Tensor codes, Tensor weight, *, int columns, int[] kernel_size, int[] padding, int shuffle=1, "
-        f"Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
+        "(Tensor codes, Tensor weight, *, int columns, int largest=255, int[] kernel_size, int[] padding, "
+        f"int shuffle=1, Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
     ),
     "conv3x3": (
-        "(Tensor codes, Tensor weight, *, int columns, int largest, int[] padding, int shuffle=1, "
+        "(Tensor codes, Tensor weight, *, int columns, int largest, bool narrow, int[] padding, int shuffle=1, "
         f"Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
     ),
-    "matmul": "(Tensor lhs, Tensor rhs, *, int bits, float[] out) -> Tensor",
+    "matmul": "(Tensor lhs, Tensor rhs, *, int bits, int largest=255, float[] out) -> Tensor",
     "attention": (
-        "(Tensor query, Tensor key, Tensor value, *, Tensor? bias, Tensor? mask, int key_bits, int value_bits, "
-        "float[] logit, float[] prob, float[] out, int levels) -> Tensor"
+        "(Tensor query, Tensor key, Tensor value, *, Tensor? bias, Tensor? mask, int query_bits=8, int key_bits, "
+        "int value_bits, float[] logit, float[] prob, float[] out, int levels) -> Tensor"
     ),
 }
 
@@ -133,8 +137,11 @@ def layer_norm_codes(x: Tensor, *, scale: Tensor, offset: Tensor, eps: float, le
     return y.clamp_(0, levels).round_().to(torch.uint8).contiguous()
 
 
-def linear(codes: Tensor, weight: Tensor, *, columns: int, bias: Tensor, **epilogue: Unpack[Epilogue]) -> Tensor:
-    """A linear layer on codes [..., K] with packed `weight`: float32 or uint8 codes [..., columns]."""
+def linear(
+    codes: Tensor, weight: Tensor, *, columns: int, largest: int = 255, bias: Tensor, **epilogue: Unpack[Epilogue]
+) -> Tensor:
+    """A linear layer on codes 0 .. `largest`, [..., K], with packed `weight`: float32 or uint8 codes [..., columns]."""
+    del largest  # only kernels read it, to choose the fastest products that are exact
     return multiplied(codes, unpack_weight(weight, columns), bias, epilogue)
 
 
@@ -150,22 +157,52 @@ def conv2d(
     weight: Tensor,
     *,
     columns: int,
+    largest: int = 255,
     kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
+    groups: int = 1,
     shuffle: int = 1,
     bias: Tensor,
     taps: Tensor | None,
     **epilogue: Unpack[Epilogue],
 ) -> Tensor:
-    """A convolution on codes [B, C, H, W], without groups or dilation; the result lies channels last.
+    """A convolution on codes [B, C, H, W], 0 .. `largest`, without dilation; the result lies channels last.
 
-    `weight` is packed from [columns, kernel height, kernel width, C padded to a multiple of 4]. `taps` [kernel height *
-    kernel width, columns] holds the value that each tap inside the image adds to the bias; taps on the border add
-    nothing, because the border holds real zeros. `spread` shuffles the output.
+    `weight` is packed from [columns, kernel height, kernel width, C / groups padded to a multiple of 4], the panels of
+    each group on their own. `taps` [kernel height * kernel width, columns] holds the value that each tap inside the
+    image adds to the bias; taps on the border add nothing, because the border holds real zeros. `spread` shuffles the
+    output.
     """
-    w = unpack_weight(weight, columns).reshape(columns, *kernel_size, -1)[..., : codes.shape[1]].permute(0, 3, 1, 2)
-    return convolved(codes, w, bias, taps, epilogue, stride=stride, padding=padding, shuffle=shuffle)
+    del largest  # as in `linear`
+    w = torch.cat([unpack_weight(panels, columns // groups) for panels in weight.chunk(groups)])
+    w = w.reshape(columns, *kernel_size, -1)[..., : codes.shape[1] // groups].permute(0, 3, 1, 2)
+    return convolved(codes, w, bias, taps, epilogue, stride=stride, padding=padding, groups=groups, shuffle=shuffle)
+
+
+def depthwise_conv2d(
+    codes: Tensor,
+    weight: Tensor,
+    *,
+    columns: int,
+    largest: int,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    shuffle: int = 1,
+    bias: Tensor,
+    taps: Tensor | None,
+    **epilogue: Unpack[Epilogue],
+) -> Tensor:
+    """A convolution on codes [B, C, H, W], 0 .. `largest`, with one kernel for each channel; otherwise as `conv2d`.
+
+    `weight` is int8 [kernel height * kernel width, C padded to a multiple of 64].
+    """
+    del largest  # only the kernel reads it
+    w = weight[:, :columns].t().reshape(columns, 1, *kernel_size)
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    return convolved(codes, w, bias, taps, epilogue, **options, groups=columns, shuffle=shuffle)
 
 
 def convolved(
@@ -177,27 +214,31 @@ def convolved(
     *,
     stride: Sequence[int],
     padding: Sequence[int],
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
     shuffle: int,
 ) -> Tensor:
-    """`conv2d` with the weight unpacked: signed codes [columns, C, kernel height, kernel width]."""
+    """`conv2d` with the weight unpacked: signed codes [columns, C / groups, kernel height, kernel width]."""
     columns, channels, *size = w.shape
     exact = holding(channels * size[0] * size[1])
 
-    def over(x: Tensor, taps: Tensor) -> Tensor:
+    def over(x: Tensor, taps: Tensor, groups: int = 1) -> Tensor:
         # torch 2.13 leaves parts of a one-column result unwritten where the two strides differ and the strides of the
         # weight fit the channels-last format. A contiguous copy avoids that.
         taps = taps.clone(memory_format=torch.contiguous_format)
-        return F.conv2d(x, taps, stride=stride, padding=padding).permute(0, 2, 3, 1)
+        y = F.conv2d(x, taps, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        return y.permute(0, 2, 3, 1)
 
     shift = bias[:columns]
     if taps is not None:
-        one = torch.ones(1, 1, *codes.shape[2:], device=codes.device)
+        one = torch.ones(1, 1, *codes.shape[2:], dtype=taps.dtype, device=codes.device)
         shift = shift + over(one, taps[:, :columns].t().reshape(columns, 1, *size))
-    box = torch.ones(1, 1, *size, dtype=exact, device=codes.device)
-    row_sum = over(codes.to(exact).sum(1, keepdim=True), box)
+    box = torch.ones(groups, 1, *size, dtype=exact, device=codes.device)
+    sums = codes.to(exact).reshape(len(codes), groups, channels, *codes.shape[2:]).sum(2)
+    row_sum = over(sums, box, groups).repeat_interleave(columns // groups if groups > 1 else 1, -1)
     if epilogue["residual"] is not None:
         epilogue["residual"] = epilogue["residual"].permute(0, 2, 3, 1)
-    y = _finish(over(codes.to(exact), w.to(exact)), row_sum, shift, epilogue)
+    y = _finish(over(codes.to(exact), w.to(exact), groups), row_sum, shift, epilogue)
     return spread(y.contiguous().permute(0, 3, 1, 2), shuffle)
 
 
@@ -206,6 +247,7 @@ def narrow_conv2d(
     weight: Tensor,
     *,
     columns: int,
+    largest: int = 255,
     kernel_size: Sequence[int],
     padding: Sequence[int],
     shuffle: int = 1,
@@ -214,6 +256,7 @@ def narrow_conv2d(
     **epilogue: Unpack[Epilogue],
 ) -> Tensor:
     """`conv2d` with stride 1 for few columns; `weight` is packed from [taps * columns, C]."""
+    del largest  # as in `linear`
     channels = codes.shape[1]
     w = unpack_weight(weight, kernel_size[0] * kernel_size[1] * columns)[:, :channels]
     w = w.reshape(*kernel_size, columns, channels).permute(2, 3, 0, 1)
@@ -226,23 +269,21 @@ def conv3x3(
     *,
     columns: int,
     largest: int,
+    narrow: bool,
     padding: Sequence[int],
     shuffle: int = 1,
     bias: Tensor,
     taps: Tensor | None,
     **epilogue: Unpack[Epilogue],
 ) -> Tensor:
-    """A 3x3 convolution with stride 1 on codes 0 .. `largest`, by Winograd's F(2x2, 3x3) where there is a kernel.
+    """A 3x3 convolution with stride 1 on codes 0 .. `largest`, by Winograd's algorithm where there is a kernel.
 
-    `weight` [9, ...] holds each tap as `pack_taps` packs it. All sums are four times the sums of `conv2d`, and the
-    caller divides the scales by four.
+    `weight` [9, ...] holds each tap as `pack_taps` packs it. The sums are exact if `winograd_fits`. `narrow` says
+    whether the transforms of F(2x2, 3x3) fit bytes too (`fits_bytes`).
     """
-    del largest  # only the kernel reads it
+    del largest, narrow  # only the kernel reads them
     rows = [unpack_weight(tap, columns)[:, : codes.shape[1]] for tap in weight]
     w = torch.stack(rows, -1).reshape(columns, -1, 3, 3)
-    epilogue["scale"] = 4 * epilogue["scale"]
-    if epilogue["row_scale"] is not None:
-        epilogue["row_scale"] = 4 * epilogue["row_scale"]
     return convolved(codes, w, bias, taps, epilogue, stride=(1, 1), padding=padding, shuffle=shuffle)
 
 
@@ -266,12 +307,13 @@ def _finish(acc: Tensor, row_sum: Tensor, bias: Tensor, epilogue: Epilogue) -> T
     return y.clamp(min=0).minimum(levels[:columns]).round().to(torch.uint8)
 
 
-def matmul(lhs: Tensor, rhs: Tensor, *, bits: int, out: Sequence[float]) -> Tensor:
+def matmul(lhs: Tensor, rhs: Tensor, *, bits: int, largest: int = 255, out: Sequence[float]) -> Tensor:
     """The product of codes A [..., M, K] and codes [..., K, N]: float32 [..., M, N], batches broadcast as torch does.
 
-    With B the centred right codes of `bits` bits and `out` = (a, b, c, d, e) the result is
+    With A at most `largest`, B the centred right codes of `bits` bits and `out` = (a, b, c, d, e) the result is
     a sum(A B) + b sum(A) + c sum(B) + d K + e.
     """
+    del largest  # as in `linear`
     exact = holding(lhs.shape[-1])
     a, b = lhs.to(exact), centred(rhs, bits).to(exact)
     y = (a @ b).to(torch.float32) * out[0]
@@ -286,6 +328,7 @@ def attention(
     *,
     bias: Tensor | None,
     mask: Tensor | None,
+    query_bits: int = 8,
     key_bits: int,
     value_bits: int,
     logit: Sequence[float],
@@ -301,6 +344,7 @@ def attention(
         value: codes; V is their centred form.
         bias: times log2(e), added to each head's logits: [heads or 1, M, N padded to a multiple of 16], keys first.
         mask: times log2(e), [masks, M, N padded to a multiple of 16]; window b takes mask b modulo their number.
+        query_bits: width of the query codes.
         key_bits: width of the key codes.
         value_bits: width of the value codes.
         logit: (a, b) of the logit a sum(A K) + b sum(K), times log2(e).
@@ -311,6 +355,7 @@ def attention(
     Returns:
         [B, heads, N, E], in the memory order of [B, N, heads, E].
     """
+    del query_bits  # as `largest` in `linear`
     exact = holding(max(key.shape[-1], key.shape[-2]))
     rows = query.shape[-2]
     a, k, v = query.to(exact), centred(key, key_bits).to(exact), centred(value, value_bits).to(exact)
@@ -335,6 +380,7 @@ PLAIN: dict[str, Callable[..., Tensor]] = {
     "layer_norm_codes": layer_norm_codes,
     "linear": linear,
     "conv2d": conv2d,
+    "depthwise_conv2d": depthwise_conv2d,
     "narrow_conv2d": narrow_conv2d,
     "conv3x3": conv3x3,
     "matmul": matmul,

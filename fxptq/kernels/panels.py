@@ -37,8 +37,8 @@ def centred(codes: Tensor, bits: int) -> Tensor:
 def pack_weight(weight: Tensor) -> Tensor:
     """Lays signed codes out for the kernels: [N, K] int8 -> panels [ceil(N / 16), ceil(K / 4), 16, 4], padded.
 
-    Codes of up to 4 bits, the odd numbers -15 .. 15, take half a byte each: uint8 [ceil(N / 16), ceil(K / 4), 32]. The
-    kernels unpack them to bytes when they use them.
+    Codes of b = 2, 3 or 4 bits, odd numbers up to 2**b - 1, take b bits each: uint8 [ceil(N / 16), ceil(K / 4), 8 b].
+    The kernels unpack them to bytes when they use them.
     """
     return _narrowed(_panels(weight), weight)
 
@@ -51,11 +51,41 @@ def _panels(weight: Tensor) -> Tensor:
 
 
 def _narrowed(panels: Tensor, weight: Tensor) -> Tensor:
-    """The panels in half bytes h = (W + 15) / 2 if all weights fit; of each 64, the first 32 take the low halves."""
-    if not bool(((weight.abs() <= 15) & (weight % 2 != 0)).all()):
+    """The panels with codes c = (W + 2**b - 1) / 2 in the b = 2, 3 or 4 bits that all weights fit, if they do.
+
+    Of each 64 codes, those of 2 or 4 bits lie in 16 or 32 bytes: the first part of them in the lowest bits, the next
+    part above. Codes of 3 bits are their two low bits in 16 bytes, then their high bits in 8 bytes.
+    """
+    bits = _odd_bits(weight)
+    if bits is None:
         return panels
-    halves = ((panels + 15) // 2).to(torch.uint8).flatten(-2)
-    return halves[..., :32] | (halves[..., 32:] << 4)
+    codes = torch.div(panels.short() + 2**bits - 1, 2, rounding_mode="floor").to(torch.uint8).flatten(-2)
+    if bits == 3:
+        return torch.cat([_plane(codes & 3, 2), _plane(codes >> 2, 1)], -1)
+    return _plane(codes, bits)
+
+
+def _odd_bits(weight: Tensor) -> int | None:
+    """The fewest bits, 2, 3 or 4, whose odd numbers include every weight."""
+    if not bool((weight % 2 != 0).all()):
+        return None
+    largest = int(weight.short().abs().max()) if weight.numel() else 0
+    return next((bits for bits in (2, 3, 4) if largest < 2**bits), None)
+
+
+def _plane(codes: Tensor, bits: int) -> Tensor:
+    """Codes [..., 64] of `bits` bits in bytes [..., 8 * bits]: code i is in byte i modulo their number."""
+    parts = codes.reshape(*codes.shape[:-1], 8 // bits, 8 * bits)
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device).view(-1, 1)
+    packed: Tensor = (parts << shifts).sum(-2, dtype=torch.uint8)
+    return packed
+
+
+def _codes_of(plane: Tensor, bits: int) -> Tensor:
+    """The inverse of `_plane`."""
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=plane.device).view(-1, 1)
+    codes: Tensor = (plane.unsqueeze(-2) >> shifts) & (2**bits - 1)
+    return codes.flatten(-2)
 
 
 def with_sums(weight: Tensor) -> Tensor:
@@ -68,14 +98,46 @@ def with_sums(weight: Tensor) -> Tensor:
 def unpack_weight(packed: Tensor, columns: int) -> Tensor:
     """The inverse of `pack_weight`, which keeps the padding along K: [columns, ceil(K / 4) * 4]."""
     if packed.dtype == torch.uint8:
-        halves = torch.cat([packed & 15, packed >> 4], -1).to(torch.int8)
-        packed = (2 * halves - 15).reshape(*packed.shape[:2], LANES, 4)
+        bits = packed.shape[-1] // 8
+        low = packed[..., :16] if bits == 3 else packed
+        codes = _codes_of(low, bits - bits % 2)
+        if bits == 3:
+            codes = codes | _codes_of(packed[..., 16:], 1) << 2
+        packed = (2 * codes.to(torch.int8) - (2**bits - 1)).reshape(*packed.shape[:2], LANES, 4)
     return packed.permute(0, 2, 1, 3).reshape(packed.shape[0] * LANES, -1)[:columns]
 
 
-def pack_conv_weight(weight: Tensor) -> Tensor:
-    """Packs [N, C, height, width] for `conv2d`: channels fastest, each tap padded to groups of four."""
-    return pack_weight(F.pad(weight.permute(0, 2, 3, 1), (0, -weight.shape[1] % 4)).flatten(1))
+def pack_conv_weight(weight: Tensor, groups: int = 1) -> Tensor:
+    """Packs [N, C / groups, height, width] for `conv2d`: channels fastest, each tap padded to groups of four.
+
+    The panels of the groups of a convolution come one after the other.
+    """
+    rows = F.pad(weight.permute(0, 2, 3, 1), (0, -weight.shape[1] % 4)).flatten(1)
+    return _narrowed(torch.cat([_panels(group) for group in rows.chunk(groups)]), rows)
+
+
+def pack_depthwise_weight(weight: Tensor) -> Tensor:
+    """Packs [C, 1, height, width] for `depthwise_conv2d`: [height * width, C padded to a multiple of 64]."""
+    return F.pad(weight.flatten(1).t(), (0, -len(weight) % COLUMN_BLOCK)).contiguous()
+
+
+def joined_groups(weight: Tensor, groups: int) -> tuple[Tensor, int]:
+    """Joins groups with few columns, so that panels are full: the products with the other groups' channels are zero.
+
+    Args:
+        weight: int8 [N, C / groups, height, width].
+        groups: the number of groups.
+
+    Returns:
+        The weight of the joined groups, and their number.
+    """
+    columns = len(weight) // groups
+    together = next(n for n in range(1, groups + 1) if groups % n == 0 and (n * columns >= LANES or n == groups))
+    blocks = weight.reshape(groups // together, together, columns, *weight.shape[1:])
+    joined = blocks.new_zeros(*blocks.shape[:3], together, *blocks.shape[3:])
+    for i in range(together):
+        joined[:, i, :, i] = blocks[:, i]
+    return joined.flatten(3, 4).flatten(0, 2), groups // together
 
 
 def pack_narrow_conv_weight(weight: Tensor) -> Tensor:
@@ -110,7 +172,18 @@ def pack_taps(weight: Tensor) -> Tensor:
 
 
 def winograd_fits(weight: Tensor, largest: int) -> bool:
-    """Whether every transformed weight and input of `conv3x3` fits a byte.
+    """Whether the sums of `conv3x3` are exact: F(4x4, 3x3) computes 64 times each of them modulo 2^32.
+
+    Args:
+        weight: int8 [N, C, 3, 3], signed codes.
+        largest: largest code of the input.
+    """
+    sums = [largest * int(w.sum((1, 2, 3)).max()) for w in (weight.long().clamp(min=0), -weight.long().clamp(max=0))]
+    return max(sums) < 1 << 25
+
+
+def fits_bytes(weight: Tensor, largest: int) -> bool:
+    """Whether every weight and input that F(2x2, 3x3) transforms fits a byte.
 
     Args:
         weight: int8 [N, C, 3, 3], signed codes.

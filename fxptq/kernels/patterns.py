@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxptq.graph.calls import ADD, LAYOUT, argument, name_of
+from fxptq.graph.calls import ADD, LAYOUT, argument, name_of, words
 from fxptq.graph.constants import attribute
-from fxptq.graph.functions import words, writes
+from fxptq.graph.functions import writes
 from fxptq.kernels.ops import Activation
 from fxptq.kernels.shapes import Shapes
 
@@ -141,13 +141,16 @@ class Stem:
     shuffle: int = 1
 
 
-def stem_of(layer: fx.Node, shapes: Shapes, excluded: frozenset[fx.Node] = frozenset()) -> Stem:
+def stem_of(
+    layer: fx.Node, shapes: Shapes, excluded: frozenset[fx.Node] = frozenset(), *, shuffles: bool = True
+) -> Stem:
     """The longest stem that begins with a layer and holds none of the excluded nodes.
 
     Args:
         layer: the linear or convolution node.
         shapes: the shapes of the graph's values.
         excluded: nodes that cannot vanish inside an operator.
+        shuffles: whether the layer's outputs may be reordered, for a pixel shuffle at the end.
     """
     end, factor = layer, 1.0
     activation, slope = Activation.NONE, 0.0
@@ -162,7 +165,8 @@ def stem_of(layer: fx.Node, shapes: Shapes, excluded: frozenset[fx.Node] = froze
         else:
             break
         end = user
-    return _shuffled(Stem(layer, end, factor, activation, slope), excluded)
+    stem = Stem(layer, end, factor, activation, slope)
+    return _shuffled(stem, excluded) if shuffles else stem
 
 
 def _shuffled(stem: Stem, excluded: frozenset[fx.Node]) -> Stem:

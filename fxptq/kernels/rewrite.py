@@ -18,6 +18,7 @@ from fxptq.graph.calls import argument
 from fxptq.graph.constants import attribute, eliminate_dead_code
 from fxptq.graph.program import Variant
 from fxptq.graph.runnable import runnable
+from fxptq.graph.tensors import digest_of
 from fxptq.kernels import patterns
 from fxptq.kernels.attentions import AttentionPattern, Term
 from fxptq.kernels.backend import Backend, FloatLayer, FusedLayer
@@ -75,6 +76,7 @@ class _Rewriter:
         self.values: dict[fx.Node, fx.Node] = {}
         self.codes: dict[fx.Node, fx.Node] = {}
         self.attributes: dict[str, Any] = {}
+        self._targets: dict[str, str] = {}
         self.kernels: dict[str, str] = {}
         self._moved: dict[tuple[fx.Node, Grid], fx.Node] = {}
         self._terms: dict[tuple[fx.Node, float], fx.Node] = {}
@@ -142,10 +144,11 @@ class _Rewriter:
 
     def _hold(self, name: str, value: Tensor | nn.Module) -> str:
         """Stores a tensor or module and returns its target; equal tensors are stored once."""
-        for target, other in self.attributes.items():
-            if isinstance(value, Tensor) and isinstance(other, Tensor) and _equal(value, other):
-                return target
         target = f"integer.{len(self.attributes)}_{name}"
+        if isinstance(value, Tensor):
+            known = self._targets.setdefault(digest_of(value), target)
+            if known != target:
+                return known
         self.attributes[target] = value
         return target
 
@@ -285,7 +288,9 @@ class _Rewriter:
         assert isinstance(second, fx.Node)  # noqa: S101
         lhs, rhs = self.survey.grid(first), self.survey.grid(second)
         terms = product_terms(lhs, rhs)
-        result = self._call("matmul", self._input(first), self._input(second), bits=rhs.bits, out=terms)
+        result = self._call(
+            "matmul", self._input(first), self._input(second), bits=rhs.bits, largest=lhs.levels, out=terms
+        )
         self.values[site] = self._serving((site,), "matmul", result)
 
     def _layer_norm(self, node: fx.Node) -> None:
@@ -328,6 +333,7 @@ class _Rewriter:
             self._input(value),
             bias=self._sum_of([term for term in pattern.terms if not term.per_window]),
             mask=self._sum_of([term for term in pattern.terms if term.per_window]),
+            query_bits=self.survey.grid(query).bits,
             key_bits=self.survey.grid(key).bits,
             value_bits=value_grid.bits,
             logit=[pattern.factor * LOG2E * term for term in (terms[0], terms[2])],
@@ -353,10 +359,6 @@ class _Rewriter:
         if key not in self._terms:
             self._terms[key] = self.new.call_function(key_major, (self.values[term.tensor], term.factor))
         return self._terms[key]
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
 
 
 def _count(node: fx.Node) -> int:

@@ -188,7 +188,9 @@ class Survey:
             if node not in self.sites or self.is_product(node):
                 continue
             bare = node in self.written or not self.is_fused(node)
-            stem = Stem(node, node) if bare else patterns.stem_of(node, self.shapes, self.written)
+            geometry = self.site(node).geometry
+            whole = geometry is None or geometry.groups == 1  # the order of a group's outputs is that of its inputs
+            stem = Stem(node, node) if bare else patterns.stem_of(node, self.shapes, self.written, shuffles=whole)
             # If two layers are summed, the stem of the later layer has the sum, and the earlier layer is the residual.
             if stem.end in stems:
                 earlier = stems.pop(stem.end)

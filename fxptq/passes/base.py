@@ -143,6 +143,8 @@ class Context:
         collected: names of the statistics gathered so far.
         seed: seed of everything random.
         progress: shows the progress of the passes.
+        install_kernels: installs compiled kernels behind the operators that quantizers call, where there are any. A
+            pass that runs them many times calls it first; it may take a while, once a machine.
     """
 
     student: QuantizedNetwork
@@ -156,6 +158,7 @@ class Context:
     collected: set[str] = field(default_factory=set)
     seed: int = 0
     progress: Progress = field(default_factory=Silent)
+    install_kernels: Callable[[], object] = lambda: None
 
     @property
     def device(self) -> torch.device:

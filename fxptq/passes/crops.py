@@ -115,6 +115,12 @@ class Batches:
             return self._training[int(torch.randint(len(self._training), (), generator=self._generator))]
         return self._crops.augmented(self._batch)
 
+    def fixed(self, crops: int) -> list[Inputs]:
+        """Random batches of at least so many crops together; of inputs that are used whole, each one once."""
+        if self._crops is None:
+            return list(self._training)
+        return [self._crops.augmented(self._batch) for _ in range(-(-crops // self._batch))]
+
 
 def _pictures(images: Sequence[Inputs]) -> list[Tensor]:
     return [image for image in images if isinstance(image, Tensor)]

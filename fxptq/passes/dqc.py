@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fxptq.data.sources import Inputs
 from fxptq.errors import CalibrationError, InputError
 from fxptq.passes.base import Context, Pass, PassReport, QuantizedNetwork, register
 from fxptq.passes.crops import Batches
 from fxptq.passes.distill import DistillationLoss, FeatureScale
+from fxptq.passes.lessons import fresh_lessons, repeated_lessons
 from fxptq.passes.offsets import learned_offsets, movable_weights
+from fxptq.passes.teaching import Teaching
+from fxptq.passes.vector import as_vector
 from fxptq.quant.quantizer import Quantizer
-
-Taught = tuple[tuple[Tensor, ...], tuple[Tensor, list[Tensor]]]
-"""A batch of inputs, and the teacher's picture and features for it."""
 
 
 @register("dqc")
@@ -42,6 +41,9 @@ class Dqc(Pass):
             steps: number of steps of the optimizer (Adam).
             batch: crops in a step; one for a network that takes one picture at a time.
             patch: side of a crop in pixels of the input.
+            crops: number of fixed crops to train on, again and again, for which the float network answers once; 0 for
+                new crops in every step.
+            answers_mb: memory for these answers in MB; answers beyond it are computed again, with the same result.
             lr: learning rate of bounds in units of each quantizer's initial step. In units of the width, a rate that
                 suits 2 bits would move a bound at 8 bits by many steps.
             backoff: factor for the learning rate. When a held-out evaluation is worse than before training, training
@@ -66,6 +68,8 @@ class Dqc(Pass):
         steps: int = 3000
         batch: int = 8
         patch: int = 64
+        crops: int = 0
+        answers_mb: int = 1000
         lr: float = 0.03
         backoff: float = 0.3
         betas: tuple[float, float] = (0.9, 0.999)
@@ -85,7 +89,7 @@ class Dqc(Pass):
             for name in ("steps", "batch", "patch", "holdout_crops", "eval_every"):
                 if getattr(self, name) < 1:
                     raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-            for name in ("warmup", "patience", "feature_weight", "rounding_lr"):
+            for name in ("crops", "answers_mb", "warmup", "patience", "feature_weight", "rounding_lr"):
                 if getattr(self, name) < 0:
                     raise InputError(f"{name} must not be negative, but is {getattr(self, name)}")
             if self.lr <= 0 or (self.time_limit_s is not None and self.time_limit_s <= 0):
@@ -105,18 +109,35 @@ class Dqc(Pass):
             InputError: if no bounds are set, or there are no images.
             CalibrationError: if the loss or a bound is not finite. The quantizers then have the best state so far.
         """
-        learners = self._learners(ctx.student)
+        learners = self.learners(ctx.student)
         if all(quantizer.mode == "on" and not quantizer.trainables() for quantizer in ctx.student.quantizers.values()):
             return PassReport(notes=("no quantizer has a range to train",))
         if not learners:
             raise InputError("dqc trains bounds that are set: run a pass such as `dobi` before it")
         if not ctx.images:
             raise InputError("dqc needs calibration images")
-        rounded = movable_weights(ctx.student) if self.settings.rounding_lr else {}
-        with _only_learning(ctx.student, learners), learned_offsets(ctx.student, rounded) as offsets:
-            return _Run(self.settings, ctx, learners, list(offsets.values())).run()
+        with self.training(ctx, learners) as training:
+            return training.run()
 
-    def _learners(self, student: QuantizedNetwork) -> dict[str, Quantizer]:
+    @contextmanager
+    def training(self, ctx: Context, learners: dict[str, Quantizer]) -> Iterator[Training]:
+        """The training of a run; within, the learners' parameters are parts of vectors, afterwards their bounds.
+
+        Args:
+            ctx: the networks and inputs.
+            learners: the quantizers that learn, by key.
+        """
+        ctx.install_kernels()
+        rounded = movable_weights(ctx.student) if self.settings.rounding_lr else {}
+        with (
+            _only_learning(ctx.student, learners),
+            learned_offsets(ctx.student, rounded) as offsets,
+            _rates(self.settings, learners, list(offsets.values())) as rates,
+        ):
+            yield Training(self.settings, ctx, learners, rates)
+
+    def learners(self, student: QuantizedNetwork) -> dict[str, Quantizer]:
+        """The quantizers of a network that learn, by key."""
         return {
             key: quantizer
             for key, quantizer in student.quantizers.items()
@@ -126,17 +147,17 @@ class Dqc(Pass):
         }
 
 
-class _Run:
-    """One training run: its networks, batches, parameters and optimizer."""
+class Training:
+    """One training run: its lessons, parameters and optimizer."""
 
     def __init__(
-        self, settings: Dqc.Settings, ctx: Context, learners: dict[str, Quantizer], offsets: list[nn.Parameter]
+        self, settings: Dqc.Settings, ctx: Context, learners: dict[str, Quantizer], rates: Mapping[nn.Parameter, float]
     ) -> None:
         self.settings, self.ctx, self.learners = settings, ctx, learners
         self.reached = True  # whether the loss depends on a trained parameter
-        self.loss = DistillationLoss(settings.feature_weight, settings.feature_scale)
+        self.teaching = Teaching(ctx, DistillationLoss(settings.feature_weight, settings.feature_scale))
         generator = torch.Generator().manual_seed(ctx.seed)
-        self.batches = Batches(
+        batches = Batches(
             ctx.images,
             size=settings.patch,
             sizes=ctx.sizes,
@@ -145,33 +166,34 @@ class _Run:
             crops=settings.holdout_crops,
             generator=generator,
         )
-        self.held = [self._teach(batch) for batch in self.batches.held]
-        trainables = [trainable for quantizer in learners.values() for trainable in quantizer.trainables()]
-        self.parameters = [trainable.parameter for trainable in trainables] + offsets
-        by_steps: dict[float, list[nn.Parameter]] = {}
-        for trainable in trainables:
-            by_steps.setdefault(trainable.steps, []).append(trainable.parameter)
-        rates = [_at_rate(parameters, settings.lr / steps) for steps, parameters in by_steps.items()]
-        if offsets:
-            rates.append(_at_rate(offsets, settings.rounding_lr))
+        self.held = [self.teaching.teach(batch) for batch in batches.held]
+        self.lessons = fresh_lessons(batches, self.teaching.teach)
+        if settings.crops:
+            memory = settings.answers_mb * 10**6
+            self.lessons = repeated_lessons(
+                batches, self.teaching.teach, crops=settings.crops, memory=memory, generator=generator
+            )
+        self.vectors = list(rates)
+        groups = [{"params": [vector], "lr": peak, "peak": peak} for vector, peak in rates.items()]
         # Gradients of a mean over an image can be as small as Adam's usual eps.
-        self.optimizer = torch.optim.Adam(rates, betas=settings.betas, eps=1e-12)
+        self.optimizer = torch.optim.Adam(groups, betas=settings.betas, eps=1e-12)
 
     def run(self) -> PassReport:
+        """All steps; afterwards the parameters have the best state."""
         settings, start = self.settings, time.perf_counter()
-        first = best = self._evaluate()
+        first = best = self.evaluate()
         best_state, best_step, waited = self._state(), 0, 0
         losses, evaluations, retreats, last = [], [first], 0, False
         backs_off = settings.backoff < 1 and settings.rounding_lr == 0
         try:
             with self.ctx.progress.task("dqc", settings.steps) as advance:
                 for step in range(1, settings.steps + 1):
-                    losses.append(self._step(step, min(1.0, self._done(step - 1, time.perf_counter() - start))))
+                    losses.append(self.step(step, min(1.0, self._done(step - 1, time.perf_counter() - start))))
                     if not self.reached:
                         break
                     last = self._done(step, time.perf_counter() - start) >= 1
                     if step % settings.eval_every == 0 or last:
-                        evaluations.append(self._evaluate())
+                        evaluations.append(self.evaluate())
                         waited += 1
                         if evaluations[-1] < best:
                             best, best_state, best_step, waited = evaluations[-1], self._state(), step, 0
@@ -200,53 +222,37 @@ class _Run:
         limit = self.settings.time_limit_s
         return max(steps / self.settings.steps, seconds / limit if limit else 0.0)
 
-    def _step(self, step: int, done: float) -> float:
-        inputs, lesson = self._teach(self.batches.draw())
-        loss = self.loss(self._outputs(self.ctx.student, inputs), lesson)
+    def step(self, step: int, done: float) -> float:
+        """One step of the optimizer, the `step`-th from 1, when the part `done` of the run is over; the loss before."""
+        loss = self.teaching.student_loss(next(self.lessons))
         value = float(loss.detach())
         if not math.isfinite(value):
             raise CalibrationError(f"dqc: the loss is {value} at step {step}; try a lower `lr`")
         self.reached = loss.requires_grad
         if not self.reached:
             return value
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=False)  # gradients of the quantizers are views of the vectors' gradients
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        self.update(step, done)
+        return value
+
+    def update(self, step: int, done: float) -> None:
+        """Moves the parameters along their gradients, and checks them."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self._rate(step, done)
         self.optimizer.step()
         for key, quantizer in self.learners.items():
             if not quantizer.is_sound():
                 raise CalibrationError(f"dqc: the bounds of {key} diverged at step {step}; try a lower `lr`")
-        return value
+
+    def evaluate(self) -> float:
+        """The mean loss on the held-out crops."""
+        return self.teaching.mean_loss(self.held)
 
     def _rate(self, step: int, done: float) -> float:
         """The learning rate as a part of its peak."""
         rate = min(1.0, step / (self.settings.warmup + 1))
         return rate * 0.5 * (1 + math.cos(math.pi * done)) if self.settings.schedule == "cosine" else rate
-
-    @torch.no_grad()
-    def _teach(self, batch: Inputs) -> Taught:
-        inputs = self.ctx.placed(batch)
-        picture, features = self._outputs(self.ctx.teacher, inputs)
-        if not bool(picture.isfinite().all()):
-            raise CalibrationError(
-                "dqc: the float network makes NaN or infinite values of a calibration crop; calibrate on other images"
-            )
-        return inputs, (picture, features)
-
-    def _outputs(self, network: QuantizedNetwork, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-        """The picture that a network restores, and its features."""
-        output, features = network.with_features(*inputs)
-        return self.ctx.picture.pick(output), features
-
-    @torch.no_grad()
-    def _evaluate(self) -> float:
-        """The mean loss on the held-out crops."""
-        total = sum(float(self.loss(self._outputs(self.ctx.student, x), lesson)) * len(x[0]) for x, lesson in self.held)
-        value = total / sum(len(x[0]) for x, _ in self.held)
-        if not math.isfinite(value):
-            raise CalibrationError(f"dqc: the loss on held-out crops is {value}")
-        return value
 
     def _back_off(self, state: list[Tensor]) -> None:
         """Go on from a former state at a lower rate, without Adam's moments, which belong to the later states."""
@@ -256,16 +262,27 @@ class _Run:
             group["peak"] *= self.settings.backoff
 
     def _state(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.parameters]
+        return [vector.detach().clone() for vector in self.vectors]
 
     @torch.no_grad()
     def _restore(self, state: list[Tensor]) -> None:
-        for parameter, value in zip(self.parameters, state, strict=True):
-            parameter.copy_(value)
+        for vector, value in zip(self.vectors, state, strict=True):
+            vector.copy_(value)
 
 
-def _at_rate(parameters: list[nn.Parameter], peak: float) -> dict[str, Any]:
-    return {"params": parameters, "lr": peak, "peak": peak}
+@contextmanager
+def _rates(
+    settings: Dqc.Settings, learners: dict[str, Quantizer], offsets: Sequence[nn.Parameter]
+) -> Iterator[dict[nn.Parameter, float]]:
+    """Within, all parameters that learn at one rate are one vector; yields the peak rate of each vector."""
+    groups: dict[tuple[float, torch.dtype], list[nn.Parameter]] = {}
+    for trainable in (trainable for quantizer in learners.values() for trainable in quantizer.trainables()):
+        rate = settings.lr / trainable.steps
+        groups.setdefault((rate, trainable.parameter.dtype), []).append(trainable.parameter)
+    if offsets:
+        groups.setdefault((settings.rounding_lr, offsets[0].dtype), []).extend(offsets)
+    with ExitStack() as stack:
+        yield {stack.enter_context(as_vector(parameters)): rate for (rate, _), parameters in groups.items()}
 
 
 @contextmanager

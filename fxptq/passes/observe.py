@@ -43,7 +43,8 @@ class Observe(Pass):
 
         Raises:
             InputError: if there are no images.
-            CalibrationError: if a tensor is not finite, or a quantizer sees no values; the message names the quantizer.
+            CalibrationError: if a tensor is not finite, or a quantizer sees no values; the message names the quantizer
+                and the image.
         """
         if not ctx.images:
             raise InputError("observing needs at least one calibration image")
@@ -57,8 +58,8 @@ class Observe(Pass):
                 quantizer.observer = observers.get(key)
                 quantizer.mode = "observe" if key in observers else "off"
             with torch.no_grad(), ctx.progress.task("observe", len(ctx.images)) as advance:
-                for image in ctx.images:
-                    student(*ctx.placed(image))
+                for index in range(len(ctx.images)):
+                    _run_finite(ctx, index)
                     advance()
         finally:
             for key, quantizer in student.quantizers.items():
@@ -69,6 +70,19 @@ class Observe(Pass):
             ctx.statistics[key] = observer.histogram.distribution()
         values = sum(observer.histogram.count for observer in observers.values())
         return PassReport(notes=(f"{len(observers)} activations, {values:,} values, {len(ctx.images)} images",))
+
+
+def _run_finite(ctx: Context, index: int) -> None:
+    """Runs one calibration input; raises CalibrationError if a value that is observed or restored is not finite."""
+    try:
+        output = ctx.student(*ctx.placed(ctx.images[index]))
+    except CalibrationError as error:
+        raise CalibrationError(f"{error} (calibration input {index})") from None
+    if not bool(ctx.picture.pick(output).isfinite().all()):
+        raise CalibrationError(
+            f"the network makes NaN or infinite values of calibration input {index}, behind its last quantized site; "
+            "calibrate on other images"
+        )
 
 
 class _Named:

@@ -9,16 +9,18 @@ simulated one bit for bit. Clipping is done in units of the scale (0 .. 2**bits 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_BLOCK = 1 << 17
-"""Elements that a CPU thread takes through all operations before the next block, so that they stay in its cache."""
+from fxptq.quant import operators
+
+_SHORTEST = 8
+"""Elements side by side in one range from which on the operators are worth their calls."""
 
 _ROUNDING = 2.0**-21
 """Offsets of signed codes below this share of the largest value are the float32 rounding of a symmetric range."""
@@ -123,59 +125,67 @@ def fake_quantize(x: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor:
-        ctx.save_for_backward(x, scale, offset)
+        dense = as_dense(x)
+        ctx.save_for_backward(dense, scale, offset)
         ctx.bits = bits
-        n = levels(bits)
-        out = torch.empty_like(x)
-        (low, step), (source, target) = _flatten((offset, scale), (x, out))
-        for values, result in zip(_blocks(source, low), _blocks(target, low), strict=True):
-            torch.sub(values, low, out=result).div_(step).clamp_(0, n).round_().mul_(step).add_(low)
-        return out
+        return values(dense, scale, offset, bits)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, scale, offset = ctx.saved_tensors
-        n = levels(ctx.bits)
-        need_bounds = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        grad_x = torch.empty_like(x)
-        if grad.stride() != grad_x.stride():
-            grad = torch.empty_like(x).copy_(grad)
-        (low, step), (source, upstream, target) = _flatten((offset, scale), (x, grad, grad_x))
-        grad_offset, grad_scale = torch.zeros_like(low), torch.zeros_like(low)
-        for values, g, result in zip(_blocks(source, low), _blocks(upstream, low), _blocks(target, low), strict=True):
-            z = torch.sub(values, low).div_(step)
-            clipped = z.clamp(0, n)
-            outside = z.ne_(clipped)  # 1.0 or 0.0
-            torch.addcmul(g, g, outside, value=-1, out=result)
-            if need_bounds:
-                # r - z inside; n above and 0 below.
-                dscale = clipped.round().sub_(clipped).addcmul_(clipped, outside)
-                grad_scale += _inner(dscale, g, low)
-                grad_offset += _inner(outside, g, low)
-        return grad_x, grad_scale.view_as(scale), grad_offset.view_as(offset), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        dense, scale, offset = ctx.saved_tensors
+        return *gradients(dense, grad, scale, offset, ctx.bits, ctx.needs_input_grad[0]), None
 
 
-def _inner(a: Tensor, b: Tensor, low: Tensor) -> Tensor:
-    """The sum of a * b over the elements that share a bound; `a` is overwritten."""
-    return torch.dot(a, b) if low.dim() == 0 else a.mul_(b).sum_to_size(low.shape)
+def values(dense: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor:
+    """`fake_quantize` of a dense tensor, unknown to autograd."""
+    runs = _runs(dense, scale)
+    if runs is None:
+        return operators.fake_quantize(dense, scale, offset, levels(bits))
+    out: Tensor = torch.ops.fxptq.fake_quantize(_as(runs, dense), scale.reshape(-1), offset.reshape(-1), levels(bits))
+    return out.as_strided(dense.shape, dense.stride())
 
 
-def _flatten(bounds: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Per-tensor bounds as scalars, and dense tensors as flat views in the order of memory; others stay unchanged.
+def gradients(
+    dense: Tensor, grad: Tensor, scale: Tensor, offset: Tensor, bits: int, of_values: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The gradients of `values` for the gradient `grad` of its result: of the values if asked, scale and offset."""
+    if grad.stride() != dense.stride():
+        grad = torch.empty_like(dense).copy_(grad)
+    runs = _runs(dense, scale)
+    if runs is None:
+        found = operators.fake_quantize_backward(dense, grad, scale, offset, levels(bits), of_values)
+        return found[0] if of_values else None, found[1], found[2]
+    of_x, of_scale, of_offset = torch.ops.fxptq.fake_quantize_backward(
+        _as(runs, dense), _as(runs, grad), scale.reshape(-1), offset.reshape(-1), levels(bits), of_values
+    )
+    of_x = of_x.as_strided(dense.shape, dense.stride()) if of_values else None
+    return of_x, of_scale.view_as(scale), of_offset.view_as(offset)
 
-    The last of `tensors` comes from `empty_like(first)`: it has the strides of the first only if that one is dense.
-    """
-    first, last = tensors[0], tensors[-1]
-    if bounds[0].numel() != 1 or first.stride() != last.stride():
-        return bounds, tensors
-    flat = tuple(t.as_strided((t.numel(),), (1,)) for t in tensors)
-    return tuple(b.reshape(()) for b in bounds), flat
+
+def _runs(x: Tensor, scale: Tensor) -> tuple[int, int, int] | None:
+    """The shape [outer, ranges, inner] in which the operators take the memory of `x`; None where they do not."""
+    # torch.compile fuses the plain form with its neighbours.
+    if x.dtype != torch.float32 or scale.dtype != torch.float32 or torch.compiler.is_compiling():
+        return None
+    if scale.numel() == 1:
+        return 1, 1, x.numel()
+    axes = [axis for axis in range(-scale.dim(), 0) if scale.shape[axis] > 1]
+    if len(axes) > 1 or not x.is_contiguous() or scale.dim() > x.dim() or x.shape[axes[0]] != scale.shape[axes[0]]:
+        return None
+    inner = prod(x.shape[x.dim() + axes[0] + 1 :])
+    ranges = scale.numel()
+    return (x.numel() // (ranges * inner), ranges, inner) if inner >= _SHORTEST else None
 
 
-def _blocks(x: Tensor, low: Tensor) -> Iterator[Tensor]:
-    """Views of cache size of a flat CPU tensor; the whole tensor otherwise."""
-    if low.dim() == 0 and not x.is_cuda:
-        yield from torch.split(x, _BLOCK * torch.get_num_threads())
-    else:
-        yield x
+def as_dense(x: Tensor) -> Tensor:
+    """`x` without gaps and repeats in memory, with the strides that `empty_like` gives."""
+    if x.is_contiguous() or x.stride() == torch.empty_like(x, device="meta").stride():
+        return x
+    return torch.empty_like(x).copy_(x)
+
+
+def _as(runs: tuple[int, int, int], dense: Tensor) -> Tensor:
+    """The memory of a dense tensor, in its order, as runs."""
+    _, ranges, inner = runs
+    return dense.as_strided(runs, (ranges * inner, inner, 1))

@@ -230,4 +230,6 @@ class Quantizer(nn.Module, ABC):
                 f"{self.ranges} ranges do not divide axis {self.axis} of a tensor of shape {tuple(x.shape)}"
             )
         after = x.dim() - 1 - self.axis % x.dim()
-        return per_range.repeat_interleave(size // self.ranges).view((size,) + (1,) * after)
+        if size > self.ranges:
+            per_range = per_range.repeat_interleave(size // self.ranges)
+        return per_range.view((size,) + (1,) * after)

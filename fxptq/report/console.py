@@ -1,20 +1,24 @@
-"""Results on the terminal, as rich tables."""
+"""Results on the terminal, as rich tables. Importing this module loads no torch: a list of recipes needs none."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from fxptq.bench.measure import Bench
-from fxptq.commands.quantize import Outcome
-from fxptq.evaluate.score import TITLES, SetScore
-from fxptq.graph import Site
-from fxptq.io.weights import WeightsRow
-from fxptq.recipe import Recipe
+from fxptq.data.tasks import TITLES
+
+if TYPE_CHECKING:
+    from fxptq.bench.measure import Bench
+    from fxptq.commands.quantize import Outcome
+    from fxptq.evaluate.score import SetScore
+    from fxptq.graph import Site
+    from fxptq.io.weights import WeightsRow
+    from fxptq.recipe import Recipe
 
 STAGES = {"fp": "full precision", "dobi": "bounds alone", "final": "quantized"}
 """How the stages of a run are called in tables."""

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from fxptq.commands.quantize import Outcome
-from fxptq.evaluate.score import TITLES
+from fxptq.data.tasks import TITLES
 from fxptq.io.files import write_text
 
 _STYLE = """

@@ -17,9 +17,10 @@ import typer
 from safetensors import safe_open
 from torch import Tensor
 
+from fxptq.data.tasks import TITLES
 from fxptq.errors import FxptqError, InputError
 from fxptq.evaluate.restore import fitted
-from fxptq.evaluate.score import TITLES, SetScore, evaluate
+from fxptq.evaluate.score import SetScore, evaluate
 from fxptq.evaluate.sets import open_set, parse_data
 from fxptq.io.state_dict import load_state, read_state
 from fxptq.recipe import Recipe

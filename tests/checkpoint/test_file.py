@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from fxptq.checkpoint import file as ck
+from fxptq.checkpoint import index as indexes
 from fxptq.checkpoint.file import Checkpoint, FloatSite, Metadata, PackedCodes, PassRecord
 from fxptq.checkpoint.metadata import FORMAT_VERSION
+from fxptq.checkpoint.state import check_fits
 from fxptq.errors import CheckpointError
 
 SWINIR_BLOCKS = 24
@@ -249,3 +252,87 @@ def test_a_run_of_masks_is_deflated_and_comes_back(tmp_path: Path) -> None:
     for name, tensor in kept.items():
         assert torch.equal(back[name], tensor)
         assert back[name].dtype is tensor.dtype
+
+
+# -- files beyond memory -----------------------------------------------------------------------------------------------
+
+
+def sparse(path: Path, sample: Checkpoint, *, shape: list[int], bits: int = 32, cut: int = 0) -> None:
+    """Writes a checkpoint with one more tensor of float32, whose values are a hole in the file."""
+    ck.write(path, sample)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    runs = {name: body[slice(*entry["data_offsets"])] for name, entry in header.items() if name != "__metadata__"}
+    index = indexes.decode(runs["metadata"])
+    index.floats["hole"] = (f"float{bits}", shape)
+    runs["metadata"] = indexes.encode(index, index.model_dump_json())
+    offset, lengths = 0, {name: len(run) for name, run in runs.items()}
+    lengths["floats.float32"] += prod(shape) * 4
+    for name, entry in header.items():
+        if name != "__metadata__":
+            entry["data_offsets"] = [offset, offset := offset + lengths[name]]
+            entry["shape"] = [lengths[name] // {"U8": 1, "BOOL": 1, "BF16": 2, "F32": 4, "I64": 8}[entry["dtype"]]]
+    text = json.dumps(header).encode()
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name, run in runs.items():
+            stream.seek(8 + len(text) + header[name]["data_offsets"][0])
+            stream.write(run)
+        stream.truncate(8 + len(text) + offset - cut)
+
+
+@pytest.fixture
+def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ck, "_load", lambda _: pytest.fail("the file is read whole"))
+
+
+@pytest.mark.usefixtures("no_reading")
+def test_of_a_file_of_terabytes_only_the_index_is_read(tmp_path: Path, sample: Checkpoint) -> None:
+    path = tmp_path / "a.safetensors"
+    sparse(path, sample, shape=[1 << 20, 1 << 20])
+    assert path.stat().st_size > 4 << 40
+    stored = ck.open_file(path)
+    assert stored.index.floats["hole"] == ("float32", [1 << 20, 1 << 20])
+    with pytest.raises(CheckpointError, match=r"another architecture: .* this network lacks empty, half, hole"):
+        check_fits(torch.nn.Conv2d(3, 3, 1), stored.index, "a")
+
+
+def test_values_beside_those_of_the_network_are_bounded_by_it() -> None:
+    network = torch.nn.Conv2d(3, 3, 1)
+    floats = {"weight": ("float32", [3, 3, 1, 1]), "bias": ("float32", [3]), ".scheme.step": ("float32", [1 << 24])}
+    check_fits(network, indexes.Index(meta=metadata(), codes={}, bounds={}, floats=floats), "a")
+    floats[".scheme.more"] = ("float32", [1])
+    with pytest.raises(CheckpointError, match=r"it claims 16777217 values beside the 12 of the network"):
+        check_fits(network, indexes.Index(meta=metadata(), codes={}, bounds={}, floats=floats), "a")
+
+
+@pytest.mark.usefixtures("no_reading")
+@pytest.mark.parametrize("cut", [1, -1, 1 << 30])
+def test_a_large_file_of_another_length_than_its_header_says(tmp_path: Path, sample: Checkpoint, cut: int) -> None:
+    sparse(tmp_path / "a", sample, shape=[1 << 30], cut=cut)
+    with pytest.raises(CheckpointError, match="its header does not fit its size"):
+        ck.open_file(tmp_path / "a")
+
+
+@pytest.mark.usefixtures("no_reading")
+def test_a_large_file_whose_index_claims_less_than_it_has(tmp_path: Path, sample: Checkpoint) -> None:
+    sparse(tmp_path / "a", sample, shape=[1 << 30], bits=16)
+    with pytest.raises(CheckpointError, match=r"its tensors are not those its index names"):
+        ck.open_file(tmp_path / "a")
+
+
+def test_a_large_file_is_read_when_its_index_fits(
+    tmp_path: Path, sample: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ck.write(tmp_path / "a", sample)
+    whole = ck.open_file(tmp_path / "a")
+    monkeypatch.setattr(ck, "_AT_ONCE", 10)
+    stored = ck.open_file(tmp_path / "a")
+    assert (stored.runs, stored.index, stored.size) == (None, whole.index, whole.size)
+    assert_equal(stored.content(), sample)
+    data = bytearray((tmp_path / "a").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        ck.open_file(tmp_path / "a").content()

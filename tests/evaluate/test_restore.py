@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import fxptq
 from fxptq import Bits, FxptqError, InputError, Recipe
 from fxptq.io.images import to_image, to_tensor
+from tests.io.test_images import inks
 from tests.tiny import RECIPE, inputs, settings, swinir
 
 
@@ -76,6 +77,25 @@ def test_images_come_back_as_they_were_given(mode: str) -> None:
     if mode in ("RGBA", "LA"):
         alpha = image.getchannel("A").resize((18, 14), Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(np.asarray(restored.getchannel("A")), np.asarray(alpha))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "CMYK"])
+@pytest.mark.parametrize("space", [b"RGB ", b"GRAY", b"CMYK"])
+def test_a_colour_profile_stays_with_an_image_that_it_describes(mode: str, space: bytes) -> None:
+    image = Image.fromarray(levels(7, 9)).convert(mode)
+    image.info["icc_profile"] = profile = bytes(16) + space + bytes(16) + b"acsp" + bytes(88)
+    restored = fxptq.restore(Double().eval(), image, scale=2)
+    fits = space == (b"GRAY" if mode in ("L", "LA") else b"RGB ")
+    assert restored.info.get("icc_profile") == (profile if fits else None)
+
+
+def test_an_image_in_cmyk_comes_back_in_srgb_by_its_profile() -> None:
+    image = Image.new("CMYK", (2, 2), (255, 0, 0, 0))
+    image.info["icc_profile"] = inks()
+    restored = np.asarray(fxptq.restore(Double().eval(), image, scale=2))
+    assert restored.shape == (4, 4, 3)
+    assert np.ptp(restored) <= 3  # a grey, as the profile has it, and no cyan
+    assert 150 < restored.mean() < 220
 
 
 def test_tensors_stay_in_the_networks_range() -> None:

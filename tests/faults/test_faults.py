@@ -141,3 +141,34 @@ def test_no_compiler_is_one_line(tmp_path: Path) -> None:
     assert (ran.status, ran.out) == (0, "b.png\n"), ran.err
     assert len(ran.err.splitlines()) == 1
     assert "no C++ compiler found" in ran.err
+
+
+def test_many_processes_that_need_the_kernels_at_once_build_them_once(tmp_path: Path) -> None:
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("needs a C++ compiler")
+    write_recipe(tmp_path)
+    write_checkpoint(tmp_path)
+    picture(tmp_path / "a.png")
+    own = environment({"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(tmp_path / "cache")})
+    command = [
+        sys.executable,
+        "-m",
+        "fxptq",
+        "upscale",
+        "--integer",
+        "--model",
+        "mod:tiny",
+        "tiny.safetensors",
+        "a.png",
+    ]
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen([*command, f"{number}.png"], cwd=tmp_path, env=own, stdout=pipe, stderr=pipe, text=True)  # noqa: S603  # our own
+        for number in range(6)
+    ]
+    ran = [(*process.communicate(timeout=600), process.returncode) for process in processes]
+    assert all((out, status) == (f"{number}.png\n", 0) for number, (out, _, status) in enumerate(ran)), ran
+    assert not any("plain torch" in err for _, err, _ in ran), ran
+    assert len({(tmp_path / f"{number}.png").read_bytes() for number in range(6)}) == 1
+    built = [file.name for file in (tmp_path / "cache").rglob("fxptq_kernels*")]
+    assert sorted(built) == ["fxptq_kernels.sha256", "fxptq_kernels.so"]

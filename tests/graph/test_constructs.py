@@ -487,6 +487,31 @@ def test_precisions(dtype: torch.dtype, agrees: Agrees) -> None:
     agrees(Body(windows).to(dtype), dtype=dtype)
 
 
+ORDER, WEIGHTS = np.array([2, 0, 1]), np.array([0.5, 1.0, 2.0], dtype=np.float32)
+NUMPY_ARGUMENTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "channels": lambda y: y[:, ORDER],
+    "rows of this height": lambda y: y[:, :, np.arange(y.shape[2])[::-1].copy()],
+    "mask": lambda y: y[:, np.array([True, False, True])],
+    "pixels": lambda y: y[:, :, np.array([0, 3])[:, None], np.array([1, 2])],
+    "assigned": lambda y: y.clone().index_put_((torch.tensor(0), torch.as_tensor(ORDER)), y[0]),
+    "weights": lambda y: y * torch.tensor(WEIGHTS).view(1, 3, 1, 1) * torch.from_numpy(WEIGHTS).view(1, 3, 1, 1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+@pytest.mark.parametrize("step", NUMPY_ARGUMENTS.values(), ids=NUMPY_ARGUMENTS)
+def test_arrays_of_numpy_as_arguments(step: Callable[[Tensor], Tensor], agrees: Agrees) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return step(self.conv(x))
+
+    agrees(Network(), (1, 3, 16, 16), (2, 3, 20, 24), (1, 3, 32, 32), (1, 3, 9, 40))
+
+
 class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         noise = torch.randn(1, 1, *x.shape[2:])

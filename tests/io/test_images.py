@@ -347,6 +347,74 @@ def test_a_profile_of_another_kind_of_colour_is_left_out(tmp_path: Path, space: 
     assert read_picture(tmp_path / "a.png").profile == (profile if kept else b"")
 
 
+def profile_of(space: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile (version 2) of an output device, as section 6 of the specification lays it out."""
+    offset, table, data = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += name + struct.pack(">II", offset + len(data), len(content))
+        data += content + bytes(-len(content) % 4)
+    illuminant = struct.pack(">iii", 63190, 65536, 54061)
+    head = bytes(8) + struct.pack(">I", 0x02400000) + b"prtr" + space + pcs + bytes(12) + b"acsp" + bytes(28)
+    head += illuminant + bytes(48)
+    return struct.pack(">I", 128 + len(table) + len(data)) + head[4:128] + table + data
+
+
+WHITE_POINT = b"XYZ " + bytes(4) + struct.pack(">iii", 63190, 65536, 54061)
+GAMMA = 1.75
+CURVE = b"curv" + bytes(4) + struct.pack(">IH", 1, int(GAMMA * 256))
+GREY = profile_of(b"GRAY", b"XYZ ", {b"wtpt": WHITE_POINT, b"kTRC": CURVE})
+
+
+def inks() -> bytes:
+    """A profile of CMYK in which each ink, alone or with others, makes the paper darker and no ink is coloured."""
+    ramp = bytes(range(256))
+    corners = [(round(255 * (1 - corner.bit_count() / 4)), 128, 128) for corner in range(16)]
+    clut = b"".join(map(bytes, corners))
+    lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
+    return profile_of(b"CMYK", b"Lab ", {b"wtpt": WHITE_POINT, b"A2B0": lut + ramp * 4 + clut + ramp * 3})
+
+
+def in_srgb(luminance: float) -> float:
+    """The level of a grey in sRGB, by IEC 61966-2-1."""
+    return 255 * (12.92 * luminance if luminance <= 0.0031308 else 1.055 * luminance ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_a_grey_picture_becomes_srgb_by_its_profile(tmp_path: Path, mode: str) -> None:
+    levels = np.arange(0, 256, 5, dtype=np.uint8).reshape(4, 13)
+    picture = Image.fromarray(levels).convert(mode)
+    picture.save(tmp_path / "a.png", icc_profile=GREY)
+    read = read_picture(tmp_path / "a.png")
+    expected = [[[in_srgb((level / 255) ** GAMMA)] * 3 for level in row] for row in levels]
+    np.testing.assert_allclose(read.colour, expected, atol=2)
+    assert (read.profile, read.alpha is not None) == (b"", mode == "LA")
+    grey = read_picture(tmp_path / "a.png", channels=1)
+    np.testing.assert_array_equal(grey.colour[:, :, 0], levels)
+    assert grey.profile == GREY
+
+
+def test_cmyk_becomes_srgb_by_its_profile(tmp_path: Path) -> None:
+    parts = [(0, 0, 0, 0), (255, 0, 0, 0), (0, 255, 0, 255), (255, 255, 255, 255)]
+    picture = Image.new("CMYK", (4, 1))
+    picture.putdata(parts)
+    picture.save(tmp_path / "a.tif", icc_profile=inks())
+    read = read_picture(tmp_path / "a.tif")
+    assert read.profile == b""
+    lightness = [100, 75, 50, 0]  # of CIE 1976: Y = ((L + 16) / 116)^3 above 8
+    expected = [[in_srgb(((each + 16) / 116) ** 3 if each > 8 else 0.0)] * 3 for each in lightness]
+    np.testing.assert_allclose(read.colour[0], expected, atol=3)
+
+
+def test_a_profile_that_cannot_be_used_is_said_to_be_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    damaged = GREY[:140] + bytes(len(GREY) - 140)
+    Image.fromarray(_noise((4, 4, 1))[:, :, 0]).save(tmp_path / "a.png", icc_profile=damaged)
+    read = read_picture(tmp_path / "a.png")
+    assert not caplog.messages
+    write_picture(tmp_path / "b.png", read)
+    what = "the colour profile of its original is for GRAY; a picture in RGB is written without"
+    assert caplog.messages == [f"{tmp_path / 'b.png'}: {what}"]
+
+
 def test_levels_are_on_one_scale_whatever_the_depth() -> None:
     assert Picture(np.array([[[65535, 257, 0]]], np.uint16)).levels.tolist() == [[[255.0, 1.0, 0.0]]]
     assert Picture(np.array([[[255, 1, 0]]], np.uint8)).levels.tolist() == [[[255.0, 1.0, 0.0]]]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -134,6 +136,28 @@ def test_without_a_checksum_the_result_says_so(serve: Callable[..., Server], tar
     result = download(serve("whole").url, "", target, patience=SURE)
     assert target.read_bytes() == CONTENT
     assert f"sha256 {SHA256} (not verified" in str(result)
+
+
+MANY = (
+    "import sys; from pathlib import Path; from fxptq.io.download import download; "
+    "print(download(sys.argv[1], sys.argv[2], Path(sys.argv[3])).sha256)"
+)
+
+
+@pytest.mark.parametrize("script", [("whole",), ("cut", "cut", "whole")], ids=["whole", "cut"])
+def test_many_processes_get_the_file_and_one_fetches_it(
+    serve: Callable[..., Server], target: Path, script: tuple[str, ...]
+) -> None:
+    server = serve(*script)
+    command = [sys.executable, "-c", MANY, server.url, SHA256, str(target)]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # noqa: S603  # ourselves
+        for _ in range(6)
+    ]
+    assert [process.communicate(timeout=60)[0] for process in processes] == [f"{SHA256}\n"] * 6
+    assert target.read_bytes() == CONTENT
+    assert _left(target) == ["weights.pth"]
+    assert len(server.ranges) == len(script)
 
 
 @pytest.mark.parametrize("trouble", ["cut", "stall"])

@@ -46,7 +46,7 @@ def cases() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
             (image, panels.pack_conv_weight(weight)),
             place | layer(35) | {"kernel_size": (3, 3), "stride": (1, 1)},
         ),
-        ("conv3x3", (image, panels.pack_taps(weight)), place | layer(35, None) | {"largest": 15}),
+        ("conv3x3", (image, panels.pack_taps(weight)), place | layer(35, None) | {"largest": 15, "narrow": True}),
         (
             "narrow_conv2d",
             (image, panels.pack_narrow_conv_weight(weight[:3])),

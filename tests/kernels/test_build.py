@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fxptq.kernels import build
+from fxptq.kernels import build, trial
 from fxptq.kernels.backend import Installed
 from tests.tiny import write_checkpoint, write_recipe
 
@@ -23,7 +23,8 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without a compiler, with an empty cache."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("CXX", raising=False)
+    for name in ("CXX", build.CHOICE):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
@@ -74,15 +75,15 @@ def test_a_library_that_cannot_be_loaded(nowhere: Path) -> None:
     assert "fxptq_kernels.so" in found.reason
 
 
-# A compiler whose library is a text with the sources' arguments in it; it notes each time it builds.
-COUNT = 'case "$*" in *-dM*) exit 0;; esac; echo build >> "$0.log"'
+# A compiler whose library is a text; it notes each time it links one.
+COUNT = 'case "$*" in *-dM*) exit 0;; *-shared*) echo build >> "$0.log";; esac'
 
 
 @pytest.fixture
 def counted(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine whose compiler counts what it builds, and where every library passes its trial."""
     compiler(nowhere, f"{COUNT}; {WRITE}; exit 0")
-    monkeypatch.setattr(build, "_try_out", lambda *_: None)
+    monkeypatch.setattr(build, "try_out", lambda *_: None)
     return nowhere / "c++.log"
 
 
@@ -113,7 +114,7 @@ def test_a_library_that_kills_whoever_loads_it_is_not_loaded_here(
     death: str, nowhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiler(nowhere, f"{WRITE}; exit 0")
-    monkeypatch.setattr(build, "_TRIAL", f"import os, signal; os.kill(os.getpid(), signal.{death})")
+    monkeypatch.setattr(trial, "PROGRAM", ("-c", f"import os, signal; os.kill(os.getpid(), signal.{death})"))
     found = fresh()
     assert not found.native
     assert "fxptq_kernels.so: what was built cannot be loaded" in found.reason
@@ -127,6 +128,18 @@ def test_what_a_killed_build_left_stops_nobody(counted: Path) -> None:
         (path.parent / name).write_bytes(b"half")
     build.library()
     assert sorted(file.name for file in path.parent.iterdir()) == ["fxptq_kernels.sha256", "fxptq_kernels.so"]
+
+
+def test_the_environment_chooses_the_processor(counted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = counted.with_name("options")
+    compiler(counted.parent, f'{COUNT}; echo "$*" >> {log}; {WRITE}; exit 0')
+    fresh()
+    assert "-march=native" in log.read_text()
+    log.unlink()
+    monkeypatch.setenv(build.CHOICE, "-mavx2 -mfma")
+    fresh()
+    assert " -mavx2 -mfma " in log.read_text()
+    assert "-march=native" not in log.read_text()
 
 
 def test_a_relative_cache_is_ignored(counted: Path, monkeypatch: pytest.MonkeyPatch) -> None:

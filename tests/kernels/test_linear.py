@@ -33,12 +33,12 @@ from tests.kernels.networks import set_bounds
 BITS = range(2, 9)
 
 
-def sums_by(operators: Operators, a: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+def sums_by(operators: Operators, a: torch.Tensor, w: torch.Tensor, largest: int = 255) -> torch.Tensor:
     """The accumulators as floats: an epilogue of scale one and bias zero."""
     one = panels.pad_columns(torch.ones(w.shape[0]))
-    return operators.linear(
-        a, panels.pack_weight(w), columns=w.shape[0], bias=torch.zeros_like(one), scale=one, **epilogue()
-    )
+    weight = panels.pack_weight(w)
+    plain = {"bias": torch.zeros_like(one), "scale": one} | epilogue()
+    return operators.linear(a, weight, columns=w.shape[0], largest=largest, **plain)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -46,7 +46,8 @@ def sums_by(operators: Operators, a: torch.Tensor, w: torch.Tensor) -> torch.Ten
 def test_sums_equal_int64(operators: Operators, bits: int, kind: str) -> None:
     a = codes((3, 41, 60), bits, kind, seed=1)
     w = panels.centred(codes((180, 60), bits, kind, seed=2), bits)
-    assert torch.equal(sums_by(operators, a, w).long(), reference.sums(a, w))
+    for largest in (2**bits - 1, 255):
+        assert torch.equal(sums_by(operators, a, w, largest).long(), reference.sums(a, w))
 
 
 @settings(deadline=None, max_examples=60)
@@ -55,6 +56,38 @@ def test_sums_equal_int64_for_any_shape(rows: int, columns: int, depth: int, kin
     a, w = codes((rows, depth), 8, kind, seed), panels.centred(codes((columns, depth), 8, "extreme", seed + 1), 8)
     for native in (True, False) if backend().native else (False,):
         assert torch.equal(sums_by(Operators(native), a, w).long(), reference.sums(a, w))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(2, 8), st.integers(2, 8), st.integers(1, 13), st.integers(1, 40), st.integers(1, 700),
+    st.sampled_from(KINDS), st.sampled_from(KINDS),
+)  # fmt: skip
+def test_sums_equal_int64_for_any_widths(  # type: ignore[no-untyped-def]  # the strategies say it
+    bits, weight_bits, rows, columns, depth, kind, weight_kind
+) -> None:
+    a = codes((rows, depth), bits, kind, 1)
+    w = panels.centred(codes((columns, depth), weight_bits, weight_kind, 2), weight_bits)
+    for native in (True, False) if backend().native else (False,):
+        assert torch.equal(sums_by(Operators(native), a, w, 2**bits - 1).long(), reference.sums(a, w))
+
+
+LIMITS = [(4, 4), (4, 8), (8, 4), (5, 5), (6, 6), (7, 7), (8, 6), (8, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(("bits", "weight_bits"), LIMITS, ids=[f"A{a}-W{w}" for a, w in LIMITS])
+@pytest.mark.parametrize("kind", ["highest", "lowest"])
+def test_sums_at_the_limits_of_16_bits(operators: Operators, bits: int, weight_bits: int, kind: str) -> None:
+    """Depths on both sides of the largest sum that 16 bits hold, with the codes and weights that reach it."""
+    w = panels.centred(codes((17, 2400), weight_bits, kind), weight_bits)
+    a = codes((7, 2400), bits, "highest")
+    pair = 2 * int(a[0, 0]) * abs(int(w[0, 0]))
+    full = 2 * (32767 // pair)
+    assert full * pair // 2 <= 32767 < (full + 2) * pair // 2
+    for depth in {full - 4, full, full + 1, full + 4, 2 * full, 2 * full + 4, 582, 583, 2400} - {0, -4}:
+        if depth <= 2400:
+            found = sums_by(operators, a[:, :depth], w[:, :depth], 2**bits - 1)
+            assert torch.equal(found, reference.sums(a[:, :depth], w[:, :depth]).float())
 
 
 def test_sums_beyond_24_bits_are_rounded_once(operators: Operators) -> None:
@@ -147,12 +180,12 @@ def test_codes_of_columns_may_have_different_grids(operators: Operators, case) -
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("shape", [(16, 64), (17, 5), (1, 1), (35, 18)], ids=str)
-def test_packing_is_undone_and_four_bits_take_half_a_byte(bits: int, shape: tuple[int, int]) -> None:
-    w = panels.with_sums(panels.centred(codes(shape, bits, seed=bits), bits))
+def test_packing_is_undone_and_few_bits_take_their_own_room(bits: int, shape: tuple[int, int]) -> None:
+    w = panels.with_sums(panels.centred(codes(shape, bits, "extreme", seed=bits), bits))
     packed = panels.pack_weight(w)
     assert torch.equal(panels.unpack_weight(packed, len(w))[:, : shape[1]], w)
     room = -(-len(w) // 16) * 16 * -(-shape[1] // 4) * 4
-    assert packed.numel() * packed.element_size() == (room // 2 if bits <= 4 else room)
+    assert packed.numel() * packed.element_size() == (room * bits // 8 if bits <= 4 else room)
 
 
 def test_depth_that_could_overflow_is_refused() -> None:

@@ -16,7 +16,7 @@ from tests.kernels.networks import NETWORKS, quantized, set_bounds
 
 KERNELS = {
     "plain": {"head": "conv2d", "first": "conv3x3", "second": "conv3x3", "tail": "conv2d"},
-    "odd": {"stem": "conv2d", "depthwise": "integers in floats", "down": "conv2d", "up": "integers in floats"},
+    "odd": {"stem": "conv2d", "depthwise": "depthwise_conv2d", "down": "conv2d", "up": "integers in floats"},
     "windows": {
         "qkv": "linear",
         "matmul_0": "attention",

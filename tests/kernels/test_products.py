@@ -20,15 +20,19 @@ from tests.kernels.helpers import KINDS, Operators, assert_codes, close, codes, 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.integers(1, 3), st.integers(1, 20), st.integers(1, 90), st.integers(1, 70), st.sampled_from(KINDS), st.booleans()
-)
-def test_sums_equal_int64(batch: int, rows: int, depth: int, columns: int, kind: str, turned: bool) -> None:
-    a, b = codes((batch, rows, depth), 8, kind, 1), codes((batch, depth, columns), 8, "extreme", 2)
+    st.integers(1, 3), st.integers(1, 20), st.integers(1, 90), st.integers(1, 70), st.sampled_from(KINDS),
+    st.booleans(), st.integers(2, 8), st.integers(2, 8),
+)  # fmt: skip
+def test_sums_equal_int64(  # type: ignore[no-untyped-def]  # the strategies say it
+    batch, rows, depth, columns, kind, turned, left, right
+) -> None:
+    a, b = codes((batch, rows, depth), left, kind, 1), codes((batch, depth, columns), right, "extreme", 2)
     if turned:
         b = b.transpose(-1, -2).contiguous().transpose(-1, -2)
-    expected = a.long() @ panels.centred(b, 8).long()
+    expected = a.long() @ panels.centred(b, right).long()
     for native in (True, False) if backend().native else (False,):
-        found = Operators(native).matmul(a, b, bits=8, out=[1.0, 0.0, 0.0, 0.0, 0.0])
+        out = [1.0, 0.0, 0.0, 0.0, 0.0]
+        found = Operators(native).matmul(a, b, bits=right, largest=2**left - 1, out=out)
         assert torch.equal(found.long(), expected)
 
 
@@ -43,7 +47,7 @@ def coded_terms(lhs: Grid, rhs: Grid, target: Grid) -> list[float]:
 def test_product_equals_float64(operators: Operators, bits: tuple[int, int], symmetry: str) -> None:
     left, right = grid(bits[0], symmetry, seed=1), grid(bits[1], "asymmetric", seed=2)
     a, b = codes((2, 3, 20, 30), bits[0], seed=3), codes((2, 3, 30, 40), bits[1], seed=4)
-    found = operators.matmul(a, b, bits=bits[1], out=product_terms(left, right))
+    found = operators.matmul(a, b, bits=bits[1], largest=left.levels, out=product_terms(left, right))
     assert close(found, reference.values(a, left) @ reference.values(b, right))
 
 
@@ -69,6 +73,7 @@ def attend(
         *parts,
         bias=None if bias is None else lanes(bias),
         mask=None if mask is None else lanes(mask),
+        query_bits=query.bits,
         key_bits=key.bits,
         value_bits=value.bits,
         logit=[logit[0] * LOG2E, logit[2] * LOG2E],
@@ -84,6 +89,7 @@ CASES = [
     pytest.param(2, 2, 50, 33, 32, 20, 8, id="queries-and-keys-differ"),
     pytest.param(1, 1, 7, 5, 5, 3, 2, id="small"),
     pytest.param(2, 4, 16, 30, 17, 40, 7, id="wide-values"),
+    pytest.param(1, 1, 9, 300, 300, 7, 4, id="beyond-16-bits"),
 ]
 
 

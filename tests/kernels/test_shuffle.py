@@ -20,11 +20,11 @@ def run(operators: Operators, kind: str, a: torch.Tensor, w: torch.Tensor, shuff
     columns = w.shape[0]
     packed = {"conv2d": panels.pack_conv_weight, "narrow_conv2d": panels.pack_narrow_conv_weight}
     if kind == "conv3x3":
-        arguments, place = (panels.pack_taps(w),), {"largest": 15}
+        arguments, place = (panels.pack_taps(w),), {"largest": 15, "narrow": True}
     else:
         arguments, place = (packed[kind](w),), {"kernel_size": (3, 3)}
         place |= {"stride": (1, 1)} if kind == "conv2d" else {}
-    scale = torch.full((columns,), 0.01 if kind != "conv3x3" else 0.0025)
+    scale = torch.full((columns,), 0.01)
     bias = torch.linspace(0, 9, columns)
     levels = panels.pad_columns(torch.full((columns,), 15.0)) if coded else None
     written = epilogue(levels=levels) | {"scale": panels.pad_columns(scale), "bias": panels.pad_columns(bias)}

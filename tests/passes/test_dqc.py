@@ -58,6 +58,43 @@ def test_it_repeats_with_the_seed(new_context: NewContext) -> None:
     assert not equal(bounds(first), bounds(other))
 
 
+def teacher_calls(ctx: Context, **options: object) -> int:
+    """How often the float network runs while dqc does."""
+    run, calls = ctx.teacher.with_features, 0
+
+    def counting(x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        nonlocal calls
+        calls += 1
+        return run(x)
+
+    ctx.teacher.with_features = counting  # type: ignore[method-assign]
+    calibrate(ctx, **options)
+    return calls
+
+
+def test_with_fixed_crops_it_repeats_whatever_memory_the_answers_may_take(new_context: NewContext) -> None:
+    contexts = [new_context() for _ in range(3)]
+    budgets = (1000, 1000, 0)
+    calls = [teacher_calls(ctx, crops=9, answers_mb=mb) for ctx, mb in zip(contexts, budgets, strict=True)]
+    assert calls == [4, 4, 41]  # three batches or forty steps, and the held-out crops
+    assert equal(bounds(contexts[0]), bounds(contexts[1]))
+    assert equal(bounds(contexts[0]), bounds(contexts[2]))
+
+
+def test_fixed_crops_bring_it_closer_too(new_context: NewContext) -> None:
+    held_out = calibrate(new_context(), crops=8, steps=80).series["held_out_loss"]
+    assert min(held_out) < 0.9 * held_out[0]
+
+
+def test_kernels_are_installed_before_training_and_for_nothing_else(new_context: NewContext) -> None:
+    ctx, installed = new_context(), []
+    ctx.install_kernels = lambda: installed.append(True)
+    run_passes([("dobi", {})], ctx)
+    assert not installed
+    run_passes([("dqc", QUICK)], ctx)
+    assert installed == [True]
+
+
 def test_what_is_kept_is_the_best_on_held_out_crops_and_folded(new_context: NewContext) -> None:
     ctx = new_context()
     report = calibrate(ctx, lr=0.05, schedule="constant")
@@ -244,6 +281,8 @@ def test_warmup_and_cosine_shape_the_rate(new_context: NewContext) -> None:
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"lr": 0.0}, "lr and time_limit_s must be above 0"),
         ({"warmup": -1}, "warmup must not be negative"),
+        ({"crops": -1}, "crops must not be negative"),
+        ({"answers_mb": -1}, "answers_mb must not be negative"),
         ({"backoff": 0.0}, "backoff lies above 0"),
         ({"betas": [0.9, 1.0]}, "betas and holdout lie between"),
         ({"schedule": "cosin"}, "setting 'schedule'"),

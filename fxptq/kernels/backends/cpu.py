@@ -1,4 +1,4 @@
-"""The back end of the CPU: C++ kernels compiled for this very processor (kernels/build.py), with weights in panels."""
+"""The back end of the CPU: C++ kernels of the wheel or compiled here (kernels/build.py), with weights in panels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Cpu(Backend):
     device = "cpu"
 
     def install(self) -> Installed:
-        """Compiles the kernels if need be and loads them."""
+        """Loads the kernels, compiled if need be."""
         return build.backend()
 
     def serves(self, site: Site, grids: Grids) -> Served | Refusal:

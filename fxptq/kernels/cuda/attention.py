@@ -166,6 +166,7 @@ def attention(
     *,
     bias: Tensor | None,
     mask: Tensor | None,
+    query_bits: int = 8,
     key_bits: int,
     value_bits: int,
     logit: Sequence[float],
@@ -174,6 +175,7 @@ def attention(
     levels: int,
 ) -> Tensor:
     """`ops.attention`."""
+    del query_bits  # tensor cores add up in 32 bits
     q, k, v = ((x if x.stride(3) == 1 else x.contiguous()).view(torch.int8) for x in (query, key, value))
     windows, heads, queries, depth = q.shape
     keys, width = v.shape[2:]

@@ -79,13 +79,13 @@ def matmul_kernel(
 _matmul = tuned(TILES, ["N", "BITS", "magnitude"])(matmul_kernel)
 
 
-def matmul(lhs: Tensor, rhs: Tensor, *, bits: int, out: Sequence[float]) -> Tensor:
+def matmul(lhs: Tensor, rhs: Tensor, *, bits: int, largest: int = 255, out: Sequence[float]) -> Tensor:
     """`ops.matmul`; sums too deep for 32 bits are left to its plain form."""
     batch = torch.broadcast_shapes(lhs.shape[:-2], rhs.shape[:-2])
     lhs, rhs = (codes.expand(*batch, *codes.shape[-2:]) for codes in (lhs, rhs))
     rows, depth, columns = lhs.shape[-2], lhs.shape[-1], rhs.shape[-1]
     if depth > _DEPTH:
-        return ops.matmul(lhs, rhs, bits=bits, out=out)
+        return ops.matmul(lhs, rhs, bits=bits, largest=largest, out=out)
     result = lhs.new_empty((*lhs.shape[:-1], columns), dtype=torch.float32)
     if result.numel() == 0:
         return result

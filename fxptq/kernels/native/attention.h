@@ -7,9 +7,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <type_traits>
+#include <utility>
 
-#include "simd.h"
+#include "tile.h"
 
 namespace fxptq {
 
@@ -37,7 +39,14 @@ struct AttentionSettings {
   int64_t bias_head;                                     // stride
   const float* mask;                                     // [masks, keys, padded queries] or null
   int64_t masks;
+  uint8_t query_levels = 255;                             // largest code of the queries
 };
+
+#if FXPTQ_SPLIT
+constexpr int kKeysAtOnce = 2, kColumnsAtOnce = 6;  // sums of sixteen queries that stay in registers
+#else
+constexpr int kKeysAtOnce = 4, kColumnsAtOnce = 12;
+#endif
 
 class Attention {
  public:
@@ -48,15 +57,25 @@ class Attention {
     keys_ = (k.rows + 3) / 4 * 4;
     value_width_ = (v.width + kLanes - 1) / kLanes * kLanes;
     queries_words_.resize((words_ + 3) / 4 * 4 * queries_);
-    key_codes_.resize(keys_ * words_ * 4 + 16);
+    key_codes_.resize(keys_ * words_ * 4 + 64);
     key_sums_.resize(2 * keys_);
     key_offsets_.resize(keys_);
+    key_starts_.resize(kCodeShift ? keys_ : 0);
+    value_starts_.resize(kCodeShift ? value_width_ : 0);
     value_codes_.resize(keys_ * value_width_);
     column_terms_.resize(value_width_);
     weights_.resize(keys_ * kLanes, kNever);
     probs_.resize(keys_ / 4);
     sums_.resize(value_width_ * kLanes);
     zeros_.resize(kLanes);
+#if FXPTQ_DOT16
+    const Sums16 logits = sums16(s_.query_levels, largest_of(s_.key)), outputs = sums16(s_.prob_levels, largest_of(s_.value));
+    logit_product_ = words_ <= logits.steps ? Product::kSums16 : Product::kPairs;
+    output_product_ = outputs.product == Product::kSums16 ? Product::kSums16 : Product::kPairs;
+    output_steps_ = outputs.steps;
+    if (logit_product_ == Product::kPairs) wide_keys_.resize(2 * key_codes_.size());
+    if (output_product_ == Product::kPairs) wide_values_.resize(2 * value_codes_.size());
+#endif
   }
 
   // Output row i of this window and head starts at out + i * stride.
@@ -65,6 +84,10 @@ class Attention {
     pack_queries(q_.data + window * q_.window + head * q_.head);
     pack_keys(k_.data + window * k_.window + head * k_.head);
     pack_values(v_.data + window * v_.window + head * v_.head);
+#if FXPTQ_DOT16
+    if (logit_product_ == Product::kPairs) widen(key_codes_, wide_keys_);
+    if (output_product_ == Product::kPairs) widen(value_codes_, wide_values_);
+#endif
     const float* bias = s_.bias ? s_.bias + head * s_.bias_head : nullptr;
     const float* mask = s_.mask ? s_.mask + window % s_.masks * k_.rows * queries_ : nullptr;
     for (int64_t first = 0; first < q_.rows; first += kLanes) {
@@ -83,6 +106,18 @@ class Attention {
 
  private:
   static constexpr float kNever = -1e30f;  // the weight of keys that pad a group of four: its code is 0
+
+  static int largest_of(Centre centre) { return centre.multiple == 2 ? centre.shift : 128; }
+
+#if FXPTQ_DOT16
+  // Each group of four signed codes as two pairs of 16-bit integers: the even bytes, then the odd ones.
+  static void widen(const Buffer<uint8_t>& from, Buffer<uint8_t>& to) {
+    for (size_t i = 0; i + 64 <= from.size(); i += 64) {
+      const Words four = load<Words>(from.data() + i);
+      store_in_turns(to.data() + 2 * i, even_signed(four), odd_signed(four));
+    }
+  }
+#endif
 
   // Sixteen codes of a row, from `column` on; codes beyond the row have any value.
   static FXPTQ_INLINE Bytes16 some_codes(const Heads& h, const uint8_t* row, int64_t column) {
@@ -108,7 +143,7 @@ class Attention {
     for (int64_t i = 0; i < q_.rows; i += 4) {
       for (int64_t column = 0; column < q_.width; column += 16) {
         alignas(64) uint8_t words[64];
-        store(words, by_word(four_rows(q_, from, i, column)));
+        store(words, shifted(by_word(four_rows(q_, from, i, column))));
         uint32_t* to = queries_words_.data() + column / 4 * queries_ + i;
         for (int c = 0; c < 4; ++c) std::memcpy(to + c * queries_, words + 16 * c, 16);
       }
@@ -136,6 +171,9 @@ class Attention {
     const int64_t keys = k_.rows;
     const int64_t* sums = key_sums_.data();
     for (int64_t j = 0; j < keys; ++j) key_offsets_[j] = s_.key_scale * (float)(sums[2 * j] + sums[2 * j + 1]);
+    if constexpr (kCodeShift != 0) {
+      for (int64_t j = 0; j < keys; ++j) key_starts_[j] = kCodeShift * (int32_t)(sums[2 * j] + sums[2 * j + 1]);
+    }
   }
 
   // [keys / 4][padded width][4] signed codes; keys that pad the last four have probability 0.
@@ -151,9 +189,16 @@ class Attention {
       for (int64_t j = 0; j < keys_; j += 4) {
         // Keys that pad the last four do not count.
         const uint32_t ones = v_.rows - j >= 4 ? 0x01010101u : 0x01010101u >> (8 * (4 - (v_.rows - j)));
-        total = dot4(total, Words{} + ones, load<Words>(value_codes_.data() + j * value_width_ + 4 * d));
+        total = dot4_small(total, Words{} + ones, load<Words>(value_codes_.data() + j * value_width_ + 4 * d));
       }
       store(column_terms_.data() + d, to_floats(total) * s_.out_column + s_.out_constant);
+      if constexpr (kCodeShift != 0) {
+        Ints all = {};  // keys that pad the last four count too, because 0 is shifted as well
+        for (int64_t j = 0; j < keys_; j += 4) {
+          all = dot4(all, Words{} + 0x01010101u, load<Words>(value_codes_.data() + j * value_width_ + 4 * d));
+        }
+        store(value_starts_.data() + d, all * splat(kCodeShift));
+      }
     }
   }
 
@@ -164,32 +209,44 @@ class Attention {
 
   // For sixteen queries: fills weights_[key][lane] with 2^(logit - top) and returns their sum, or returns the largest logit.
   Floats weights(int64_t first, const float* bias, const float* mask, Floats top, bool exponential) {
-    if (!exponential) return weights_of<0, false, true>(first, bias, mask, top);
-    if (mask) return weights_in<true>(first, bias, mask, top);
-    return weights_in<false>(first, bias, mask, top);
+#if FXPTQ_DOT16
+    if (logit_product_ == Product::kSums16) return weights_by<Product::kSums16>(first, bias, mask, top, exponential);
+    return weights_by<Product::kPairs>(first, bias, mask, top, exponential);
+#else
+    return weights_by<Product::kBytes>(first, bias, mask, top, exponential);
+#endif
   }
 
-  template <bool kMask>
+  template <Product P>
+  Floats weights_by(int64_t first, const float* bias, const float* mask, Floats top, bool exponential) {
+    if (!exponential) return weights_of<P, 0, false, true>(first, bias, mask, top);
+    if (mask) return weights_in<P, true>(first, bias, mask, top);
+    return weights_in<P, false>(first, bias, mask, top);
+  }
+
+  template <Product P, bool kMask>
   Floats weights_in(int64_t first, const float* bias, const float* mask, Floats top) {
     switch (words_) {
-      case 2: return weights_of<2, true, kMask>(first, bias, mask, top);
-      case 3: return weights_of<3, true, kMask>(first, bias, mask, top);
-      case 4: return weights_of<4, true, kMask>(first, bias, mask, top);
-      case 8: return weights_of<8, true, kMask>(first, bias, mask, top);
-      default: return weights_of<0, true, kMask>(first, bias, mask, top);
+      case 2: return weights_of<P, 2, true, kMask>(first, bias, mask, top);
+      case 3: return weights_of<P, 3, true, kMask>(first, bias, mask, top);
+      case 4: return weights_of<P, 4, true, kMask>(first, bias, mask, top);
+      case 8: return weights_of<P, 8, true, kMask>(first, bias, mask, top);
+      default: return weights_of<P, 0, true, kMask>(first, bias, mask, top);
     }
   }
 
   // kWords = 0: any number of words. With kMask the mask may still be null.
-  template <int kWords, bool kExponential, bool kMask>
+  template <Product P, int kWords, bool kExponential, bool kMask>
   Floats weights_of(int64_t first, const float* bias, const float* mask, Floats top) {
     // Members are copied first, because the compiler must assume that every store below changes them.
+    constexpr int kWord = Arithmetic<P>::kWord;
     const int words = kWords ? kWords : words_;
     const int64_t keys = k_.rows, row = queries_;
     const int64_t bias_step = bias ? row : 0, mask_step = kMask && mask ? row : 0;
     const uint32_t* queries = queries_words_.data() + first;
-    const uint8_t* key = key_codes_.data();
+    const uint8_t* key = P == Product::kPairs ? wide_keys_.data() : key_codes_.data();
     const float* offset = key_offsets_.data();
+    [[maybe_unused]] const int32_t* start = key_starts_.data();
     const float* added = bias ? bias + first : zeros_.data();
     const float* hidden = kMask && mask ? mask + first : zeros_.data();
     const Floats scale = splat(s_.logit_scale);
@@ -199,37 +256,42 @@ class Attention {
     Floats result = kExponential ? Floats{} : splat(-__builtin_inff());
     const auto step = [&]<int N>(std::integral_constant<int, N>) __attribute__((always_inline)) {
       Ints acc[N];
-      for (int i = 0; i < N; ++i) acc[i] = Ints{};
+      for (int i = 0; i < N; ++i) acc[i] = kCodeShift ? splat(start[i]) : Ints{};
       for (int c = 0; c < words; ++c) {
         const Words query = kWords ? q[c] : load<Words>(queries + c * row);
-        for (int i = 0; i < N; ++i) acc[i] = dot4(acc[i], query, splat_word(key + 4 * (i * words + c)));
+        for (int i = 0; i < N; ++i) acc[i] = Arithmetic<P>::add_shared(acc[i], query, key + kWord * (i * words + c));
       }
       Floats x[N];
-      for (int i = 0; i < N; ++i) x[i] = to_floats(acc[i]) * scale + load<Floats>(added + i * bias_step);
+      for (int i = 0; i < N; ++i) x[i] = to_floats(Arithmetic<P>::total(acc[i])) * scale + load<Floats>(added + i * bias_step);
       for (int i = 0; i < N; ++i) x[i] = x[i] + offset[i];
       if constexpr (kMask) {
         for (int i = 0; i < N; ++i) x[i] = x[i] + load<Floats>(hidden + i * mask_step);
       }
       if constexpr (kExponential) {
         for (int i = 0; i < N; ++i) x[i] = x[i] - top;
+        if constexpr (kMask) {
+          // A mask hides a key by a large negative term; powers below the normal floats would cost a hundred cycles each.
+          for (int i = 0; i < N; ++i) x[i] = maximum(x[i], splat(-125.0f));
+        }
         exp2(x);
         for (int i = 0; i < N; ++i) store(weight + i * kLanes, x[i]);
         for (int i = 0; i < N; ++i) result = result + x[i];
       } else {
         for (int i = 0; i < N; ++i) result = maximum(result, x[i]);
       }
-      key += 4 * N * words, offset += N, added += N * bias_step, hidden += N * mask_step, weight += N * kLanes;
+      key += kWord * N * words, offset += N, added += N * bias_step, hidden += N * mask_step, weight += N * kLanes;
+      if constexpr (kCodeShift != 0) start += N;
     };
     int64_t j = 0;
-    for (; j + 4 <= keys; j += 4) step(std::integral_constant<int, 4>{});
+    for (; j + kKeysAtOnce <= keys; j += kKeysAtOnce) step(std::integral_constant<int, kKeysAtOnce>{});
     for (; j < keys; ++j) step(std::integral_constant<int, 1>{});
     return result;
   }
 
   // Fills probs_[keys / 4] with the codes of four keys in each lane and returns their sum.
   Ints probabilities(Floats scale) {
-    Ints row_sum = {};
     const int64_t fours = keys_ / 4;
+    Ints row_sum = kCodeShift ? splat((int32_t)(kCodeShift * keys_)) : Ints{};
     const float* weight = weights_.data();
     const Floats offset = splat(s_.prob_offset);
     const uint8_t levels = s_.prob_levels;
@@ -237,45 +299,69 @@ class Attention {
     for (int64_t j = 0; j < fours; ++j, weight += 4 * kLanes) {
       Floats y[4];
       for (int i = 0; i < 4; ++i) y[i] = load<Floats>(weight + i * kLanes) * scale + offset;
-      probs[j] = four_codes(y, levels);
-      row_sum = dot4(row_sum, probs[j], Words{} + 0x01010101u);
+      const Words four = four_codes(y, levels), ones = Words{} + 0x01010101u;
+      probs[j] = shifted(four);
+      row_sum = kCodeShift ? dot(row_sum, probs[j], ones) : dot4_small(row_sum, four, ones);
     }
     return row_sum;
   }
 
-  // sums_[column][lane]: blocks of columns as even as possible, at most twelve accumulators at a time.
+  // sums_[column][lane]: blocks of columns as even as possible, at most kColumnsAtOnce accumulators at a time.
   void products() {
-    const int width = (int)v_.width, blocks = (width + 11) / 12;
+    const int width = (int)v_.width, blocks = (width + kColumnsAtOnce - 1) / kColumnsAtOnce;
     for (int b = 0, column = 0; b < blocks; ++b) {
       const int here = (width - column + blocks - b - 1) / (blocks - b);
-      products_of(here, column);
+#if FXPTQ_DOT16
+      if (output_product_ == Product::kSums16) {
+        // A sum of 16 bits takes `output_steps_` groups of keys.
+        const int64_t fours = keys_ / 4, most = output_steps_;
+        for (int64_t j = 0; j < fours; j += most) products_of<Product::kSums16>(here, column, j, std::min(j + most, fours));
+      } else {
+        products_of<Product::kPairs>(here, column, 0, keys_ / 4);
+      }
+#else
+      products_of<Product::kBytes>(here, column, 0, keys_ / 4);
+#endif
       column += here;
     }
   }
 
-  void products_of(int columns, int column) {
-    static constexpr void (Attention::*table[])(int) = {
-        &Attention::product<1>, &Attention::product<2>, &Attention::product<3>,  &Attention::product<4>,
-        &Attention::product<5>, &Attention::product<6>, &Attention::product<7>,  &Attention::product<8>,
-        &Attention::product<9>, &Attention::product<10>, &Attention::product<11>, &Attention::product<12>};
-    (this->*table[columns - 1])(column);
+  template <Product P>
+  void products_of(int columns, int column, int64_t begin, int64_t end) {
+    static constexpr auto table = []<int... kColumns>(std::integer_sequence<int, kColumns...>) {
+      return std::array<void (Attention::*)(int, int64_t, int64_t), sizeof...(kColumns)>{&Attention::product<P, kColumns + 1>...};
+    }(std::make_integer_sequence<int, kColumnsAtOnce>{});
+    (this->*table[columns - 1])(column, begin, end);
   }
 
-  template <int kColumns>
-  void product(int column) {
+  // Groups of keys [begin, end); groups before `begin` are in sums_ already.
+  template <Product P, int kColumns>
+  void product(int column, int64_t begin, int64_t end) {
+    constexpr int kWord = Arithmetic<P>::kWord;
     Ints acc[kColumns];
 #pragma GCC unroll 12
-    for (int c = 0; c < kColumns; ++c) acc[c] = Ints{};
-    const uint8_t* values = value_codes_.data() + 4 * column;
-    const int64_t fours = keys_ / 4, step = 4 * value_width_;
+    for (int c = 0; c < kColumns; ++c) acc[c] = kCodeShift ? splat(value_starts_[column + c]) : Ints{};
+    const int64_t step = kWord * value_width_;
+    const uint8_t* values = (P == Product::kPairs ? wide_values_ : value_codes_).data() + kWord * column + begin * step;
     const Words* probs = probs_.data();
-    for (int64_t j = 0; j < fours; ++j, values += step) {
+    for (int64_t j = begin; j < end; ++j, values += step) {
       const Words p = probs[j];
+      if constexpr (P == Product::kBytes) {
+        dot_words(acc, p, values);
+      } else {
 #pragma GCC unroll 12
-      for (int c = 0; c < kColumns; ++c) acc[c] = dot4(acc[c], p, splat_word(values + 4 * c));
+        for (int c = 0; c < kColumns; ++c) {
+          acc[c] = Arithmetic<P>::add_shared(acc[c], p, values + kWord * c);
+          keep(acc[c]);
+        }
+      }
     }
 #pragma GCC unroll 12
-    for (int c = 0; c < kColumns; ++c) store(sums_.data() + (column + c) * kLanes, acc[c]);
+    for (int c = 0; c < kColumns; ++c) {
+      int32_t* to = sums_.data() + (column + c) * kLanes;
+      const Ints total = Arithmetic<P>::total(acc[c]);
+      store(to, P == Product::kSums16 && begin ? total + load<Ints>(to) : total);
+    }
   }
 
   Floats output(int64_t column, Floats row_term) const {
@@ -321,13 +407,15 @@ class Attention {
   const AttentionSettings s_;
   const Heads q_, k_, v_;
   int words_;
+  Product logit_product_ = Product::kBytes, output_product_ = Product::kBytes;
+  int output_steps_ = 0;
   int64_t queries_, keys_, value_width_;
   Buffer<uint32_t> queries_words_;
-  Buffer<uint8_t> key_codes_, value_codes_;
+  Buffer<uint8_t> key_codes_, value_codes_, wide_keys_, wide_values_;  // the wide ones hold pairs of 16-bit integers
   Buffer<int64_t> key_sums_;
   Buffer<float> key_offsets_, column_terms_, weights_, zeros_;
   Buffer<Words> probs_;
-  Buffer<int32_t> sums_;
+  Buffer<int32_t> sums_, key_starts_, value_starts_;  // the last two where codes are shifted
 };
 
 }  // namespace fxptq

@@ -18,10 +18,14 @@ struct ConvShape {
   int kernel_height, kernel_width, stride_y, stride_x, pad_y, pad_x;
   int64_t channel_bytes;  // of a pixel of the copy: the channels and their padding
   int64_t copy_width;     // of the copy with its border
-  int patch;              // output rows that are computed at a time; a strip holds a multiple of them
+  int patch;              // output rows that are computed at a time; a strip has a multiple of them
   int shuffle;            // of the output, 1 for none: columns go by the places of a pixel shuffle, a group of them or more each
+  int dilation_y = 1, dilation_x = 1;
   int64_t row_bytes() const { return copy_width * channel_bytes; }
 };
+
+// The first tap at or after a position, for taps `step` apart.
+inline int first_tap(int64_t position, int step, int taps) { return (int)std::clamp<int64_t>((position + step - 1) / step, 0, taps); }
 
 // The codes of one image, with its strides in bytes.
 struct Image {
@@ -32,13 +36,20 @@ struct Image {
 // Row y of an image with its border, as [copy width][channel bytes], zeros around.
 inline void copy_row(const ConvShape& c, const Image& image, int64_t y, uint8_t* line) {
   const int64_t bytes = c.channel_bytes, source = y - c.pad_y;
-  std::memset(line, 0, c.row_bytes());
-  if (source < 0 || source >= c.height) return;
+  const bool inside = source >= 0 && source < c.height;
+  const bool whole = image.channel == 1 && image.column == c.channels && bytes == c.channels;
   const int64_t first = std::min<int64_t>(c.pad_x, c.copy_width);
-  const int64_t count = std::clamp<int64_t>(c.copy_width - first, 0, c.width);
+  const int64_t count = inside ? std::clamp<int64_t>(c.copy_width - first, 0, c.width) : 0;
+  if (whole && inside) {
+    std::memset(line, 0, first * bytes);
+    std::memset(line + (first + count) * bytes, 0, (c.copy_width - first - count) * bytes);
+  } else {
+    std::memset(line, 0, c.row_bytes());
+  }
+  if (!count) return;
   const uint8_t* at = image.data + source * image.row;
   line += first * bytes;
-  if (image.channel == 1 && image.column == c.channels && bytes == c.channels) {
+  if (whole) {
     std::memcpy(line, at, count * bytes);
   } else if (image.channel == 1) {
     for (int64_t x = 0; x < count; ++x) std::memcpy(line + x * bytes, at + x * image.column, c.channels);
@@ -52,8 +63,9 @@ inline void copy_row(const ConvShape& c, const Image& image, int64_t y, uint8_t*
 // The input of a few consecutive output rows: rows of the copy, and the sum of each pixel's codes where it is needed.
 class Strip {
  public:
+  // `out_rows` is a multiple of the rows of a patch.
   Strip(const ConvShape& shape, int64_t out_rows, bool sums)
-      : c_(shape), rows_((out_rows - 1) * c_.stride_y + c_.kernel_height + c_.patch - 1), bytes_(rows_ * c_.row_bytes()),
+      : c_(shape), out_rows_(out_rows), rows_((out_rows - 1) * c_.stride_y + (c_.kernel_height - 1) * c_.dilation_y + 1), bytes_(rows_ * c_.row_bytes()),
         sums_(sums ? rows_ * c_.copy_width : 0) {}
 
   // Makes the strip hold the input of output rows [begin, ...).
@@ -63,28 +75,34 @@ class Strip {
     for (size_t i = 0; i < sums_.size(); ++i) sums_[i] = sum_bytes(bytes_.data() + i * c_.channel_bytes, c_.channel_bytes);
   }
 
+  int64_t out_rows() const { return out_rows_; }
   // Row y of the copy of the whole image; its sums, null where there are none.
   const uint8_t* row(int64_t y) const { return bytes_.data() + (y - first_) * c_.row_bytes(); }
   const int32_t* sums(int64_t y) const { return sums_.empty() ? nullptr : sums_.data() + (y - first_) * c_.copy_width; }
 
  private:
   const ConvShape c_;
-  const int64_t rows_;
+  const int64_t out_rows_, rows_;
   Buffer<uint8_t> bytes_;
   Buffer<int32_t> sums_;
   int64_t first_ = 0;
 };
 
-// The bias of output pixels whose taps [y0, y1) x [x0, x1) lie inside the image.
-inline void bias_inside(const ConvShape& c, const float* bias, const float* taps, int64_t padded, int y0, int y1, int x0,
-                        int x1, float* out) {
-  std::copy(bias, bias + padded, out);
+// The bias of `columns` columns, whole vectors, of output pixels whose taps [y0, y1) x [x0, x1) lie inside the image.
+inline void bias_inside(const ConvShape& c, const float* bias, const float* taps, int64_t padded, int64_t columns, int y0,
+                        int y1, int x0, int x1, float* out) {
+  std::copy(bias, bias + columns, out);
   for (int y = y0; y < y1; ++y) {
     for (int x = x0; x < x1; ++x) {
       const float* tap = taps + (y * c.kernel_width + x) * padded;
-      for (int64_t i = 0; i < padded; i += kLanes) store(out + i, load<Floats>(out + i) + load<Floats>(tap + i));
+      for (int64_t i = 0; i < columns; i += kLanes) store(out + i, load<Floats>(out + i) + load<Floats>(tap + i));
     }
   }
+}
+
+inline Epilogue without_row_scale(Epilogue epilogue) {
+  epilogue.row_scale = nullptr;
+  return epilogue;
 }
 
 // The epilogue on pixels of an output row; the bias of a pixel depends on its distance from the border of the image.
@@ -96,11 +114,13 @@ class PixelFinish {
   PixelFinish(const ConvShape& shape, const Strip& strip, int factor, const Epilogue& epilogue, const float* bias,
               const float* taps, const RowsOut& whole)
       : c_(shape), strip_(strip), factor_(factor), epilogue_(epilogue), finish_(finish_of(epilogue, whole.residual != nullptr)),
-        bias_(bias), taps_(taps), whole_(whole), inner_(c_.patch * whole.acc_stride), edge_(whole.acc_stride),
-        sums_(c_.patch * c_.out_width), made_(c_.patch, -1) {
+        finish_each_(finish_of(without_row_scale(epilogue), whole.residual != nullptr)),
+        bias_(bias), taps_(taps), whole_(whole), row_elements_(c_.out_width * whole.stride),
+        inner_(strip.out_rows() * whole.acc_stride), edge_(whole.acc_stride), pixel_bias_(whole.acc_stride),
+        sums_(strip.out_rows() * c_.out_width), made_(strip.out_rows(), -1) {
     full_begin_ = std::min<int64_t>((c_.pad_x + c_.stride_x - 1) / c_.stride_x, c_.out_width);
-    full_end_ = (c_.width + c_.pad_x - c_.kernel_width) / c_.stride_x + 1;
-    full_end_ = std::clamp<int64_t>(full_end_, full_begin_, c_.out_width);
+    const int64_t last = c_.width + c_.pad_x - (c_.kernel_width - 1) * c_.dilation_x - 1;  // place of the last full kernel
+    full_end_ = std::clamp<int64_t>(last < 0 ? 0 : last / c_.stride_x + 1, full_begin_, c_.out_width);
     if (c_.shuffle > 1) place_columns();
   }
 
@@ -108,50 +128,90 @@ class PixelFinish {
   void row(int64_t y) {
     const int64_t top = y * c_.stride_y - c_.pad_y;
     y_ = y;
-    y0_ = (int)std::clamp<int64_t>(-top, 0, c_.kernel_height);
-    y1_ = (int)std::clamp<int64_t>(c_.height - top, y0_, c_.kernel_height);
-    // The rows of a patch take turns, run by run; biases and sums of a row are computed once.
-    const int64_t turn = y % c_.patch;
+    y0_ = first_tap(-top, c_.dilation_y, c_.kernel_height);
+    y1_ = std::max(y0_, first_tap(c_.height - top, c_.dilation_y, c_.kernel_height));
+    // The rows of a strip take turns, run by run; biases and sums of a row are computed once.
+    const int64_t turn = y % strip_.out_rows();
     row_bias_ = inner_.data() + turn * whole_.acc_stride, row_sums_ = sums_.data() + turn * c_.out_width;
     if (made_[turn] == y) return;
     made_[turn] = y;
-    if (taps_) bias_inside(c_, bias_, taps_, whole_.acc_stride, y0_, y1_, 0, c_.kernel_width, row_bias_);
+    if (taps_) bias_inside(c_, bias_, taps_, whole_.acc_stride, whole_.acc_stride, y0_, y1_, 0, c_.kernel_width, row_bias_);
     if (strip_.sums(y * c_.stride_y)) sum_row();
   }
 
   // Pixels [x, x + count), whose accumulators lie one after the other.
   void run(int64_t x, int64_t count, const int32_t* acc) {
-    for (const int64_t end = x + count; x < end;) {
-      int64_t here = end - x;
-      const float* bias = bias_;
-      if (taps_ && (x < full_begin_ || x >= full_end_)) {
-        const int64_t left = x * c_.stride_x - c_.pad_x;
-        const int x0 = (int)std::clamp<int64_t>(-left, 0, c_.kernel_width);
-        const int x1 = (int)std::clamp<int64_t>(c_.width - left, x0, c_.kernel_width);
-        bias_inside(c_, bias_, taps_, whole_.acc_stride, y0_, y1_, x0, x1, edge_.data());
-        bias = edge_.data(), here = 1;
-      } else if (taps_) {
-        bias = row_bias_, here = std::min(here, full_end_ - x);
+    columns_of(x, count, acc, whole_.acc_stride, 0, whole_.acc_stride, epilogue_, groups_.empty() ? nullptr : groups_.data());
+  }
+
+  // As `run`, where each column has a sum of codes of its own: [count][accumulator stride].
+  void run_each(int64_t x, int64_t count, const int32_t* acc, const float* sums) {
+    const ptrdiff_t stride = whole_.acc_stride;
+    const Epilogue epilogue = without_row_scale(epilogue_);  // the bias of a pixel has it
+    for (const int64_t end = x + count; x < end; ++x, acc += stride, sums += stride) {
+      const float* bias = bias_of(x, x + 1, 0, stride).values;
+      for (ptrdiff_t i = 0; i < stride; i += kLanes) {
+        store(pixel_bias_.data() + i, load<Floats>(bias + i) + load<Floats>(epilogue_.row_scale + i) * load<Floats>(sums + i));
       }
-      same_bias(x, here, acc, bias);
-      x += here, acc += here * whole_.acc_stride;
+      RowsOut one = place(x, 1, 0);
+      one.acc = acc, one.bias = pixel_bias_.data();
+      finish_each_(epilogue, one);
     }
   }
 
+  // One group of columns of them, the accumulators of a pixel a group wide. The last group comes first, because it has the
+  // column of sums.
+  void run_group(int64_t x, int64_t count, const int32_t* acc, int64_t column) {
+    Epilogue group = epilogue_;
+    group.columns = (int)std::min<int64_t>(kGroup, epilogue_.columns - column);
+    group.scale += column;
+    if (group.row_scale) group.row_scale += column;
+    if (group.levels) group.levels += column;
+    columns_of(x, count, acc, kGroup, column, kGroup, group, nullptr);
+  }
+
  private:
-  void same_bias(int64_t x, int64_t count, const int32_t* acc, const float* bias) {
-    if (epilogue_.row_scale && !strip_.sums(y_ * c_.stride_y)) {
-      for (int64_t i = 0; i < count; ++i) row_sums_[x + i] = (float)acc[i * whole_.acc_stride + epilogue_.columns];
+  // Pixels of the columns [first, first + width), with the epilogue of these columns.
+  void columns_of(int64_t x, int64_t count, const int32_t* acc, ptrdiff_t stride, int64_t first, int64_t width,
+                  const Epilogue& epilogue, const ptrdiff_t* groups) {
+    const bool sum_column = epilogue.row_scale && !strip_.sums(y_ * c_.stride_y) && epilogue.columns < width;
+    for (const int64_t end = x + count; x < end;) {
+      const auto [bias, here] = bias_of(x, end, first, width);
+      if (sum_column) {
+        for (int64_t i = 0; i < here; ++i) row_sums_[x + i] = (float)acc[i * stride + epilogue.columns];
+      }
+      RowsOut some = place(x, here, first);
+      some.acc = acc, some.acc_stride = stride, some.bias = bias, some.row_sums = row_sums_ + x, some.groups = groups;
+      finish_(epilogue, some);
+      x += here, acc += here * stride;
     }
+  }
+
+  struct Bias {
+    const float* values;
+    int64_t count;  // pixels that share it
+  };
+
+  // The bias of the columns [first, first + width) for pixels from x on, before `end`.
+  Bias bias_of(int64_t x, int64_t end, int64_t first, int64_t width) {
+    if (!taps_) return {bias_ + first, end - x};
+    if (x >= full_begin_ && x < full_end_) return {row_bias_ + first, std::min(end, full_end_) - x};
+    const int64_t left = x * c_.stride_x - c_.pad_x;
+    const int x0 = first_tap(-left, c_.dilation_x, c_.kernel_width);
+    const int x1 = std::max(x0, first_tap(c_.width - left, c_.dilation_x, c_.kernel_width));
+    bias_inside(c_, bias_ + first, taps_ + first, whole_.acc_stride, width, y0_, y1_, x0, x1, edge_.data());
+    return {edge_.data(), 1};
+  }
+
+  // The output of pixels [x, x + count), from column `first` on. A shuffled pixel begins at the first pixel of its block.
+  RowsOut place(int64_t x, int64_t count, int64_t first) const {
     RowsOut some = whole_;
-    // A shuffled pixel begins at the first pixel of its block.
-    const int64_t at = y_ * c_.out_width * epilogue_.columns + x * some.stride;
-    some.acc = acc, some.rows = (int)count, some.bias = bias, some.row_sums = row_sums_ + x;
-    some.groups = groups_.empty() ? nullptr : groups_.data();
+    const int64_t at = y_ * row_elements_ + x * some.stride + (groups_.empty() ? first : groups_[first / kGroup]);
+    some.rows = (int)count;
     if (some.residual) some.residual += at;
     if (some.values) some.values += at;
     if (some.codes) some.codes += at;
-    finish_(epilogue_, some);
+    return some;
   }
 
   // The target of each group of columns of a pixel in the block of pixels that a pixel shuffle makes.
@@ -171,7 +231,7 @@ class PixelFinish {
     const int64_t step = c_.stride_x, width = c_.out_width;
     for (int ky = 0; ky < c_.kernel_height; ++ky) {
       for (int kx = 0; kx < c_.kernel_width; ++kx) {
-        const int32_t* from = strip_.sums(y_ * c_.stride_y + ky) + kx;
+        const int32_t* from = strip_.sums(y_ * c_.stride_y + ky * c_.dilation_y) + kx * c_.dilation_x;
         if (step == 1) {  // the loop that the compiler can turn into vectors
           for (int64_t x = 0; x < width; ++x) sums[x] += (float)(factor_ * from[x]);
         } else {
@@ -185,11 +245,12 @@ class PixelFinish {
   const Strip& strip_;
   const int factor_;
   const Epilogue& epilogue_;
-  const Finish finish_;
+  const Finish finish_, finish_each_;
   const float *bias_, *taps_;
   RowsOut whole_;
+  const int64_t row_elements_;  // of the output, before a shuffle
   std::vector<ptrdiff_t> groups_;
-  Buffer<float> inner_, edge_, sums_;  // inner_ and sums_ for each row of a patch
+  Buffer<float> inner_, edge_, pixel_bias_, sums_;  // inner_ and sums_ for each row of a strip
   std::vector<int64_t> made_;          // the row that each of them was last computed for
   float *row_bias_ = nullptr, *row_sums_ = nullptr;
   int64_t full_begin_, full_end_;  // pixels whose taps all lie inside the image from left to right

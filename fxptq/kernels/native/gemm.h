@@ -1,106 +1,57 @@
-// Integer matrix product: u8 activation codes times s8 weight codes into int32, exactly.
-//
-// Weights are packed beforehand as [column blocks of 16][K / 4][16][4]: one vector holds, for sixteen columns, the four
-// bytes that one dot4 takes. A row of activations is `segments` runs of `words` * 4 bytes, `segment_stride` bytes apart:
-// one run for a linear layer, one per kernel row for a convolution over channels-last data.
+// Integer matrix product of whole panels, and the weights made ready for it at each call. See tile.h.
 #pragma once
 
-#include "simd.h"
+#include "tile.h"
+#if FXPTQ_DOT16
+#include "gemm16.h"
+#elif FXPTQ_NEON
+#include "gemm_neon.h"
+#endif
 
 namespace fxptq {
 
-#if FXPTQ_AVX512
-constexpr int kTileRows = 6, kTileBlocks = 4;  // 24 accumulators, 4 of weights, 1 of activations: 29 of 32 registers
-#else
-constexpr int kTileRows = 2, kTileBlocks = 1;
-#endif
-
-struct Rows {
-  const uint8_t* data;
-  ptrdiff_t stride;          // bytes from a row to the next
-  int segments;              // runs in a row
-  ptrdiff_t segment_stride;  // bytes from a run to the next
-  int words;                 // groups of four bytes in a run
-};
-
-struct Panels {
-  const int8_t* data;
-  int blocks;            // of sixteen columns
-  int words;             // groups of four along K: segments * words of a row
-  const int32_t* start;  // start values of the sums of the columns, or null for zero
-};
-
-// Panels of odd numbers -15 .. 15 in half bytes h = (w + 15) / 2, as bytes: `vectors` of 64 from 32 bytes each.
-inline void widen(const uint8_t* from, int64_t vectors, int8_t* to) {
-  for (int64_t v = 0; v < vectors; ++v, from += 32, to += 64) {
-    for (int i = 0; i < 32; ++i) {
-      to[i] = (int8_t)(2 * (from[i] & 15) - 15);
-      to[i + 32] = (int8_t)(2 * (from[i] >> 4) - 15);
+// Weights at `bits` = 4, 3 or 2 bits as the bytes of panels: the odd numbers w = 2 c - (2^bits - 1), 64 from 16 * bits / 2
+// bytes. The bytes of a plane of p bits hold 64 / 8 p codes each, the first part of the vector in the lowest bits; 3 bits are
+// a plane of two bits with the low ones, and a plane of one bit.
+template <int kBits>
+void unpack(const uint8_t* from, int64_t vectors, int8_t* to) {
+  typedef uint64_t Two __attribute__((vector_size(16)));
+  constexpr int kLow = kBits == 4 ? 4 : 2, kVectors = kLow / 2;  // of the low plane
+  for (int64_t v = 0; v < vectors; ++v, from += 8 * kBits, to += 64) {
+    Bytes16 low[kVectors], high = {};
+    std::memcpy(low, from, sizeof low);
+    if constexpr (kBits == 3) {  // the second eight codes of a part are one bit above the first
+      uint64_t bits;
+      std::memcpy(&bits, from + 16, 8);
+      high = (Bytes16)Two{bits, bits >> 1};
+    }
+#pragma GCC unroll 4
+    for (int part = 0; part < 4; ++part) {
+      Bytes16 c = (low[part % kVectors] >> (part / kVectors * kLow)) & (uint8_t)((1 << kLow) - 1);
+      if constexpr (kBits == 3) c = c | ((high >> (2 * part)) & 1) << 2;
+      const Bytes16 w = c + c - (uint8_t)((1 << kBits) - 1);
+      std::memcpy(to + 16 * part, &w, 16);
     }
   }
 }
 
-// Every loop over R and B is unrolled at once, so that the accumulators never leave their registers.
-template <int R, int B>
-inline void tile(const Rows& a, int64_t row, const Panels& w, int block, int32_t* out, ptrdiff_t out_stride) {
-  Ints acc[R][B];
-#pragma GCC unroll 8
-  for (int b = 0; b < B; ++b) {
-    const Ints start = w.start ? load<Ints>(w.start + (block + b) * kLanes) : Ints{};
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) acc[r][b] = start;
-  }
-  const int8_t* weights = w.data + (ptrdiff_t)block * w.words * 64;
-  const ptrdiff_t panel = (ptrdiff_t)w.words * 64, stride = a.stride;
-  const uint8_t* start = a.data + row * a.stride;
-  const int segments = a.segments, words = a.words;
-  for (int s = 0; s < segments; ++s, start += a.segment_stride) {
-    const uint8_t* codes = start;
-    for (int k = 0; k < words; ++k, codes += 4, weights += 64) {
-      Words columns[B];
-#pragma GCC unroll 8
-      for (int b = 0; b < B; ++b) columns[b] = load<Words>(weights + b * panel);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Words four = splat_word(codes + r * stride);
-#pragma GCC unroll 8
-        for (int b = 0; b < B; ++b) acc[r][b] = dot4(acc[r][b], four, columns[b]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-    for (int b = 0; b < B; ++b) store(out + r * out_stride + (block + b) * kLanes, acc[r][b]);
+inline void unpack(const uint8_t* from, int bits, int64_t vectors, int8_t* to) {
+  switch (bits) {
+    case 2: return unpack<2>(from, vectors, to);
+    case 3: return unpack<3>(from, vectors, to);
+    default: return unpack<4>(from, vectors, to);
   }
 }
 
-template <int R>
-inline void row_tile(const Rows& a, int64_t row, const Panels& w, int32_t* out, ptrdiff_t out_stride) {
-  int block = 0;
-  for (; block + kTileBlocks <= w.blocks; block += kTileBlocks) tile<R, kTileBlocks>(a, row, w, block, out, out_stride);
-  if constexpr (kTileBlocks > 1) {
-    switch (w.blocks - block) {
-      case 1: tile<R, 1>(a, row, w, block, out, out_stride); break;
-      case 2: tile<R, 2>(a, row, w, block, out, out_stride); break;
-      case 3: tile<R, 3>(a, row, w, block, out, out_stride); break;
-      default: break;
-    }
-  }
-}
-
+#if !FXPTQ_DOT16 && !FXPTQ_NEON
 // Accumulators of up to kTileRows rows, for all columns: out[r][0 .. 16 * blocks).
 inline void accumulate(const Rows& a, int64_t row, int rows, const Panels& w, int32_t* out, ptrdiff_t out_stride) {
-  static_assert(kTileRows <= 6, "a case for each number of rows");
-  switch (rows) {
-    case 1: row_tile<1>(a, row, w, out, out_stride); break;
-    case 2: row_tile<2>(a, row, w, out, out_stride); break;
-    case 3: if constexpr (kTileRows >= 3) row_tile<3>(a, row, w, out, out_stride); break;
-    case 4: if constexpr (kTileRows >= 4) row_tile<4>(a, row, w, out, out_stride); break;
-    case 5: if constexpr (kTileRows >= 5) row_tile<5>(a, row, w, out, out_stride); break;
-    default: row_tile<kTileRows>(a, row, w, out, out_stride); break;
-  }
+  accumulate_by<Product::kBytes, false>(a, row, rows, w, out, out_stride);
 }
+
+// Panels with the fastest products for codes up to `largest`; the buffer holds weights that these products read.
+inline Panels prepared(const Panels& bytes, int /*largest*/, Buffer<int8_t>& /*pairs*/) { return bytes; }
+#endif
 
 // The sum of the codes of one row, over all its runs.
 inline int32_t row_sum(const Rows& a, int64_t row) {

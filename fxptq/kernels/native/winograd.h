@@ -20,8 +20,9 @@ constexpr int kPatches = 12;  // patches of a row that go through all steps toge
 inline void transform_weight(const int8_t* taps, int blocks, int words, int64_t channels, int largest, int8_t* u, int32_t* start,
                              int64_t start_stride) {
   const int64_t panels = (int64_t)blocks * words * 64;
-  Bytes last;  // masks the bytes of the last word beyond the channels, which must not be multiplied by the offset
-  for (int i = 0; i < 64; ++i) last[i] = channels % 4 == 0 || i % 4 < channels % 4 ? 255 : 0;
+  uint8_t last_bytes[64];  // masks the bytes of the last word beyond the channels, which must not be multiplied by the offset
+  for (int i = 0; i < 64; ++i) last_bytes[i] = channels % 4 == 0 || i % 4 < channels % 4 ? 255 : 0;
+  const Bytes last = load<Bytes>(last_bytes);
   for (int64_t v = 0; v < (int64_t)blocks * words; ++v) {
     Bytes t[4][3];
     for (int x = 0; x < 3; ++x) {
@@ -52,6 +53,8 @@ inline void transform_weight(const int8_t* taps, int blocks, int words, int64_t 
 
 class Winograd {
  public:
+  static constexpr int kFactor = 4;  // of the sums
+
   // `panels` [16] packed weights of each position; channel_bytes of `shape` is a multiple of 64.
   Winograd(const ConvShape& shape, const Panels* panels, uint8_t levels)
       : c_(shape), panels_(panels), columns_(padded_columns(panels[0])), patches_(kPositions * kPatches * c_.channel_bytes),

@@ -85,6 +85,25 @@ FXPTQ_INLINE Ints dot4(Ints acc, Words a, Words b) {
   return (Ints)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
 }
 
+FXPTQ_INLINE Ints dot4_small(Ints acc, Words a, Words b) { return dot4(acc, a, b); }
+
+constexpr bool kDotBytes = true;
+constexpr bool kDotPairs = true;
+constexpr int kRegister = 64;
+typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
+
+typedef int16_t Shorts __attribute__((vector_size(kRegister)));
+
+FXPTQ_INLINE Pairs zip_first(Shorts a, Shorts b) { return (Pairs)_mm512_unpacklo_epi16((__m512i)a, (__m512i)b); }
+FXPTQ_INLINE Pairs zip_last(Shorts a, Shorts b) { return (Pairs)_mm512_unpackhi_epi16((__m512i)a, (__m512i)b); }
+
+FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
+  return (Pairs)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+}
+
+FXPTQ_INLINE void keep(Pairs&) {}
+FXPTQ_INLINE void keep(Ints&) {}
+
 FXPTQ_INLINE int32_t sum_bytes(const uint8_t* p, int64_t n) {
   int32_t total = 0;
   int64_t i = 0;
@@ -101,6 +120,11 @@ FXPTQ_INLINE int32_t sum_bytes(const uint8_t* p, int64_t n) {
 FXPTQ_INLINE Bytes join(Bytes16 a, Bytes16 b, Bytes16 c, Bytes16 d) {
   const __m512i ab = _mm512_inserti32x4(_mm512_castsi128_si512((__m128i)a), (__m128i)b, 1);
   return (Bytes)_mm512_inserti32x4(_mm512_inserti32x4(ab, (__m128i)c, 2), (__m128i)d, 3);
+}
+
+FXPTQ_INLINE Words by_word(Bytes rows) {
+  const Words w = (Words)rows;
+  return __builtin_shufflevector(w, w, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
 }
 
 FXPTQ_INLINE Sums row_sums(Bytes codes) {

@@ -84,6 +84,36 @@ FXPTQ_INLINE Ints dot4(Ints acc, Words a, Words b) {
   return acc;
 }
 
+// As dot4, for bytes whose products, two neighbours added, fit 16 bits.
+FXPTQ_INLINE Ints dot4_small(Ints acc, Words a, Words b) { return dot4(acc, a, b); }
+
+// Whether one instruction computes dot4.
+constexpr bool kDotBytes = false;
+
+// Whether one or two instructions compute dot2.
+constexpr bool kDotPairs = false;
+
+// One register of 32-bit lanes, each also a pair of 16-bit integers.
+constexpr int kRegister = 16;
+typedef uint32_t Pairs __attribute__((vector_size(kRegister)));
+
+// Each lane: acc + the sum of two products of signed 16-bit integers, modulo 2^32.
+FXPTQ_INLINE Pairs dot2(Pairs acc, Pairs a, Pairs b) {
+  typedef int32_t Signed __attribute__((vector_size(kRegister)));
+  const Signed low = ((Signed)(a << 16) >> 16) * ((Signed)(b << 16) >> 16), high = ((Signed)a >> 16) * ((Signed)b >> 16);
+  return acc + (Pairs)low + (Pairs)high;
+}
+
+typedef int16_t Shorts __attribute__((vector_size(kRegister)));
+
+// The 16-bit integers of a and b in turns: in each 128 bits, the first four of both, or the last four.
+FXPTQ_INLINE Pairs zip_first(Shorts a, Shorts b) { return (Pairs)__builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+FXPTQ_INLINE Pairs zip_last(Shorts a, Shorts b) { return (Pairs)__builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+
+// Makes the compiler hold sums in registers at this point, where it would rather hold what comes next.
+FXPTQ_INLINE void keep(Pairs&) {}
+FXPTQ_INLINE void keep(Ints&) {}
+
 // Sum of n bytes.
 FXPTQ_INLINE int32_t sum_bytes(const uint8_t* p, int64_t n) {
   int32_t total = 0;
@@ -98,6 +128,12 @@ FXPTQ_INLINE Bytes join(Bytes16 a, Bytes16 b, Bytes16 c, Bytes16 d) {
   const Bytes16 parts[4] = {a, b, c, d};
   std::memcpy(&all, parts, sizeof all);
   return all;
+}
+
+// From four rows of sixteen bytes: the first words of all rows, then the second ones, ...
+FXPTQ_INLINE Words by_word(Bytes rows) {
+  const Words w = (Words)rows;
+  return __builtin_shufflevector(w, w, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
 }
 
 // For each run of sixteen signed bytes, two numbers that add up to the sum of the run.

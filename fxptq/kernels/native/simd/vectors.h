@@ -1,8 +1,8 @@
 // Sixteen lanes of float or int32: the types, and what the compiler does with them on every processor.
 //
-// The types are GCC/Clang vector extensions: arithmetic, comparison and selection are operators, and the compiler splits
-// them into registers (one AVX-512, two AVX2, four NEON). Operations that the extensions lack, the dot product of bytes
-// above all, are in portable.h for every processor, and in a header of its own for each instruction set that does better.
+// The types are GCC/Clang vector extensions: arithmetic and comparison are operators. Where registers are smaller than 64
+// bytes, the types of split.h have the same operators. Operations that the extensions lack, the dot product of bytes above
+// all, are in portable.h for every processor, and in a header of its own for each instruction set that does better.
 #pragma once
 
 #include <cmath>
@@ -15,16 +15,28 @@
 // Vectors in arrays stay in registers only where the function around them is inlined.
 #define FXPTQ_INLINE inline __attribute__((always_inline))
 
+#if FXPTQ_SPLIT
+#include "split.h"
+#endif
+
 namespace fxptq {
 
 constexpr int kLanes = 16;
 
+#if FXPTQ_SPLIT
+using Floats = split::Split<float>;
+using Ints = split::Split<int32_t>;
+using Words = split::Split<uint32_t>;
+using Bytes = split::Split<uint8_t>;
+using Sums = split::Split<int64_t>;
+#else
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));  // also: sixteen groups of four bytes
 typedef uint8_t Bytes __attribute__((vector_size(64)));
-typedef uint8_t Bytes16 __attribute__((vector_size(16)));
 typedef int64_t Sums __attribute__((vector_size(64)));
+#endif
+typedef uint8_t Bytes16 __attribute__((vector_size(16)));
 
 // Storage that starts on a cache line: no vector of it lies across two.
 template <class T>
@@ -43,20 +55,44 @@ using Buffer = std::vector<T, LineAllocator<T>>;
 
 template <class V, class T>
 FXPTQ_INLINE V load(const T* p) {
-  V v;
   static_assert(sizeof(V) == kLanes * sizeof(T) || sizeof(T) == 1, "sixteen lanes");
+#if FXPTQ_SPLIT
+  return split::read<V>(p);
+#else
+  V v;
   std::memcpy(&v, p, sizeof v);
   return v;
+#endif
 }
 
 template <class V, class T>
 FXPTQ_INLINE void store(T* p, V v) {
+#if FXPTQ_SPLIT
+  split::write(p, v);
+#else
   std::memcpy(p, &v, sizeof v);
+#endif
 }
 
 FXPTQ_INLINE Floats splat(float x) { return Floats{} + x; }
 FXPTQ_INLINE Ints splat(int32_t x) { return Ints{} + x; }
 
+#if FXPTQ_SPLIT
+template <class T, int kBytes>
+FXPTQ_INLINE auto converted(split::Split<T, kBytes> v) {
+  using Converted = split::Split<float, kBytes>;
+  if constexpr (kBytes == 2 * FXPTQ_SPLIT) {
+    return Converted{__builtin_convertvector(v.low, typename Converted::Half),
+                     __builtin_convertvector(v.high, typename Converted::Half)};
+  } else {
+    return Converted{converted(v.low), converted(v.high)};
+  }
+}
+
+FXPTQ_INLINE Floats to_floats(Ints v) { return converted(v); }
+
+FXPTQ_INLINE Bytes splat_byte(uint8_t byte) { return Bytes(byte); }
+#else
 FXPTQ_INLINE Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
 
 FXPTQ_INLINE Bytes splat_byte(uint8_t byte) {
@@ -64,17 +100,6 @@ FXPTQ_INLINE Bytes splat_byte(uint8_t byte) {
   std::memset(&all, byte, sizeof all);
   return all;
 }
-
-FXPTQ_INLINE Words splat_word(const void* p) {
-  uint32_t word;
-  std::memcpy(&word, p, 4);
-  return Words{} + word;
-}
-
-// From four rows of sixteen bytes: the first words of all rows, then the second ones, ...
-FXPTQ_INLINE Words by_word(Bytes rows) {
-  const Words w = (Words)rows;
-  return __builtin_shufflevector(w, w, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-}
+#endif
 
 }  // namespace fxptq

@@ -1,0 +1,121 @@
+"""Fake quantization as two operators of torch, with their definition in plain torch.
+
+The dispatcher of torch is the interface: compiled kernels take over where a library registers them
+(fxptq/kernels/native), and everywhere else the functions here run. Values are the same bit for bit in both; the sums of
+gradients differ by rounding. The operators take values as runs [outer, ranges, inner], float32 and contiguous, whose
+middle axis has the grids; the functions take any shape that broadcasts and any floating-point type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_BLOCK = 1 << 17
+"""Elements that a CPU thread takes through all operations before the next block, so that they stay in its cache."""
+
+
+def fake_quantize(x: Tensor, scale: Tensor, offset: Tensor, levels: int) -> Tensor:
+    """The nearest values on a grid: `scale * round(clip((x - offset) / scale, 0, levels)) + offset`.
+
+    Args:
+        x: values, any shape and floating-point type.
+        scale: distance of neighbouring values, > 0, broadcastable to `x`.
+        offset: value of code 0, of `scale`'s shape.
+        levels: the largest code.
+
+    Returns:
+        Values on the grid, of `x`'s shape and memory format.
+    """
+    out = torch.empty_like(x)
+    (low, step), (source, target) = _flatten((offset, scale), (x, out))
+    for values, result in zip(_blocks(source, low), _blocks(target, low), strict=True):
+        torch.sub(values, low, out=result).div_(step).clamp_(0, levels).round_().mul_(step).add_(low)
+    return out
+
+
+def fake_quantize_backward(
+    x: Tensor, grad: Tensor, scale: Tensor, offset: Tensor, levels: int, of_values: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `fake_quantize` (fxptq.quant.grid states them).
+
+    Args:
+        x: as in `fake_quantize`, and so are the scale, the offset and the levels.
+        grad: the gradient of the result, of `x`'s shape and strides.
+        scale: distance of neighbouring values.
+        offset: value of code 0.
+        levels: the largest code.
+        of_values: whether the gradient of `x` is needed.
+
+    Returns:
+        The gradients of `x` (empty if it is not needed), of the scale and of the offset.
+    """
+    grad_x = torch.empty_like(x)
+    (low, step), (source, upstream, target) = _flatten((offset, scale), (x, grad, grad_x))
+    grad_offset, grad_scale = torch.zeros_like(low), torch.zeros_like(low)
+    for values, g, result in zip(_blocks(source, low), _blocks(upstream, low), _blocks(target, low), strict=True):
+        z = torch.sub(values, low).div_(step)
+        clipped = z.clamp(0, levels)
+        outside = z.ne_(clipped)  # 1.0 or 0.0
+        if of_values:
+            torch.addcmul(g, g, outside, value=-1, out=result)
+        # r - z inside; n above and 0 below.
+        slope = clipped.round().sub_(clipped).addcmul_(clipped, outside)
+        grad_scale += _inner(slope, g, low)
+        grad_offset += _inner(outside, g, low)
+    return grad_x if of_values else x.new_empty(0), grad_scale.view_as(scale), grad_offset.view_as(offset)
+
+
+def _inner(a: Tensor, b: Tensor, low: Tensor) -> Tensor:
+    """The sum of a * b over the elements that share a bound; `a` is overwritten."""
+    return torch.dot(a, b) if low.dim() == 0 else a.mul_(b).sum_to_size(low.shape)
+
+
+def _flatten(bounds: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Per-tensor bounds as scalars, and dense tensors as flat views in the order of memory; others stay unchanged.
+
+    The last of `tensors` comes from `empty_like(first)`: it has the strides of the first only if that one is dense.
+    """
+    first, last = tensors[0], tensors[-1]
+    if bounds[0].numel() != 1 or first.stride() != last.stride():
+        return bounds, tensors
+    flat = tuple(t.as_strided((t.numel(),), (1,)) for t in tensors)
+    return tuple(b.reshape(()) for b in bounds), flat
+
+
+def _blocks(x: Tensor, low: Tensor) -> Iterator[Tensor]:
+    """Views of cache size of a flat CPU tensor; the whole tensor otherwise."""
+    if low.dim() == 0 and not x.is_cuda:
+        yield from torch.split(x, _BLOCK * torch.get_num_threads())
+    else:
+        yield x
+
+
+def _runs(x: Tensor, scale: Tensor, offset: Tensor, levels: int) -> Tensor:
+    return fake_quantize(x, scale[:, None], offset[:, None], levels)
+
+
+def _runs_backward(
+    x: Tensor, grad: Tensor, scale: Tensor, offset: Tensor, levels: int, of_values: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_scale, grad_offset = fake_quantize_backward(
+        x, grad, scale[:, None], offset[:, None], levels, of_values
+    )
+    return grad_x, grad_scale[:, 0], grad_offset[:, 0]
+
+
+_library: Any = torch.library.Library("fxptq", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's own
+for _name, _schema, _plain in (
+    ("fake_quantize", "(Tensor x, Tensor scale, Tensor offset, int levels) -> Tensor", _runs),
+    (
+        "fake_quantize_backward",
+        "(Tensor x, Tensor grad, Tensor scale, Tensor offset, int levels, bool of_values) -> (Tensor, Tensor, Tensor)",
+        _runs_backward,
+    ),
+):
+    _library.define(_name + _schema)
+    _library.impl(_name, _plain, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fxptq::{_name}", _plain, lib=_library)
