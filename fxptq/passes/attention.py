@@ -61,7 +61,7 @@ class Attention(Pass):
 
     Each product is judged by the error of its output with both factors quantized (of logits: about the mean of their
     row), and the network by its output on held-out inputs, a stage of products at a time; a stage that makes it worse
-    is taken back. The pass needs bounds that are set.
+    is taken back. Products of 8 bits keep their grids, which are fine enough. The pass needs bounds that are set.
     """
 
     @dataclass(frozen=True)
@@ -97,7 +97,11 @@ class Attention(Pass):
         """
         products = list(_products(ctx.student))
         if not products:
-            return PassReport(notes=("no attention has quantizers that are on and of the schemes affine and shares",))
+            return PassReport(
+                notes=(
+                    "no attention has quantizers of the schemes affine and shares, below 8 bits, whose bounds are set",
+                )
+            )
         judge = Judge(ctx, self.settings.holdout)
         start = judge.error
         each = -(-self.settings.windows // len(judge.inputs))
@@ -267,7 +271,7 @@ def _affine(own: Quantizer, factor: Tensor, center: Tensor, lower: float, upper:
 
 
 def _products(student: QuantizedNetwork) -> Iterator[Product]:
-    """The products of attentions whose quantizers are on, of the right scheme, and read nowhere else."""
+    """The products of attentions, one factor below 8 bits, with quantizers of the right schemes that are on."""
     readers: dict[str, int] = {}
     for site in student.sites:
         for operand in site.operands:
@@ -278,10 +282,11 @@ def _products(student: QuantizedNetwork) -> Iterator[Product]:
         if parts not in ([_QUERY, _KEY], [_ATTENTION, _VALUE]) or min(len(site.shapes[s]) for s in ("lhs", "rhs")) < 3:
             continue
         quantizers = [student.quantizers.get(operand.quantizer) for operand in site.operands]
-        if all(
+        fit = all(
             isinstance(quantizer, scheme) and quantizer.mode == "on" and readers[operand.quantizer] == 1
             for quantizer, scheme, operand in zip(quantizers, schemes, site.operands, strict=True)
-        ):
+        )
+        if fit and any(quantizer is not None and quantizer.bits < 8 for quantizer in quantizers):
             shapes = [site.shapes[slot] for slot in ("lhs", "rhs")]
             windows = max(torch.Size(shape[:-3]).numel() for shape in shapes)
             nbytes = sum(4 * torch.Size(shape[-3:]).numel() for shape in shapes)

@@ -269,8 +269,9 @@ def test_refit_corrects_means_and_lands_on_the_grid() -> None:
 
 def test_at_eight_bits_nothing_needs_a_map() -> None:
     ctx = named("shifted windows", bits=8)
-    reports = run_passes([("channels", {})], ctx)
-    assert reports[-1].notes == ("no layer has affine quantizers below 8 bits whose bounds are set",)
+    layers, attentions = run_passes([("channels", {}), ("attention", {})], ctx)
+    assert layers.notes == ("no layer has affine quantizers below 8 bits whose bounds are set",)
+    assert "below 8 bits whose bounds are set" in attentions.notes[0]
 
 
 def test_statistics_behind_a_former_map_are_forgotten() -> None:
