@@ -12,8 +12,7 @@ from typing import Literal
 
 from torch import fx
 
-from fxptq.graph.calls import ADD, argument, name_of
-from fxptq.graph.functions import words
+from fxptq.graph.calls import ADD, argument, name_of, words
 from fxptq.graph.kinds import kind_of
 from fxptq.graph.tracer import IMAGE
 

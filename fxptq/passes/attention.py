@@ -97,11 +97,7 @@ class Attention(Pass):
         """
         products = list(_products(ctx.student))
         if not products:
-            return PassReport(
-                notes=(
-                    "no attention has quantizers of the schemes affine and shares, below 8 bits, whose bounds are set",
-                )
-            )
+            return PassReport(notes=("no attention has affine quantizers below 8 bits whose bounds are set",))
         judge = Judge(ctx, self.settings.holdout)
         start = judge.error
         each = -(-self.settings.windows // len(judge.inputs))
