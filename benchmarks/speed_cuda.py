@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.work import work_of
-from fxptq.bench.ways import Subject, parsed, subject
+from fxptq.bench.ways import Subject, subject
 from fxptq.errors import FxptqError
 from fxptq.kernels.cuda import register
+from fxptq.sizes import parse_size
 
 Call = Callable[[], Tensor]
 
@@ -126,7 +127,7 @@ def times(call: Call, rounds: int) -> list[float]:
 
 def table(checkpoint: Path, size: str, batch: int, rounds: int, limits: Limits) -> list[Row]:
     """Measures and prints one network at one size."""
-    width, height = parsed(size)
+    width, height = parse_size(size)
     what = subject(checkpoint, None, input_size(checkpoint, height, width))
     x = what.x.expand(batch, -1, -1, -1).contiguous().cuda()
     what.quantized.to("cuda")

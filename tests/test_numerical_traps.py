@@ -253,7 +253,9 @@ def test_layer_norm_of_constants(eps: float) -> None:
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_calibration_pictures_of_one_colour(value: float) -> None:
     made = quantized(network(), [torch.full((1, 3, 16, 16), value)] * 3)
-    assert list(made.to_integer(compile=False).lowering.simulated) == ["0"]  # its input has one value only
+    assert list(made.to_integer(compile=False, compare=False).lowering.simulated) == [
+        "0"
+    ]  # its input has one value only
     assert_works(made, ("0",))
 
 

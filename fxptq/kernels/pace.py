@@ -35,7 +35,7 @@ is timed in its place."""
 _ALIKE = 4
 """Sizes that differ by less than this factor in their number of pixels have one pace."""
 
-_MARGIN, _WORTH = 1.25, 2e-4
+_MARGIN, _WORTH = 1.25, 1e-3
 """A kernel loses if it takes this many times as long as the simulation of its site, and so many seconds more."""
 
 _log = logging.getLogger("fxptq")

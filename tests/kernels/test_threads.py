@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxptq.errors import InputError
 from fxptq.graph.exclusive import CAPTURING
@@ -103,7 +104,7 @@ def with_form(form: Form) -> Any:
     from fxptq.kernels.lower import _Lowered  # noqa: PLC0415
     from fxptq.kernels.rewrite import Rewritten  # noqa: PLC0415
 
-    variant: Any = None
+    variant: Any = SimpleNamespace(inserted=fx.Graph())
     module: Any = form
     return _Lowered(variant, Rewritten(module, {}, {}), COMPILED_SIZES)
 

@@ -84,7 +84,7 @@ def _answer(name: str, checkpoint: str, given: str, made: str) -> None:
         number, place = map(int, key.split("."))
         inputs.setdefault(number, {})[place] = x
     model = fxptq.load(checkpoint, build(name, OTHER_SEED))
-    ways = {"simulated": model, "integers": model.to_integer(compile=False)}
+    ways = {"simulated": model, "integers": model.to_integer(compile=False, compare=False)}
     outputs = {}
     with torch.no_grad():
         for way, run in ways.items():
