@@ -114,9 +114,23 @@ def show_bench(console: Console, bench: Bench) -> None:
             speed_up = f"{eager / row.ms:.2f}x" if eager else ""
             table.add_row(row.name, f"{row.ms:.1f}", speed_up, f"{row.prepare_s:.0f}", *memory)
     console.print(table)
+    if verdict := _verdict(bench):
+        console.print(verdict)
     for row in bench.rows:
         if row.note:
             console.print(f"{row.name}: {row.note}")
+
+
+def _verdict(bench: Bench) -> str:
+    """How fast the integers are beside the fastest float way; empty where either has no figure."""
+    ms = {row.name: row.ms for row in bench.rows if row.ms is not None}
+    rivals = [name for name in ms if name.endswith(("fp32", "bf16"))]
+    if "fxptq-int" not in ms or not rivals:
+        return ""
+    best = min(rivals, key=lambda name: ms[name])
+    ratio = ms[best] / ms["fxptq-int"]
+    verdict = f"{ratio:.2f} times as fast as" if ratio >= 1 else f"SLOWER ({ratio:.2f}x) than"
+    return f"fxptq-int is {verdict} {best}, the fastest float here ({bench.kernels} kernels)"
 
 
 def show_recipes(console: Console, recipes: Sequence[Recipe]) -> None:
