@@ -24,7 +24,6 @@ from torch import Tensor, fx, nn
 from fxptq.errors import InputError
 from fxptq.graph.exclusive import CAPTURING
 from fxptq.kernels import build
-from fxptq.kernels.backend import backend_names
 from fxptq.kernels.lower import COMPILED_SIZES, IntegerModel, lower
 from fxptq.kernels.once import once
 from tests.graph.test_program import Unrolled
@@ -226,7 +225,8 @@ def test_a_registry_asked_by_many_threads() -> None:
         "print(*found[0][0])"
     )
     done = ran([program])[0]
-    assert (done[0], done[1].split()) == (0, backend_names()), done[2]
+    assert done[0] == 0, done[2]
+    assert {"cpu", "torch", "triton"} <= set(done[1].split())
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
