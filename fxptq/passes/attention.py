@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fxptq.errors import FxptqError, InputError
 from fxptq.passes.base import Context, Operand, Pass, PassReport, QuantizedNetwork, register
-from fxptq.passes.judge import Judge, State
+from fxptq.passes.judge import Judge, StagedSettings, State
 from fxptq.passes.samples import Take, evenly, in_memory, sample
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
@@ -65,26 +65,19 @@ class Attention(Pass):
     """
 
     @dataclass(frozen=True)
-    class Settings:
-        """Settings.
+    class Settings(StagedSettings):
+        """Settings; see also `StagedSettings`.
 
         Attributes:
             windows: number of windows, over all calibration inputs, that errors are measured on.
-            k: number of candidates for each bound.
-            holdout: share of the calibration inputs to judge the network by, 0..1.
-            stages: number of parts of the network that are judged one after the other.
         """
 
         windows: int = 48
-        k: int = 50
-        holdout: float = 0.25
-        stages: int = 4
 
         def __post_init__(self) -> None:
-            if min(self.windows, self.k, self.stages) < 1:
-                raise InputError("windows, k and stages must be at least 1")
-            if not 0 < self.holdout < 1:
-                raise InputError(f"holdout lies between 0 and 1, unlike {self.holdout}")
+            super().__post_init__()
+            if self.windows < 1:
+                raise InputError(f"windows must be at least 1, not {self.windows}")
 
     settings: Settings
 

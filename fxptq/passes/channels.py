@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fxptq.errors import InputError
 from fxptq.passes.base import Context, Pass, PassReport, QuantizedNetwork, Site, register
-from fxptq.passes.judge import Judge, State
+from fxptq.passes.judge import Judge, StagedSettings, State
 from fxptq.passes.samples import Take, evenly, in_memory, sample
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
@@ -72,26 +72,19 @@ class Channels(Pass):
     """
 
     @dataclass(frozen=True)
-    class Settings:
-        """Settings.
+    class Settings(StagedSettings):
+        """Settings; see also `StagedSettings`. The bounds of weights get a quarter of the `k` candidates.
 
         Attributes:
             rows: number of positions of each input that errors are measured on.
-            k: number of candidates for each bound of an input; those of weights get a quarter.
-            holdout: share of the calibration inputs to judge the network by, 0..1.
-            stages: number of parts of the network that are judged one after the other.
         """
 
         rows: int = 1536
-        k: int = 50
-        holdout: float = 0.25
-        stages: int = 4
 
         def __post_init__(self) -> None:
-            if min(self.rows, self.k, self.stages) < 1:
-                raise InputError("rows, k and stages must be at least 1")
-            if not 0 < self.holdout < 1:
-                raise InputError(f"holdout lies between 0 and 1, unlike {self.holdout}")
+            super().__post_init__()
+            if self.rows < 1:
+                raise InputError(f"rows must be at least 1, not {self.rows}")
 
     settings: Settings
 

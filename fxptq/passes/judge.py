@@ -28,6 +28,39 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class JudgedSettings:
+    """The settings of every pass that asks a `Judge`.
+
+    Attributes:
+        holdout: share of the calibration inputs to judge the network by, 0..1.
+    """
+
+    holdout: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 < self.holdout < 1:
+            raise InputError(f"holdout lies between 0 and 1, unlike {self.holdout}")
+
+
+@dataclass(frozen=True)
+class StagedSettings(JudgedSettings):
+    """The settings of a pass whose choices are judged stage by stage; see `JudgedSettings`.
+
+    Attributes:
+        k: number of candidates for each bound.
+        stages: number of parts of the network that are judged one after the other.
+    """
+
+    k: int = 50
+    stages: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.k, self.stages) < 1:
+            raise InputError("k and stages must be at least 1")
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The state of some quantizers, and of the weights and biases behind them.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxptq.errors import CalibrationError, InputError
 from fxptq.passes.base import Context, Pass, PassReport, register
+from fxptq.passes.samples import in_float
 from fxptq.quant.observer import Histogram
 
 
@@ -52,18 +53,17 @@ class Observe(Pass):
         observers = {
             key: _Named(key, self.settings.bins) for key in student.quantizers if student.weight_of(key) is None
         }
-        modes = {key: quantizer.mode for key, quantizer in student.quantizers.items()}
-        try:
-            for key, quantizer in student.quantizers.items():
-                quantizer.observer = observers.get(key)
-                quantizer.mode = "observe" if key in observers else "off"
-            with torch.no_grad(), ctx.progress.task("observe", len(ctx.images)) as advance:
-                for index in range(len(ctx.images)):
-                    _run_finite(ctx, index)
-                    advance()
-        finally:
-            for key, quantizer in student.quantizers.items():
-                quantizer.observer, quantizer.mode = None, modes[key]
+        with in_float(student):
+            for key, observer in observers.items():
+                student.quantizers[key].observer, student.quantizers[key].mode = observer, "observe"
+            try:
+                with torch.no_grad(), ctx.progress.task("observe", len(ctx.images)) as advance:
+                    for index in range(len(ctx.images)):
+                        _run_finite(ctx, index)
+                        advance()
+            finally:
+                for key in observers:
+                    student.quantizers[key].observer = None
         for key, observer in observers.items():
             if observer.histogram.count == 0:
                 raise CalibrationError(f"{key}: no calibration image leads through this place")

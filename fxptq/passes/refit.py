@@ -18,7 +18,7 @@ from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
 from fxptq.passes.base import Context, Pass, PassReport, Site, register
 from fxptq.passes.gptq import Rounded, round_weight
-from fxptq.passes.judge import Judge, batches
+from fxptq.passes.judge import Judge, JudgedSettings, batches
 from fxptq.passes.moments import input_vectors, is_covered
 from fxptq.passes.offsets import movable_weights
 from fxptq.passes.samples import in_float
@@ -47,26 +47,25 @@ class Refit(Pass):
     """
 
     @dataclass(frozen=True)
-    class Settings:
-        """Settings.
+    class Settings(JudgedSettings):
+        """Settings; see also `JudgedSettings`.
 
         Attributes:
             images: largest number of calibration inputs, which run as one batch.
             rows: largest number of positions, over all inputs, that are used for each layer.
             damping: added to the diagonal of the inputs' second moments, in units of its mean.
-            holdout: share of the calibration inputs to judge the network by, 0..1.
         """
 
         images: int = 8
         rows: int = 16384
         damping: float = 0.01
-        holdout: float = 0.25
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             if min(self.images, self.rows) < 1:
                 raise InputError("images and rows must be at least 1")
-            if self.damping <= 0 or not 0 < self.holdout < 1:
-                raise InputError(f"damping is above 0 and holdout below 1, unlike {self.damping} and {self.holdout}")
+            if self.damping <= 0:
+                raise InputError(f"damping must be above 0, not {self.damping}")
 
     settings: Settings
 
