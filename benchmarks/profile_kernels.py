@@ -15,7 +15,6 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-import time
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,24 +23,21 @@ import torch
 from torch import fx
 
 from fxptq.bench.ways import subject
+from fxptq.kernels.stopwatch import TimedGraph
 
 
-class Timed(fx.Interpreter):
-    """Runs a graph and records the seconds of each node."""
+class Timed(TimedGraph):
+    """Also records the shapes of each node's result and of its arguments."""
 
     def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.seconds: dict[str, list[float]] = collections.defaultdict(list)
-        self.shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
+        super().__init__(module, torch.device("cpu"))
+        self.shapes: dict[fx.Node, tuple[tuple[int, ...], ...]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Runs a node and records its time."""
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        started = time.perf_counter()
-        result = getattr(self, n.op)(n.target, args, kwargs)
-        self.seconds[n.name].append(time.perf_counter() - started)
-        tensors = [result, *[value for value in args if isinstance(value, torch.Tensor)]]
-        self.shapes[n.name] = tuple(tuple(t.shape) for t in tensors if isinstance(t, torch.Tensor))
+        """Runs a node and records its time and shapes."""
+        result = super().run_node(n)
+        tensors = [result, *self.fetch_args_kwargs_from_env(n)[0]]
+        self.shapes[n] = tuple(tuple(t.shape) for t in tensors if isinstance(t, torch.Tensor))
         return result
 
 
@@ -96,7 +92,7 @@ def lines(runner: Timed, limit: float | None) -> list[str]:
             continue
         own = str(node.target).startswith("fxptq.")
         name = str(node.target).split(".")[1] if own else "float operations and moves"
-        ms[name] += 1000 * statistics.median(runner.seconds[node.name])
+        ms[name] += 1000 * statistics.median(runner.seconds[node])
         macs[name] += products_of(name, node, runner) if own else 0
         calls[name] += 1
     total = sum(ms.values())
@@ -111,7 +107,7 @@ def lines(runner: Timed, limit: float | None) -> list[str]:
 
 def products_of(name: str, node: fx.Node, runner: Timed) -> int:
     """Counts the multiply-adds of one call."""
-    out, *inputs = runner.shapes[node.name]
+    out, *inputs = runner.shapes[node]
     if name == "linear":
         return prod(inputs[0]) * int(node.kwargs["columns"])
     if name in ("conv2d", "narrow_conv2d", "conv3x3"):

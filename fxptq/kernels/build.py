@@ -30,7 +30,7 @@ from fxptq.kernels.backend import Installed
 from fxptq.kernels.compiler import UnavailableError
 from fxptq.kernels.once import once
 from fxptq.kernels.targets import TARGETS, runnable_here
-from fxptq.kernels.trial import is_sound, record_of, try_out
+from fxptq.kernels.trial import digest_of, is_sound, record_of, try_out
 
 _log = logging.getLogger("fxptq")
 
@@ -57,7 +57,7 @@ def backend() -> Installed:
             _log.warning("the kernels are compiled here, because those of this installation cannot be used: %s", reason)
         try:
             path = find()
-            return Installed(_load(path), digest=file_digest(path)[:16])
+            return Installed(_load(path), digest=digest_of(path)[:16])
         except (UnavailableError, InputError, OSError) as error:
             reason = str(error)
     _log.warning("integer kernels run in plain torch, exact but slow: %s", reason)

@@ -134,9 +134,9 @@ class IntegerModel(nn.Module):
             if self._knows(size):  # or another thread has timed it meanwhile
                 return
             setting = self._setting(compiled=lowered.limit > 0)
-            run: Callable[..., Any] = lowered.call
+            run = lowered.run
             if size[0] > MOST_PIXELS:
-                inputs, run = own_inputs(variant, setting.device), lowered.rewritten.module.forward
+                inputs, run = own_inputs(variant, setting.device), lowered.run_uncompiled
             pace = pace_of(variant, self.program.holder, run, inputs, setting)
             self._paces = self._paces | {size: pace}
 
@@ -199,9 +199,9 @@ class _Lowered:
         if limit:
             rewritten.module.compile(dynamic=False)
 
-    def call(self, *inputs: Tensor) -> Any:
-        """As `run`."""
-        return self.run(inputs)
+    def run_uncompiled(self, inputs: tuple[Tensor, ...]) -> Any:
+        """The output of the graph as it is."""
+        return self.rewritten.module.forward(*inputs)
 
     def run(self, inputs: tuple[Tensor, ...]) -> Any:
         """The output: of the compiled form, where there is one for this size or it can be compiled now."""
@@ -222,7 +222,7 @@ class _Lowered:
                 return output
             finally:
                 CAPTURING.release()
-        return module.forward(*inputs)
+        return self.run_uncompiled(inputs)
 
 
 def device_of(program: Program) -> torch.device:

@@ -25,7 +25,8 @@ from fxptq.graph.sites import Site
 from fxptq.io.measured import keep_record, read_record
 from fxptq.kernels.backend import Backend, Grids, Installed, Served
 from fxptq.kernels.rewrite import Rewritten
-from fxptq.kernels.stopwatch import least_seconds, node_seconds, processor
+from fxptq.kernels.stopwatch import least_seconds, node_seconds
+from fxptq.kernels.targets import processor_here
 from fxptq.refusal import Refusal
 
 MOST_PIXELS = 160 * 160
@@ -125,7 +126,7 @@ class Setting:
             for site in variant.sites
         ]
         digest = hashlib.sha256(f"{sites} {len(variant.inserted.nodes)}".encode()).hexdigest()
-        where = f"{processor()} {self.device.type} {self.installed} {torch.get_num_threads()} {self.compiled}"
+        where = f"{processor_here()} {self.device.type} {self.installed} {torch.get_num_threads()} {self.compiled}"
         return f"{what} {digest} {where} torch {torch.__version__} fxptq {__version__}"
 
 
@@ -196,7 +197,7 @@ def own_inputs(variant: Variant, device: torch.device) -> tuple[Tensor, ...]:
 def pace_of(
     variant: Variant,
     holder: nn.Module,
-    integer: Callable[..., Any],
+    integer: Callable[[tuple[Tensor, ...]], Any],
     inputs: tuple[Tensor, ...],
     setting: Setting,
 ) -> Pace:
@@ -215,7 +216,7 @@ def pace_of(
     if known is None or set(known) != {"integer_ms", "float_ms"}:
         in_float = runnable(holder, variant.capture.graph)
         known = {
-            "integer_ms": 1000 * least_seconds(lambda: integer(*(x.clone() for x in inputs)), setting.device),
+            "integer_ms": 1000 * least_seconds(lambda: integer(tuple(x.clone() for x in inputs)), setting.device),
             "float_ms": 1000 * least_seconds(lambda: in_float(*(x.clone() for x in inputs)), setting.device),
         }
         keep_record("pace", key, known)

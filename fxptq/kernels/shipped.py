@@ -23,7 +23,7 @@ from fxptq.io.download import file_digest
 from fxptq.kernels import compiler
 from fxptq.kernels.compiler import UnavailableError
 from fxptq.kernels.targets import TARGETS, Target, features_here, runnable_here
-from fxptq.kernels.trial import is_sound, record_of, try_out
+from fxptq.kernels.trial import digest_of, is_sound, record_of, try_out
 
 FOLDER = Path(__file__).parent / "lib"
 
@@ -58,8 +58,8 @@ def library(target: Target) -> Path:
 
 
 def _mark(path: Path) -> Path | None:
-    """The file whose presence says that this library went well on this machine; None where there is no cache."""
-    setting = [file_digest(path), torch.__version__, platform.machine(), *platform.libc_ver(), *sorted(features_here())]
+    """The file whose presence says that this sound library went well on this machine; None where there is no cache."""
+    setting = [digest_of(path), torch.__version__, platform.machine(), *platform.libc_ver(), *sorted(features_here())]
     try:
         folder = cache_folder()
     except InputError:

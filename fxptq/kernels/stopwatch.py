@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +39,7 @@ def node_seconds(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.
         module: runs the graph.
         inputs: its inputs; they may be written into.
     """
-    runner = _Timed(module, inputs[0].device)
+    runner = TimedGraph(module, inputs[0].device)
     spent = 0.0
     for turn in range(REPEATS):
         started = time.perf_counter()
@@ -55,8 +53,16 @@ def node_seconds(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.
     return {node: min(times) for node, times in runner.seconds.items()}
 
 
-class _Timed(fx.Interpreter):
-    """Runs a graph and records the seconds of each node."""
+class TimedGraph(fx.Interpreter):
+    """Runs a graph and records the seconds of each node.
+
+    Args:
+        module: runs the graph.
+        device: where it computes.
+
+    Attributes:
+        seconds: by node, one time for each run.
+    """
 
     def __init__(self, module: fx.GraphModule, device: torch.device) -> None:
         super().__init__(module)
@@ -87,14 +93,3 @@ def _timed(call: Callable[[], Any], device: torch.device) -> float:
 def _wait_for(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def processor() -> str:
-    """The name of this machine's processor, as far as the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.lower().startswith(("model name", "cpu part")):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -62,13 +62,27 @@ def runnable_here() -> list[Target]:
 
 
 @cache
+def processor_here() -> str:
+    """The name of this processor, as far as the system tells."""
+    for line in _cpuinfo().splitlines():
+        if line.lower().startswith(("model name", "cpu part")):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpuinfo() -> str:
+    """What Linux says of its processors; nothing on other systems."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+@cache
 def features_here() -> frozenset[str]:
     """What this processor has; nothing where that cannot be told."""
     if sys.platform == "linux":
-        try:
-            return linux_features(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
-        except OSError:
-            return frozenset()
+        return linux_features(_cpuinfo())
     if sys.platform == "darwin":
         try:
             done = subprocess.run(  # the system's own program

@@ -26,6 +26,11 @@ def record_of(library: Path) -> Path:
     return library.with_suffix(".sha256")
 
 
+def digest_of(library: Path) -> str:
+    """The SHA-256 of a sound library, from its record."""
+    return record_of(library).read_text(encoding="ascii")
+
+
 def is_sound(library: Path) -> bool:
     """Whether a library is the file that its record was made for."""
     try:
