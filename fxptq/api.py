@@ -33,6 +33,8 @@ from fxptq.data.sources import Inputs, calibration_images
 from fxptq.errors import CaptureError, CheckpointError, InputError
 from fxptq.evaluate.restore import Picture
 from fxptq.evaluate.restore import restore as restore_picture
+from fxptq.evaluate.tiles import OVERLAP
+from fxptq.evaluate.tiling import Tiling
 from fxptq.facts import BEYOND_WHITE, Facts, Overrides, gather_facts
 from fxptq.formats import PictureFormat
 from fxptq.graph import Plan, Program, Site
@@ -208,8 +210,9 @@ def _make_lazy_layers(model: nn.Module, meta: Metadata, source: str) -> None:
 def restore(
     model: nn.Module,
     picture: Picture,
-    tile: int = 0,
+    tile: int | None = None,
     *,
+    overlap: int = OVERLAP,
     scale: int | None = None,
     value_range: float | None = None,
     channels: int | None = None,
@@ -221,8 +224,10 @@ def restore(
         model: a `QuantizedModel`, its integer model, or any network; it is run in evaluation mode.
         picture: a Pillow image; an array [H, W] or [H, W, C], of uint8, uint16 or floating point with white at 1; or a
             tensor [N, C, H, W] in the network's own range.
-        tile: height and width of overlapping tiles in pixels, to bound memory; 0 for the whole picture at once. A
-            network of one size runs in tiles of that size.
+        tile: height and width of overlapping tiles in pixels, to bound memory; 0 for the whole picture at once; None
+            for the whole picture where the free memory suffices, and else for the largest tiles that it holds. Where
+            memory ends all the same, tiles become smaller. A network of one size runs in tiles of that size.
+        overlap: context in pixels that neighbouring tiles share on each side.
         scale: ratio of the output's height and width to the input's; by default the scale of the quantized network,
             and 1 for any other network. The next three arguments have such defaults, too.
         value_range: the value of white in the network's input, 1 or 255; 1 for any other network.
@@ -235,6 +240,10 @@ def restore(
     Raises:
         InputError: the picture or the tile does not fit the network.
         FxptqError: the network fails, or gives no finite picture of the right size.
+
+    Example:
+        >>> large = fxptq.restore(fxptq.load("swinir_x4_w4a4.safetensors"), Image.open("small.png"))
+        >>> array = fxptq.restore(model, np.asarray(Image.open("small.png")), tile=256)
     """
     check_network(model, "restore")
     task = getattr(model, "task", None)
@@ -246,7 +255,7 @@ def restore(
         sizes=default.sizes if multiple is None else Sizes(multiple),
     )
     with _evaluating(model):
-        return restore_picture(model, picture, pictures, tile)
+        return restore_picture(model, picture, pictures, Tiling(tile, overlap))
 
 
 @contextmanager

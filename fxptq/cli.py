@@ -201,24 +201,70 @@ def evaluate(
 @app.command()
 def upscale(
     checkpoint: Checkpoint,
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture, or a folder of pictures.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="A .png file, or a folder.")],
-    tile: Annotated[int, typer.Option(help="Run in tiles of so many input pixels; 0 for the whole picture.")] = 0,
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A picture, a folder (with the folders below it), or - for stdin.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A .png, .jpg, .webp or .tif file, a folder, or - for stdout.")
+    ],
+    ext: Annotated[
+        Optional[str],
+        typer.Option(help="Format in a folder or on stdout: png (unless given), jpg, webp, tiff, or same as IN."),
+    ] = None,
+    suffix: Annotated[str, typer.Option(help="Added to the names in a folder, such as _x4.")] = "",
+    quality: Annotated[
+        Optional[int], typer.Option(help="1 to 100, of JPEG (95 unless given) and WebP (lossless unless given).")
+    ] = None,
+    alpha: Annotated[str, typer.Option(help="What enlarges transparency: bicubic or network.")] = "bicubic",
+    skip: Annotated[bool, typer.Option("--skip-existing", help="Leave pictures that are there; do the rest.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write pictures that are there anew.")] = False,
+    tile: Annotated[
+        str, typer.Option(help="Input pixels of a tile; 0 for the whole picture; auto asks the free memory.")
+    ] = "auto",
+    overlap: Annotated[int, typer.Option(min=0, help="Input pixels that tiles share on each side.")] = 16,
     integer: Annotated[
-        bool, typer.Option("--integer", help="Run on integer kernels instead of the simulation.")
-    ] = False,
+        Optional[bool],
+        typer.Option("--integer/--simulated", help="Integer kernels or the simulation; by default the faster one."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Number of processes for a folder.")] = 1,
     model: Model = None,
     device: Device = "auto",
 ) -> None:
     """Restore pictures with a checkpoint."""
     from fxptq.commands import upscale as command
+    from fxptq.commands.pictures import STREAM, Existing, Names
+    from fxptq.evaluate.tiling import Tiling
 
-    done = command.run(checkpoint, source, target, model, _progress(), tile=tile, integer=integer, device=device)
-    for path in done.written:
+    settings = command.Settings(
+        checkpoint,
+        model,
+        tiling=Tiling(command.parse_tile(tile), overlap),
+        computation="auto" if integer is None else "integer" if integer else "simulated",
+        device=device,
+        alpha=cast("Any", alpha),
+        quality=quality,
+        names=Names(ext, suffix),
+        existing=Existing(skip, overwrite),
+        jobs=jobs,
+    )
+    done = command.run(source, target, settings, _progress())
+    for path in done.written if target != STREAM else ():
         out.print(str(path))
     for pace in done.paces:
         if pace.gains:  # where integers lose, a warning has said so already
             _say(str(pace))
+    if done.skipped:
+        _say(f"{_counted(len(done.skipped), 'picture')} existed already (--overwrite writes them anew)")
+    for failure in done.failed:
+        _say(failure)
+    if done.failed:
+        whole = len(done.failed) + len(done.written)
+        _say(f"{len(done.failed)} of {_counted(whole, 'picture')} could not be restored; the others are written")
+        raise typer.Exit(1)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
 
 
 @app.command()

@@ -41,7 +41,7 @@ class Silent:
 
 
 class RichProgress:
-    """One bar a task on a terminal.
+    """Bars on a terminal: one for each task that is open, tasks within tasks below each other.
 
     Args:
         console: where to draw; the standard error stream by default, so that output can be piped.
@@ -49,10 +49,29 @@ class RichProgress:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
+        self._bars: RichBar | None = None
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
         """See Progress."""
+        with self._shown() as (bars, inner):
+            handle = bars.add_task(description, total=total, note="")
+
+            def advance(steps: int = 1, note: str = "") -> None:
+                bars.update(handle, advance=steps, note=note)
+
+            try:
+                yield advance
+            finally:
+                if inner:
+                    bars.remove_task(handle)
+
+    @contextmanager
+    def _shown(self) -> Iterator[tuple[RichBar, bool]]:
+        """The bars, and whether they are those of a task around."""
+        if self._bars is not None:
+            yield self._bars, True
+            return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -61,10 +80,9 @@ class RichProgress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with RichBar(*columns, console=self._console) as bar:
-            handle = bar.add_task(description, total=total, note="")
-
-            def advance(steps: int = 1, note: str = "") -> None:
-                bar.update(handle, advance=steps, note=note)
-
-            yield advance
+        with RichBar(*columns, console=self._console) as bars:
+            self._bars = bars
+            try:
+                yield bars, False
+            finally:
+                self._bars = None

@@ -22,7 +22,18 @@ from fxptq.graph.precision import in_precision, without_autocast
 from fxptq.graph.program import Program, Variant
 from fxptq.kernels.backend import Backend, Installed, backend_for
 from fxptq.kernels.ops import NO_CODE
-from fxptq.kernels.pace import MOST_PIXELS, Pace, Setting, Sparing, alike, losers, own_inputs, pace_of, pixels
+from fxptq.kernels.pace import (
+    MOST_PIXELS,
+    Pace,
+    Setting,
+    Sparing,
+    alike,
+    gains_on_simulation,
+    losers,
+    own_inputs,
+    pace_of,
+    pixels,
+)
 from fxptq.kernels.patterns import written
 from fxptq.kernels.rewrite import Rewritten, rewrite
 
@@ -63,6 +74,7 @@ class IntegerModel(nn.Module):
         backend: what computes the sites; None for the bundled back end of the device the network is on.
         compare: whether to time integers beside float on this machine, once a network and size: kernels that lose are
             left to the simulation, and `lowering.paces` says what the network gains.
+        pace: whether the whole network is timed beside float, too; None as `compare`.
 
     Attributes:
         task: the recipe of what the network restores, for `fxptq.restore`; None where nobody said.
@@ -77,10 +89,12 @@ class IntegerModel(nn.Module):
         compile: bool = True,  # noqa: A002  # the name torch uses for it
         backend: Backend | None = None,
         compare: bool = False,
+        pace: bool | None = None,
     ) -> None:
         super().__init__()
         self.program = program
         self._compile, self._asked_for, self._compare = compile, backend, compare
+        self._pace = compare if pace is None else pace
         self._paces: dict[tuple[int, int], Pace] = {}  # by pixels and threads; replaced, never changed
         self._comparing = OwnLock()
         self._lowered: dict[int, _Lowered] = {}  # replaced, never changed
@@ -115,7 +129,7 @@ class IntegerModel(nn.Module):
             if lowered.writes_inputs:
                 inputs = tuple(x.clone() for x in inputs)
             output = lowered.run(inputs)
-            if self._compare:
+            if self._pace:
                 self._compare_at(variant, lowered, inputs)
         except RuntimeError as error:
             if NO_CODE not in str(error):
@@ -139,6 +153,18 @@ class IntegerModel(nn.Module):
                 inputs, run = own_inputs(variant, setting.device), lowered.run_uncompiled
             pace = pace_of(variant, self.program.holder, run, inputs, setting)
             self._paces = self._paces | {size: pace}
+
+    def beats_simulation(self) -> bool:
+        """Whether integers run on compiled kernels here and take no longer than the simulation.
+
+        It is timed once a network and machine, at the size that the network was captured at.
+        """
+        variant = self.program.variants[0]
+        lowered = self._of(variant)
+        setting = self._setting(compiled=False)
+        return setting.installed.native and gains_on_simulation(
+            variant, self.program.holder, lowered.run_uncompiled, setting
+        )
 
     def _knows(self, size: tuple[int, int]) -> bool:
         return any(threads == size[1] and alike(many, size[0]) for many, threads in self._paces)
@@ -237,6 +263,7 @@ def lower(
     compile: bool = True,  # noqa: A002  # the name torch uses for it
     backend: Backend | None = None,
     compare: bool = False,
+    pace: bool | None = None,
 ) -> IntegerModel:
     """The program on integer kernels; see `IntegerModel`."""
-    return IntegerModel(program, compile=compile, backend=backend, compare=compare)
+    return IntegerModel(program, compile=compile, backend=backend, compare=compare, pace=pace)

@@ -12,7 +12,7 @@ from fxptq.data.degrade import Degradation
 from fxptq.data.resize import imresize
 from fxptq.data.sources import calibration_images
 from fxptq.errors import InputError
-from fxptq.io.images import write_png
+from fxptq.io.writing import write_png
 from fxptq.sizes import Sizes
 
 NONE, X2 = Degradation("none"), Degradation("bicubic", scale=2)

@@ -15,7 +15,8 @@ from fxptq.errors import FxptqError, InputError
 from fxptq.evaluate.metrics import psnr, psnr_b, psnr_y, ssim_y
 from fxptq.evaluate.score import evaluate
 from fxptq.evaluate.sets import open_set, samples
-from fxptq.io.images import to_image, to_tensor, write_png
+from fxptq.io.images import to_image, to_tensor
+from fxptq.io.writing import write_png
 
 
 def _bicubic(scale: int, value_range: float = 1.0):
