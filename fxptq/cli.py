@@ -9,29 +9,43 @@ import contextlib
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, cast
 
 import typer
-from rich.console import Console
 
 from fxptq import __version__, shell
 from fxptq.errors import FxptqError
 from fxptq.io.files import check_writable, write_json
 from fxptq.io.outputs import CHECKPOINT, GRAPHML, JSON, PAGE, Output, check_outputs
-from fxptq.progress import Progress, RichProgress, Silent
+from fxptq.report.tables import FORMS, Form, TableConsole, parse_form
 
-app = typer.Typer(name="fxptq", add_completion=False, pretty_exceptions_enable=False)
+if TYPE_CHECKING:
+    from fxptq.progress import Overall
+
+app = typer.Typer(
+    name="fxptq", pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 
 # Names of files and sites may look like markup; where there is no terminal no line is too long.
 _stdout = shell.Output()
-out = Console(
-    file=cast("Any", _stdout),
-    soft_wrap=True,
-    markup=False,
-    highlight=False,
-    width=None if _stdout.isatty() else 1000,
-)
+
+
+def _console(form: Form | None = None) -> TableConsole:
+    """Standard output; tables are drawn on a terminal and plain elsewhere, unless a form is given."""
+    terminal = _stdout.isatty()
+    return TableConsole(
+        form or ("table" if terminal else "plain"),
+        file=cast("Any", _stdout),
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+        width=None if terminal else 1000,
+    )
+
+
+out = _console()
 
 # Bad usage as click reports it; newer typers carry a click of their own, older ones use the package.
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
@@ -45,18 +59,64 @@ def _writable(path: Optional[Path]) -> Optional[Path]:
     return path
 
 
-Eval = Annotated[
+def _known_form(text: Optional[str]) -> Optional[str]:
+    return None if text is None else parse_form(text)
+
+
+def _recipe_names(incomplete: str) -> list[str]:
+    from fxptq.recipe import Recipe
+
+    return [name for name in Recipe.names() if name.startswith(incomplete)]
+
+
+def _one_of(*values: str) -> Callable[[str], list[str]]:
+    """Completes an option of a few values in the shell."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+NETWORK, SCORES, OWN, RESULT = "The network", "Scores", "Facts about a network of your own", "Results"
+"""Groups of options in a help."""
+FILES, MEANS = "Files", "Speed and memory"
+MAKE, USE, LOOK = "Make a checkpoint", "Use a checkpoint", "Look around"
+"""Groups of commands."""
+
+Data = Annotated[
     Optional[list[str]],
-    typer.Option("--eval", metavar="NAME=DIR", help="Score on a benchmark: DIR holds HR/ and LR_bicubic/X{2,3,4}/."),
+    typer.Option(
+        "--data",
+        "--eval",
+        metavar="NAME=DIR",
+        help="A benchmark to score on, may be repeated: DIR holds HR/ and LR_bicubic/X{2,3,4}/, or input/ and target/. "
+        "Without it, generated samples are scored.",
+        rich_help_panel=SCORES,
+    ),
 ]
 JsonOut = Annotated[
     Optional[Path],
-    typer.Option("--json", metavar="FILE", help="Also write the result as JSON.", callback=_writable),
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Also write the result as JSON.",
+        callback=_writable,
+        rich_help_panel=RESULT,
+    ),
+]
+Format = Annotated[
+    Optional[str],
+    typer.Option(
+        "--format",
+        metavar="table|plain|md",
+        help="Form of tables: drawn, aligned or Markdown. Drawn on a terminal and aligned elsewhere unless given.",
+        callback=_known_form,
+        autocompletion=_one_of(*FORMS),
+        rich_help_panel=RESULT,
+    ),
 ]
 Model = Annotated[
     Optional[str],
     typer.Option(
         "--model",
+        rich_help_panel=NETWORK,
         metavar="PACKAGE.MODULE:FACTORY",
         help="A network of your own, built without arguments; or the recipe's .toml file that builds it; or a weights "
         "file that spandrel recognises.",
@@ -67,7 +127,7 @@ Sites = Annotated[
     typer.Option("--site", metavar="GLOB=W3A4|float", help="Bits of sites by their names; may be repeated."),
 ]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint that `fxptq quantize` wrote.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", autocompletion=_one_of("auto", "cpu", "cuda"))]
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:
@@ -79,9 +139,16 @@ def _outputs(json_out: Path | None, *others: Output) -> list[Output]:
     return [*others, *([Output("--json", json_out, JSON)] if json_out is not None else [])]
 
 
-def _progress() -> Progress:
-    """Bars on a terminal; elsewhere standard error is for errors alone."""
-    return RichProgress() if sys.stderr.isatty() else Silent()
+def _tables(form: Optional[str]) -> TableConsole:
+    """Standard output with tables in the form that `--format` names."""
+    return _console(None if form is None else parse_form(form))
+
+
+def _progress() -> Overall:
+    """Bars on a terminal; elsewhere a line a minute."""
+    from fxptq.progress import Lines, RichProgress
+
+    return RichProgress() if sys.stderr.isatty() else Lines(_say)
 
 
 def _show_version(asked: bool) -> None:
@@ -90,7 +157,10 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(
+    invoke_without_command=True,
+    epilog="Example: fxptq quantize --recipe swinir_x4, then: fxptq upscale swinir_x4_w4a4.safetensors IN.png OUT.png",
+)
 def overview(
     ctx: typer.Context,
     version: Annotated[  # noqa: ARG001  # its callback answers
@@ -103,40 +173,66 @@ def overview(
         raise typer.Exit(2)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MAKE,
+    epilog="Example: fxptq quantize --recipe swinir_x4 --w 3 --a 3 --data Set5=data/Set5 -o small.safetensors",
+)
 def quantize(
-    recipe: Annotated[Optional[str], typer.Option(help="A recipe's name, or the path of a .toml file.")] = None,
+    recipe: Annotated[
+        Optional[str],
+        typer.Option(
+            help="A recipe's name, or the path of a .toml file.",
+            autocompletion=_recipe_names,
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
     w: Annotated[int, typer.Option("--w", help="Bits of weights, 2 to 8.")] = 4,
     a: Annotated[int, typer.Option("--a", help="Bits of activations, 2 to 8.")] = 4,
     model: Model = None,
-    weights: Annotated[Optional[Path], typer.Option(help="A weights file instead of the recipe's.")] = None,
+    weights: Annotated[
+        Optional[Path], typer.Option(help="A weights file instead of the recipe's.", rich_help_panel=NETWORK)
+    ] = None,
     calib: Annotated[str, typer.Option(help="A folder of pictures, or synthetic: no pictures needed.")] = "synthetic",
-    data: Eval = None,
+    data: Data = None,
     preset: Annotated[
         str,
         typer.Option(
             help="quick (bounds alone), standard, paper (the published method), or accurate (best for few bits; "
-            "its attentions and many layers are simulated so far)."
+            "its attentions and many layers are simulated so far).",
+            autocompletion=_one_of("quick", "standard", "paper", "accurate"),
         ),
     ] = "standard",
     file: Annotated[
-        Optional[Path], typer.Option("--out", help="Where to write the checkpoint, as .safetensors.")
+        Optional[Path],
+        typer.Option("--out", "-o", help="Where to write the checkpoint, as .safetensors.", rich_help_panel=RESULT),
     ] = None,
     site: Sites = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    scale: Annotated[Optional[int], typer.Option(help="Of the output over the input, if it is not found.")] = None,
-    white: Annotated[
-        Optional[float], typer.Option("--range", help="The value of white in the input: 1 or 255.")
+    scale: Annotated[
+        Optional[int], typer.Option(help="Of the output over the input, if it is not found.", rich_help_panel=OWN)
     ] = None,
-    multiple: Annotated[Optional[int], typer.Option(help="Height and width are padded to multiples of this.")] = None,
+    white: Annotated[
+        Optional[float],
+        typer.Option("--range", help="The value of white in the input: 1 or 255.", rich_help_panel=OWN),
+    ] = None,
+    multiple: Annotated[
+        Optional[int], typer.Option(help="Height and width are padded to multiples of this.", rich_help_panel=OWN)
+    ] = None,
     degradation: Annotated[
-        Optional[str], typer.Option(help="What the network repairs: bicubic, noise:SIGMA, jpeg:QUALITY or none.")
+        Optional[str],
+        typer.Option(
+            help="What the network repairs: bicubic, noise:SIGMA, jpeg:QUALITY, pairs or none.", rich_help_panel=OWN
+        ),
     ] = None,
     size: Annotated[
-        Optional[str], typer.Option(help="HEIGHTxWIDTH of an input that the network takes, if no usual square is.")
+        Optional[str],
+        typer.Option(
+            help="HEIGHTxWIDTH of an input that the network takes, if no usual square is.", rich_help_panel=OWN
+        ),
     ] = None,
     json_out: JsonOut = None,
+    form: Format = None,
 ) -> None:
     """Quantize a network and write it as one small file."""
     from fxptq.bits import Bits
@@ -172,21 +268,22 @@ def quantize(
     outcome = command.run(options, _progress())
     page.write(outcome, report)
     _write_json(json_out, outcome.as_json())
-    console.show_quantized(out, outcome, report)
+    console.show_quantized(_tables(form), outcome, report)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=USE, epilog="Example: fxptq evaluate small.safetensors --data Set5=data/Set5 --integer --format md"
+)
 def evaluate(
     checkpoint: Checkpoint,
-    data: Annotated[
-        Optional[list[str]], typer.Option("--data", metavar="NAME=DIR", help="A benchmark; may be repeated.")
-    ] = None,
+    data: Data = None,
     integer: Annotated[
         bool, typer.Option("--integer", help="Run on integer kernels instead of the simulation.")
     ] = False,
     model: Model = None,
     device: Device = "auto",
     json_out: JsonOut = None,
+    form: Format = None,
 ) -> None:
     """Score a checkpoint on benchmarks."""
     from fxptq.commands import evaluate as command
@@ -195,10 +292,13 @@ def evaluate(
     check_outputs(_outputs(json_out), {"CKPT": checkpoint, "--model": model})
     scores = command.run(checkpoint, tuple(data or ()), model, _progress(), integer=integer, device=device)
     _write_json(json_out, command.as_json(scores))
-    console.show_scores(out, scores)
+    console.show_scores(_tables(form), scores)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=USE,
+    epilog="Example: fxptq upscale small.safetensors photos/ large/ --ext webp --suffix _x4 --jobs 2",
+)
 def upscale(
     checkpoint: Checkpoint,
     source: Annotated[
@@ -209,24 +309,50 @@ def upscale(
     ],
     ext: Annotated[
         Optional[str],
-        typer.Option(help="Format in a folder or on stdout: png (unless given), jpg, webp, tiff, or same as IN."),
+        typer.Option(
+            help="Format in a folder or on stdout: png (unless given), jpg, webp, tiff, or same as IN.",
+            rich_help_panel=FILES,
+        ),
     ] = None,
-    suffix: Annotated[str, typer.Option(help="Added to the names in a folder, such as _x4.")] = "",
+    suffix: Annotated[
+        str, typer.Option(help="Added to the names in a folder, such as _x4.", rich_help_panel=FILES)
+    ] = "",
     quality: Annotated[
-        Optional[int], typer.Option(help="1 to 100, of JPEG (95 unless given) and WebP (lossless unless given).")
+        Optional[int],
+        typer.Option(
+            help="1 to 100, of JPEG (95 unless given) and WebP (lossless unless given).", rich_help_panel=FILES
+        ),
     ] = None,
-    alpha: Annotated[str, typer.Option(help="What enlarges transparency: bicubic or network.")] = "bicubic",
-    skip: Annotated[bool, typer.Option("--skip-existing", help="Leave pictures that are there; do the rest.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write pictures that are there anew.")] = False,
+    alpha: Annotated[
+        str,
+        typer.Option(
+            help="What enlarges transparency: bicubic or network.", autocompletion=_one_of("bicubic", "network")
+        ),
+    ] = "bicubic",
+    skip: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave pictures that are there; do the rest.", rich_help_panel=FILES)
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write pictures that are there anew.", rich_help_panel=FILES)
+    ] = False,
     tile: Annotated[
-        str, typer.Option(help="Input pixels of a tile; 0 for the whole picture; auto asks the free memory.")
+        str,
+        typer.Option(
+            help="Input pixels of a tile; 0 for the whole picture; auto asks the free memory.", rich_help_panel=MEANS
+        ),
     ] = "auto",
-    overlap: Annotated[int, typer.Option(min=0, help="Input pixels that tiles share on each side.")] = 16,
+    overlap: Annotated[
+        int, typer.Option(min=0, help="Input pixels that tiles share on each side.", rich_help_panel=MEANS)
+    ] = 16,
     integer: Annotated[
         Optional[bool],
-        typer.Option("--integer/--simulated", help="Integer kernels or the simulation; by default the faster one."),
+        typer.Option(
+            "--integer/--simulated",
+            help="Integer kernels or the simulation; by default the faster one.",
+            rich_help_panel=MEANS,
+        ),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Number of processes for a folder.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Number of processes for a folder.", rich_help_panel=MEANS)] = 1,
     model: Model = None,
     device: Device = "auto",
 ) -> None:
@@ -267,7 +393,7 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' if count != 1 else ''}"
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK, epilog="Example: fxptq inspect swinir_x4 --w 3 --a 3 --graphml swinir.graphml")
 def inspect(
     subject: Annotated[
         Optional[str], typer.Argument(metavar="[RECIPE|CKPT]", help="A recipe or a checkpoint; may be left out.")
@@ -278,6 +404,7 @@ def inspect(
     site: Sites = None,
     graphml: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Also write the graph as GraphML.")] = None,
     json_out: JsonOut = None,
+    form: Format = None,
 ) -> None:
     """Show the sites of a network: name, kind, shapes, cost, role and bits."""
     from fxptq.bits import Bits
@@ -288,10 +415,10 @@ def inspect(
     check_outputs(_outputs(json_out, *drawn), {"RECIPE|CKPT": subject, "--model": model})
     sites = command.run(subject, Bits(w, a), model, graphml, tuple(site or ()))
     _write_json(json_out, command.as_json(sites))
-    console.show_sites(out, sites)
+    console.show_sites(_tables(form), sites)
 
 
-@app.command()
+@app.command(rich_help_panel=USE, epilog="Example: fxptq bench small.safetensors --size 128x128 --threads 1")
 def bench(
     checkpoint: Checkpoint,
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input.")] = "64x64",
@@ -302,6 +429,7 @@ def bench(
     ] = None,
     model: Model = None,
     json_out: JsonOut = None,
+    form: Format = None,
 ) -> None:
     """Measure a checkpoint on this machine, beside the float network and the peers that are installed."""
     from fxptq.bench import measure
@@ -311,23 +439,27 @@ def bench(
     chosen = [name for group in way or () for name in group.split(",") if name]
     measured = measure.run(checkpoint, size, model, _progress(), only=chosen, threads=threads)
     _write_json(json_out, measured.as_json())
-    console.show_bench(out, measured)
+    console.show_bench(_tables(form), measured)
 
 
-@app.command()
-def recipes() -> None:
-    """List the bundled recipes."""
+@app.command(rich_help_panel=LOOK, epilog="Example: fxptq recipes --format md")
+def recipes(form: Format = None) -> None:
+    """List the bundled recipes, and which of them run without a download."""
+    from fxptq.commands import weights as command
     from fxptq.recipe import Recipe
     from fxptq.report import console
 
-    console.show_recipes(out, [Recipe.load(name) for name in Recipe.names()])
+    found = [Recipe.load(name) for name in Recipe.names()]
+    console.show_recipes(_tables(form), found, command.known())
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK, epilog="Example: fxptq weights --download edsr_x4")
 def weights(
     download: Annotated[
-        Optional[str], typer.Option(metavar="RECIPE", help="Fetch a recipe's published weights.")
+        Optional[str],
+        typer.Option(metavar="RECIPE", help="Fetch a recipe's published weights.", autocompletion=_recipe_names),
     ] = None,
+    form: Format = None,
 ) -> None:
     """List the weights known, bundled and cached, and where a published file belongs."""
     from fxptq.commands import weights as command
@@ -335,7 +467,7 @@ def weights(
 
     if download is not None:
         out.print(str(command.fetch(download, _progress())))
-    console.show_weights(out, command.known())
+    console.show_weights(_tables(form), command.known())
 
 
 def main() -> NoReturn:

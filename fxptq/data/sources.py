@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fxptq.data.degrade import Degradation
+from fxptq.data.pairs import is_paired, pairs_in
 from fxptq.data.synthetic import synthetic_image
 from fxptq.errors import InputError
 from fxptq.io.images import list_images, read_image, to_tensor
@@ -41,9 +42,9 @@ def calibration_images(
     """Collect calibration inputs.
 
     Args:
-        source: a folder of pictures; "synthetic" for generated ones (`./synthetic` is a folder of that name); or one or
-            more tensors that are network inputs already, all of which are taken as they are; a tuple each for a network
-            of several inputs.
+        source: a folder of clean pictures, or of pairs (`input/` and `target/`), whose inputs are taken as they are;
+            "synthetic" for generated pictures (`./synthetic` is a folder of that name); or one or more tensors that are
+            network inputs already, all of which are taken as they are; a tuple each for a network of several inputs.
         degradation: how clean pictures become inputs; not applied to tensors.
         channels: of the inputs: 1 or 3, or any number for tensors.
         value_range: what the network takes white to be; not applied to tensors.
@@ -60,6 +61,7 @@ def calibration_images(
         InputError: the folder is missing or empty, a picture is broken or smaller than 16 pixels, a tensor is unfit,
             nothing was given, or pictures were given to a network that takes other than 1 or 3 channels.
     """
+    inputs: list[Inputs]
     if isinstance(source, str | Path):
         if count < 1 or size < 1:
             raise InputError(f"calibration needs at least one picture of at least one pixel, not {count} of {size}")
@@ -72,15 +74,26 @@ def calibration_images(
         if source == SYNTHETIC:
             pictures = [synthetic_image(*clean, channels, _rng(seed, i)) for i in range(count)]
             what = "generated pictures"
+        elif is_paired(Path(source)):
+            crops = _crops(calibration_files(Path(source)), channels, count, (height, width), seed)
+            inputs, of_pairs = [to_tensor(crop, value_range) for crop in crops], Path(source).resolve().name
+            return inputs, f"{count} crops of the inputs of the pairs in {of_pairs}, {height}x{width}, seed {seed}"
         else:
             folder = Path(source)
             pictures = _crops(list_images(folder), channels, count, clean, seed)
             what = f"crops of the pictures in {folder.resolve().name}"
-        inputs: list[Inputs] = [
-            to_tensor(degradation.apply(p, _rng(seed, i, 1)), value_range) for i, p in enumerate(pictures)
-        ]
+        inputs = [to_tensor(degradation.apply(p, _rng(seed, i, 1)), value_range) for i, p in enumerate(pictures)]
         return inputs, f"{count} {what}, {height}x{width}, {degradation}, seed {seed}"
     return _checked([source] if isinstance(source, Tensor) else source, channels)
+
+
+def calibration_files(folder: Path) -> list[Path]:
+    """The pictures that a folder is calibrated on: those in it, or the inputs of its pairs.
+
+    Raises:
+        InputError: there are none.
+    """
+    return [pair.input for pair in pairs_in(folder)] if is_paired(folder) else list_images(folder)
 
 
 def _rng(seed: int, index: int, purpose: int = 0) -> np.random.Generator:

@@ -28,7 +28,8 @@ def working_bytes(call: Callable[[], Any], device: torch.device) -> int:
     watch = _Watch()
     with watch:
         call()
-    return watch.most
+    largest: int = watch.most
+    return largest
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ def show_quantized(console: Console, outcome: Outcome, report: Path) -> None:
     console.print(f"peak memory {outcome.peak_mb:,.0f} MB")
     console.print(f"checkpoint  {outcome.out}")
     console.print(f"report      {report}")
+    console.print(f"next        fxptq upscale {shlex.join([str(outcome.out), *outcome.opened_with])} IN OUT")
 
 
 def show_bits(console: Console, sites: Sequence[Site]) -> None:
@@ -133,12 +135,24 @@ def _verdict(bench: Bench) -> str:
     return f"fxptq-int is {verdict} {best}, the fastest float here ({bench.kernels} kernels)"
 
 
-def show_recipes(console: Console, recipes: Sequence[Recipe]) -> None:
-    """The bundled recipes."""
-    table = _table("Recipes", "name", "network", "presets")
+WEIGHTS = {"bundled": "at once", "cached": "at once (downloaded)", "absent": "after a download"}
+"""When a recipe runs, by the state of its weights."""
+
+
+def show_recipes(console: Console, recipes: Sequence[Recipe], weights: Sequence[WeightsRow]) -> None:
+    """The bundled recipes, and which of them run without a download."""
+    states = {row.name: row for row in weights}
+    table = _table("Recipes", "name", "network", "runs", "presets")
     for recipe in recipes:
-        table.add_row(recipe.name, recipe.title, ", ".join(recipe.preset_names))
+        row = states.get(recipe.name)
+        runs = "with a network of yours" if row is None else WEIGHTS[row.state]
+        table.add_row(recipe.name, recipe.title, runs, ", ".join(recipe.preset_names))
     console.print(table)
+    absent = [row for row in weights if row.state == "absent"]
+    if absent:
+        fetched = next((row for row in absent if row.url), None)
+        if fetched is not None:
+            console.print(f"download weights, for example: fxptq weights --download {fetched.name}")
 
 
 def show_weights(console: Console, rows: Sequence[WeightsRow]) -> None:
