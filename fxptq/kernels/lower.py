@@ -11,11 +11,13 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fxptq.errors import InputError
 from fxptq.graph.exclusive import CAPTURING, OwnLock
 from fxptq.graph.finite import warn_of_nan
 from fxptq.graph.precision import in_precision, without_autocast
@@ -78,9 +80,11 @@ class IntegerModel(nn.Module):
 
     Attributes:
         task: the recipe of what the network restores, for `fxptq.restore`; None where nobody said.
+        writer: writes the quantized network as a checkpoint; None for a program that has no metadata.
     """
 
     task: Any = None
+    writer: Callable[[str | Path], None] | None = None
 
     def __init__(
         self,
@@ -107,6 +111,24 @@ class IntegerModel(nn.Module):
         """What became of the sites, in the first graph."""
         first = self.of(self.program.variants[0])
         return Lowering(self.backend.install(), first.kernels, first.simulated, tuple(self._paces.values()))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the checkpoint of the quantized network, from which `fxptq.load` makes the same integers.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+            InputError: the model was lowered from a program alone, which has no metadata.
+        """
+        if self.writer is None:
+            raise InputError("this integer model was made of a program alone; save the QuantizedModel it came from")
+        self.writer(path)
+
+    def __repr__(self) -> str:
+        """The network in one line."""
+        lowering = self.lowering
+        name = f"{self.task.name}, {self.task.task}: " if self.task is not None else ""
+        simulated = f", {len(lowering.simulated)} simulated" if lowering.simulated else ""
+        return f"IntegerModel({name}{len(lowering.kernels)} sites on {lowering.backend.name} kernels{simulated})"
 
     @property
     def backend(self) -> Backend:
