@@ -179,16 +179,17 @@ def _in_processes(jobs: Jobs, settings: Settings, count: int, progress: Progress
             for job, found in _finished(waiting):
                 failures |= {job: found} if found else {}
                 advance(note=job.read.name)
-    except BrokenProcessPool:
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        if not isinstance(error, BrokenProcessPool):
+            raise
         raise FxptqError(
             f"a process was killed, perhaps because memory has ended: give fewer than {count} --jobs, or a smaller "
             "--tile; the pictures that are written stay (--skip-existing goes on from there)"
         ) from None
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        if sys.exc_info()[0] is not None:
-            for process in multiprocessing.active_children():
-                process.terminate()
+    pool.shutdown()
     written = tuple(job.write for job in jobs.todo if job not in failures)
     return Upscaled(written, (), tuple(failures[job] for job in jobs.todo if job in failures))
 

@@ -117,6 +117,12 @@ TASKS: tuple[Task, ...] = (
         "rounded\nto 8 bits, nothing cropped.",
     ),
     Task(
+        name="none",
+        damage=_unchanged,
+        figures=("psnr_y", "ssim_y"),
+        protocol="output rounded to 8 bits, nothing cropped.",
+    ),
+    Task(
         name="pairs",  # a folder of pairs brings real inputs; where there is none, pictures are shrunk to the scale
         damage=_shrunk,
         figures=("psnr", "psnr_y", "ssim_y"),
@@ -125,12 +131,6 @@ TASKS: tuple[Task, ...] = (
         expected="1 or more",
         protocol="pairs of pictures as they are; output rounded to 8 bits, {scale} pixels cropped at each border\n"
         "above scale 1.",
-    ),
-    Task(
-        name="none",
-        damage=_unchanged,
-        figures=("psnr_y", "ssim_y"),
-        protocol="output rounded to 8 bits, nothing cropped.",
     ),
 )
 
