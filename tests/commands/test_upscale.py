@@ -34,7 +34,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def upscale(*args: object) -> Ran:
-    return run("upscale", "tiny.safetensors", *args, "--model", "mod:tiny")
+    """In the simulation, which needs no kernels."""
+    return run("upscale", "tiny.safetensors", *args, "--model", "mod:tiny", "--simulated")
 
 
 def read(path: str) -> npt.NDArray[np.uint8]:
@@ -47,7 +48,7 @@ def test_every_kind_and_size_of_picture(folder: Path) -> None:
     sizes = [(1, 1), (5, 3), (17, 9), (8, 40)]
     for height, width in sizes:
         Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(f"in/{height}x{width}.png")
-    ran = upscale("in", "new/out", "--simulated")
+    ran = upscale("in", "new/out")
     assert (ran.status, ran.err) == (0, "")
     assert len(ran.out.splitlines()) == len(kinds) + len(sizes)
     q = fxptq.load("tiny.safetensors", swinir(1))
@@ -185,7 +186,7 @@ def test_existing_files_stay_unless_the_caller_says_so(folder: Path) -> None:
 def test_processes_give_the_same_files(folder: Path) -> None:
     for index in range(3):
         picture(folder / "in" / f"{index}.png", 9 + index)
-    ran = spawn(["upscale", "tiny.safetensors", "in", "two", "--model", "mod:tiny", "--jobs", 2], folder)
+    ran = spawn(["upscale", "tiny.safetensors", "in", "two", "--model", "mod:tiny", "--simulated", "--jobs", 2], folder)
     assert (ran.status, ran.err) == (0, "")
     assert ran.out.splitlines() == [f"two/{index}.png" for index in range(3)]
     assert upscale("in", "one").status == 0
@@ -196,7 +197,18 @@ def test_processes_give_the_same_files(folder: Path) -> None:
 def test_standard_streams(folder: Path) -> None:
     source = picture(folder / "in.png", 9)
     assert upscale("in.png", "out.jpg").status == 0
-    command = [sys.executable, "-m", "fxptq", "upscale", "tiny.safetensors", "-", "-", "--model", "mod:tiny"]
+    command = [
+        sys.executable,
+        "-m",
+        "fxptq",
+        "upscale",
+        "tiny.safetensors",
+        "-",
+        "-",
+        "--model",
+        "mod:tiny",
+        "--simulated",
+    ]
     ran = subprocess.run(  # noqa: S603  # our own
         [*command, "--ext", "jpg"],
         input=source.read_bytes(),
