@@ -359,9 +359,10 @@ def upscale(
     """Restore pictures with a checkpoint."""
     from fxptq.commands import upscale as command
     from fxptq.commands.pictures import STREAM, Existing, Names
+    from fxptq.commands.restorer import Settings
     from fxptq.evaluate.tiling import Tiling
 
-    settings = command.Settings(
+    settings = Settings(
         checkpoint,
         model,
         tiling=Tiling(command.parse_tile(tile), overlap),

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import fxptq
-from fxptq.commands.upscale import chosen
+from fxptq.commands.restorer import chosen
 from fxptq.data.resize import imresize
 from fxptq.io.images import read_picture, to_image, to_tensor
 from fxptq.io.picture import Picture
@@ -256,7 +256,7 @@ def test_integers_where_they_are_faster(kernels: str, folder: Path, monkeypatch:
     monkeypatch.setattr("fxptq.kernels.lower.gains_on_simulation", lambda *_: kernels == "fast")
     installed = Installed("torch" if kernels == "none" else "generic")
     backend = SimpleNamespace(install=lambda: installed)
-    monkeypatch.setattr("fxptq.commands.upscale.backend_for", lambda _: backend)
+    monkeypatch.setattr("fxptq.commands.restorer.backend_for", lambda _: backend)
     model = chosen(q, "auto", torch.device("cpu"))
     if kernels == "fast" and not q.to_integer(compile=False, compare=False).backend.install().native:
         pytest.skip("needs a C++ compiler")

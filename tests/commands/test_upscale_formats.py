@@ -17,7 +17,7 @@ from PIL.ExifTags import IFD, Base
 from torch import Tensor, nn
 
 from fxptq.commands.pictures import Job
-from fxptq.commands.upscale import Restorer, Settings
+from fxptq.commands.restorer import Restorer, Settings
 from fxptq.data.resize import imresize
 from fxptq.evaluate.tiling import TiledRun, Tiling
 from fxptq.formats import PictureFormat
