@@ -24,8 +24,12 @@ LAYOUT = frozenset((*_SAMPLES, *_OTHERS))
 
 
 def kept_exif(opened: Image.Image) -> bytes:
-    """The EXIF of an opened picture that goes with its restored form, empty for none or for damaged EXIF."""
-    with contextlib.suppress(Exception):  # whatever Pillow raises on damage
+    """The EXIF of an opened picture that goes with its restored form, empty for none.
+
+    Raises:
+        ValueError: the EXIF is damaged.
+    """
+    try:
         found = opened.getexif()
         own = Image.Exif()
         for tag, value in found.items():
@@ -37,7 +41,8 @@ def kept_exif(opened: Image.Image) -> bytes:
             if content:
                 own[part] = content
         return own.tobytes() if len(own) else b""
-    return b""
+    except Exception as error:  # whatever Pillow raises on damage
+        raise ValueError("the EXIF is damaged") from error
 
 
 def resolution(opened: Image.Image) -> tuple[float, float] | None:

@@ -8,6 +8,7 @@ cannot be read is an `InputError` of one line that names the file; a file is nev
 from __future__ import annotations
 
 import io
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ from fxptq.io import deep
 from fxptq.io.deep import Deep
 from fxptq.io.exif import kept_exif, resolution
 from fxptq.io.picture import Picture, Samples
+
+_log = logging.getLogger("fxptq")
 
 T = TypeVar("T")
 Source = Path | bytes
@@ -141,7 +144,12 @@ def _whole(source: Source, name: str, channels: int | None) -> Picture:
     decoded = _decoded(source, name)
     with _opened(source) as opened:
         found, format_name = opened.info.get("icc_profile"), opened.format
-        exif, dpi = kept_exif(opened), resolution(opened)
+        dpi = resolution(opened)
+        try:
+            exif = kept_exif(opened)
+        except ValueError:
+            exif = b""
+            _log.warning("%s: its EXIF is damaged and is left out", name)
     profile = found if isinstance(found, bytes) else b""
     picture = _coloured(decoded, channels or (1 if _is_grey(decoded) else 3), profile)
     if channels is None and format_name == "WEBP" and (picture.colour[:, :, :1] == picture.colour).all():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from fxptq.io.tiff import encode_tiff
 _log = logging.getLogger("fxptq")
 
 _JPEG_EXIF = 65533 - 6  # bytes that one segment of a JPEG holds
+_EXIF_LOST = "its EXIF cannot be written and is left out"
 JPEG_QUALITY = 95
 """Of JPEGs where nobody asks for another; WebP is lossless then."""
 
@@ -40,6 +42,7 @@ class Format:
         depth: most bits a sample.
         alpha: whether it holds transparency.
         grey: whether it holds grey as one channel.
+        veiled_grey: whether it holds grey of 16 bits with transparency so that others can read it.
         resolution: whether it has a field for dots per inch; else EXIF holds them.
     """
 
@@ -49,6 +52,7 @@ class Format:
     depth: int = 16
     alpha: bool = True
     grey: bool = True
+    veiled_grey: bool = True
     resolution: bool = True
 
 
@@ -56,7 +60,7 @@ FORMATS = (
     Format("PNG", (".png",), 2**31 - 1),
     Format("JPEG", (".jpg", ".jpeg"), 65500, depth=8, alpha=False),
     Format("WebP", (".webp",), 16383, depth=8, grey=False, resolution=False),
-    Format("TIFF", (".tif", ".tiff"), 2**31 - 1),
+    Format("TIFF", (".tif", ".tiff"), 2**31 - 1, veiled_grey=False),  # Pillow cannot read it
 )
 """The formats, one row each."""
 
@@ -131,9 +135,16 @@ def encoded(picture: Picture, written: Format, name: str, quality: int | None = 
     fitting, losses = _fitted(picture, written)
     for loss in losses:
         _log.warning("%s: %s", name, loss)
+    encode = _ENCODERS[written.name]
+    if fitting.exif:
+        try:
+            return encode(fitting, quality)
+        except Exception:  # noqa: BLE001  # likewise; whatever else is wrong is met again below
+            fitting = replace(fitting, exif=b"")
+            _log.warning("%s: %s", name, _EXIF_LOST)
     try:
-        return _ENCODERS[written.name](fitting, quality)
-    except (OSError, ValueError, OverflowError) as error:
+        return encode(fitting, quality)
+    except (OSError, ValueError, OverflowError, struct.error) as error:
         raise InputError(f"{name}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
@@ -149,7 +160,8 @@ def _fitted(picture: Picture, written: Format) -> tuple[Picture, list[str]]:
         share = picture.alpha[:, :, None] / np.float32(picture.white)
         over = np.round(picture.colour * share + picture.white * (1 - share))
         picture = replace(picture, colour=over.astype(np.uint8), alpha=None)
-    if not written.grey and picture.colour.shape[2] == 1:
+    veiled = picture.white > 255 and picture.alpha is not None
+    if picture.colour.shape[2] == 1 and not (written.grey and (written.veiled_grey or not veiled)):
         picture = replace(picture, colour=_in_rgb(picture.colour))
     channels, profile = picture.colour.shape[2], picture.profile
     if profile and not describes(profile, channels):
@@ -157,7 +169,11 @@ def _fitted(picture: Picture, written: Format) -> tuple[Picture, list[str]]:
         losses.append(f"the colour profile of its original is for {space}; a picture in {kind} is written without")
         picture = replace(picture, profile=b"")
     height, width = picture.colour.shape[:2]
-    exif = of_size(picture.exif, width, height, None if written.resolution else picture.dpi)
+    try:
+        exif = of_size(picture.exif, width, height, None if written.resolution else picture.dpi)
+    except Exception:  # noqa: BLE001  # whatever Pillow raises on odd tags
+        losses.append(_EXIF_LOST)
+        exif = b""
     if written.name == "JPEG" and len(exif) > _JPEG_EXIF:
         losses.append(f"its EXIF of {len(exif)} bytes is left out, because JPEG holds {_JPEG_EXIF}")
         exif = b""
@@ -208,9 +224,6 @@ def _webp(picture: Picture, quality: int | None) -> bytes:
 
 
 def _tiff(picture: Picture, quality: int | None) -> bytes:  # noqa: ARG001  # likewise
-    # Pillow cannot read grey of 16 bits with transparency from a TIFF: it is stored as RGB of equal channels.
-    if picture.white > 255 and picture.alpha is not None and picture.colour.shape[2] == 1:
-        picture = replace(picture, colour=_in_rgb(picture.colour), profile=b"")
     return encode_tiff(
         _samples(picture),
         alpha=picture.alpha is not None,
