@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fxptq.commands.quantize import stages_of
-from fxptq.progress import Lines, RichProgress, Silent
+from fxptq.commands.upscale import TileBar
+from fxptq.progress import Advance, Lines, RichProgress, Silent
 from fxptq.stages import Run, Stage, shown_seconds
 
 
@@ -138,3 +141,26 @@ def test_silence_runs_too() -> None:
 )
 def test_the_stages_of_a_run(passes: list[str], last_bounds: int, names: list[str]) -> None:
     assert [stage.name for stage in stages_of(passes, last_bounds)] == names
+
+
+def test_the_bar_of_tiles_begins_anew_with_smaller_tiles() -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    class Seen(Silent):
+        @contextmanager
+        def task(self, description: str, total: int) -> Iterator[Advance]:
+            done = 0
+
+            def advance(steps: int = 1, note: str = "") -> None:
+                nonlocal done
+                done += steps
+
+            yield advance
+            seen.append((description, done, total))
+
+    with TileBar(Seen(), "a.png") as tiles:
+        for done, total in ((1, 4), (2, 4), (1, 9), (2, 9), (3, 9)):
+            tiles(done, total)
+    with TileBar(Seen(), "b.png") as tiles:
+        tiles(1, 1)
+    assert seen == [("tiles of a.png", 2, 4), ("tiles of a.png", 3, 9)]

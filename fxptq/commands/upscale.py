@@ -179,6 +179,7 @@ class TileBar:
         self._progress, self._name = progress, name
         self._stack = ExitStack()
         self._advance: Advance | None = None
+        self._total = 0
 
     def __enter__(self) -> TileBar:
         """See the class."""
@@ -190,7 +191,9 @@ class TileBar:
 
     def __call__(self, done: int, total: int) -> None:
         """Shows that `done` tiles of `total` are done."""
-        if self._advance is None and total > 1:
+        if total > 1 and total != self._total:  # the first tile, or the first of smaller ones
+            self._stack.close()
+            self._total = total
             self._advance = self._stack.enter_context(self._progress.task(f"tiles of {self._name}", total))
             self._advance(done - 1)
         if self._advance is not None:

@@ -102,10 +102,12 @@ class TiledRun:
         while True:
             try:
                 return self._tiled(x, tile, finish, progress)
-            except MemoryEndedError:
+            except (MemoryEndedError, MemoryError, RuntimeError) as error:
+                if not isinstance(error, MemoryEndedError) and not is_memory_end(error):
+                    raise
                 smaller = self._smaller(tile or max(x.shape[2:]))
                 if smaller is None:
-                    raise
+                    raise _ended(error, x) from error
                 tile = self._most = smaller
             gc.collect()
             return_freed_memory()
@@ -170,6 +172,11 @@ class TiledRun:
             return None
         multiple = self._pictures.sizes.multiple
         return max(side // 2 // multiple * multiple, self._least)
+
+
+def _ended(error: Exception, x: Tensor) -> MemoryEndedError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return MemoryEndedError(f"memory does not suffice for {x.shape[3]}x{x.shape[2]} pixels in any tiles: {reason}")
 
 
 def by_memory(run: Run, pictures: PictureFormat, tiling: Tiling, device: torch.device) -> TiledRun:

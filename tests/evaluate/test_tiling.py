@@ -72,6 +72,27 @@ def test_memory_that_suffices_for_no_tile_is_an_error() -> None:
         tiled(Limited(30 * 30), Sizes(8))(torch.rand(1, 3, 200, 200))
 
 
+def test_memory_that_ends_beside_the_network_is_met_too() -> None:
+    """Such as in the rounding of its output."""
+    x = torch.rand(1, 3, 200, 200)
+    largest: list[int] = []
+
+    def finish(y: Tensor) -> Tensor:
+        if y.shape[2] > 150:
+            raise MemoryError
+        largest.append(y.shape[2])
+        return y
+
+    assert torch.equal(tiled(Limited(1e9), Sizes())(x, finish), expected(x))
+    assert max(largest) <= 150
+
+    def fail(y: Tensor) -> Tensor:
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        tiled(Limited(1e9), Sizes())(x, fail)
+
+
 def test_another_failure_is_not_tried_again() -> None:
     def fail(x: Tensor) -> Tensor:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
