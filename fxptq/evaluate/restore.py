@@ -53,7 +53,9 @@ class NetworkRun:
         """
         try:
             output = self._model(x.to(self._device))
-        except FxptqError:
+        except FxptqError as error:
+            if is_memory_end(error):  # in the capture of another size
+                raise MemoryEndedError(str(error)) from error
             raise
         except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxptq.errors import InputError, MemoryEndedError
+from fxptq.errors import FxptqError, InputError, MemoryEndedError
 from fxptq.evaluate.tiles import OVERLAP, Progress, Run, run_padded, run_tiled
 from fxptq.evaluate.working import working_bytes
 from fxptq.formats import PictureFormat
@@ -199,6 +199,6 @@ def is_memory_end(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     said = str(error).lower()
-    if isinstance(error, RuntimeError) and any(words in said for words in _ENDS):
+    if isinstance(error, RuntimeError | FxptqError) and any(words in said for words in _ENDS):
         return True
     return error.__cause__ is not None and is_memory_end(error.__cause__)

@@ -103,6 +103,16 @@ def test_another_failure_is_not_tried_again() -> None:
     assert not isinstance(caught.value, MemoryEndedError)
 
 
+def test_memory_that_ends_in_a_capture_is_met() -> None:
+    def run(x: Tensor) -> Tensor:
+        if x.shape[2] > 150:
+            raise fxptq.CaptureError("net: fails on the example (DefaultCPUAllocator: can't allocate memory)")
+        return x
+
+    x = torch.rand(1, 3, 200, 200)
+    assert torch.equal(TiledRun(NetworkRun(run, CPU), PictureFormat(), Tiling(), CPU)(x), x)
+
+
 class Wide(nn.Module):
     """Needs memory that is known: 30 floats a pixel, as many for the sum, and 3 for the result."""
 
@@ -190,6 +200,7 @@ def test_the_least_tile_leaves_something(sizes: Sizes) -> None:
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("std::bad_alloc"), True),
+        (fxptq.CaptureError("the network fails on (1, 3, 9, 9) (DefaultCPUAllocator: can't allocate memory)"), True),
         (RuntimeError("shape mismatch"), False),
         (ValueError("out of memory"), False),
     ],
