@@ -192,7 +192,10 @@ def quantize(
     weights: Annotated[
         Optional[Path], typer.Option(help="A weights file instead of the recipe's.", rich_help_panel=NETWORK)
     ] = None,
-    calib: Annotated[str, typer.Option(help="A folder of pictures, or synthetic: no pictures needed.")] = "synthetic",
+    calib: Annotated[
+        str,
+        typer.Option(help="A folder of pictures, or of pairs (input/ and target/), or synthetic: no pictures needed."),
+    ] = "synthetic",
     data: Data = None,
     preset: Annotated[
         str,

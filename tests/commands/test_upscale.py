@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,13 +16,17 @@ import torch
 from PIL import Image
 
 import fxptq
-from fxptq.commands.restorer import chosen
+from fxptq.commands import upscale as command
+from fxptq.commands.pictures import Existing
+from fxptq.commands.restorer import Settings, chosen
 from fxptq.data.resize import imresize
+from fxptq.io.files import write_bytes
 from fxptq.io.images import read_picture, to_image, to_tensor
 from fxptq.io.picture import Picture
 from fxptq.io.writing import write_picture
 from fxptq.kernels.backend import Installed
 from fxptq.kernels.lower import IntegerModel
+from fxptq.progress import Silent
 from tests.tiny import Ran, environment, inputs, picture, run, settings, spawn, swinir, write_checkpoint
 
 
@@ -192,6 +197,42 @@ def test_processes_give_the_same_files(folder: Path) -> None:
     assert upscale("in", "one").status == 0
     for index in range(3):
         assert (folder / f"one/{index}.png").read_bytes() == (folder / f"two/{index}.png").read_bytes()
+
+
+def test_a_run_that_was_interrupted_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(3):
+        picture(folder / "in" / f"{index}.png", 9 + index)
+    settings = Settings(folder / "tiny.safetensors", "mod:tiny", computation="simulated")
+    command.run(Path("in"), Path("whole"), settings, Silent())
+    written: list[Path] = []
+
+    def interrupted(path: Path, content: bytes) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_bytes(path, content)
+
+    monkeypatch.setattr("fxptq.commands.upscale.write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command.run(Path("in"), Path("out"), settings, Silent())
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    done = command.run(Path("in"), Path("out"), replace(settings, existing=Existing(skip=True)), Silent())
+    assert (done.skipped, done.written) == (tuple(written), (Path("out/2.png"),))
+    for index in range(3):
+        assert (folder / f"out/{index}.png").read_bytes() == (folder / f"whole/{index}.png").read_bytes()
+
+
+def test_a_killed_process_is_one_line(folder: Path) -> None:
+    for index in range(3):
+        picture(folder / "in" / f"{index}.png", 9)
+    (folder / "dies.py").write_text(
+        "import multiprocessing, os\nfrom mod import tiny as real\n"
+        "def tiny():\n    return os._exit(9) if multiprocessing.parent_process() else real()\n"
+    )
+    ran = spawn(["upscale", "tiny.safetensors", "in", "out", "--model", "dies:tiny", "--jobs", 2], folder)
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.line.startswith("a process was killed, perhaps because memory has ended: give fewer than 2 --jobs")
 
 
 def test_standard_streams(folder: Path) -> None:
