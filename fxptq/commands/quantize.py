@@ -15,6 +15,7 @@ from fxptq.commands.scores import open_sets, score_sets
 from fxptq.commands.source import Source, device_of, example_of, open_network, parse_site
 from fxptq.data.sources import SYNTHETIC
 from fxptq.errors import InputError
+from fxptq.evaluate.contrast import NOTHING_SEEN, Contrast, Watch
 from fxptq.evaluate.restore import NetworkRun
 from fxptq.evaluate.score import SetScore
 from fxptq.facts import NO_OVERRIDES, Overrides, gather_facts
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for; see `fxptq quantize --help`."""
+    """What the command line asked for; see `fxptq quantize --help`. `contrast`: whether pictures are kept to show."""
 
     bits: Bits
     recipe: str | None = None
@@ -44,6 +45,7 @@ class Options:
     seed: int = 0
     sites: tuple[str, ...] = ()
     overrides: Overrides = NO_OVERRIDES
+    contrast: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Outcome:
         peak_mb: largest memory of the process so far, MB.
         out: the checkpoint.
         inferred: one line on what was found of a network without a recipe; else empty.
+        contrast: the pictures that were scored, in float and quantized, for the report.
     """
 
     source: Source
@@ -71,6 +74,7 @@ class Outcome:
     peak_mb: float
     out: Path
     inferred: str = ""
+    contrast: Contrast = NOTHING_SEEN
 
     def as_json(self) -> dict[str, Any]:
         """The shape scripts rely on."""
@@ -113,11 +117,14 @@ def run(options: Options, progress: Progress) -> Outcome:
     recipe, scale = facts.recipe, facts.recipe.scale
     source = replace(source, recipe=recipe)
     sets = open_sets(options.data, recipe)
+    watch = Watch(recipe.task, recipe.input.range) if options.contrast else None
     scores = {
         "fp": _timed(
             seconds,
             "evaluate",
-            lambda: score_sets(NetworkRun(model, device, scale), sets, recipe, progress, "float"),
+            lambda: score_sets(
+                NetworkRun(model, device, scale), sets, recipe, progress, "float", watch.first if watch else None
+            ),
         )
     }
 
@@ -145,12 +152,15 @@ def run(options: Options, progress: Progress) -> Outcome:
     scores["final"] = _timed(
         seconds,
         "evaluate",
-        lambda: score_sets(NetworkRun(quantized, device, scale), sets, recipe, progress, "quantized"),
+        lambda: score_sets(
+            NetworkRun(quantized, device, scale), sets, recipe, progress, "quantized", watch.second if watch else None
+        ),
     )
     quantized.save(options.out)
     parameters = sum(p.numel() for p in model.parameters()) * 4
     parts, peak = byte_counts(options.out), peak_mb()
-    return Outcome(source, quantized, scores, parameters, parts, seconds, peak, options.out, facts.inferred)
+    contrast = watch.result() if watch else NOTHING_SEEN
+    return Outcome(source, quantized, scores, parameters, parts, seconds, peak, options.out, facts.inferred, contrast)
 
 
 def check_name(out: Path) -> None:

@@ -14,6 +14,7 @@ from fxptq.data.tasks import TITLES
 
 if TYPE_CHECKING:
     from fxptq.bench.measure import Bench
+    from fxptq.commands.compare import Comparison
     from fxptq.commands.quantize import Outcome
     from fxptq.evaluate.score import SetScore
     from fxptq.graph import Site
@@ -32,7 +33,7 @@ def _table(title: str, *columns: str, right: int = 0) -> Table:
     return table
 
 
-def show_quantized(console: Console, outcome: Outcome, report: Path) -> None:
+def show_quantized(console: Console, outcome: Outcome, report: Path | None) -> None:
     """What `quantize` did: quality by stage, bytes, seconds, what stayed in float, where the files are."""
     meta = outcome.model.meta
     reported = outcome.scores["fp"][0].reported
@@ -62,7 +63,8 @@ def show_quantized(console: Console, outcome: Outcome, report: Path) -> None:
     show_bits(console, outcome.model.sites)
     console.print(f"peak memory {outcome.peak_mb:,.0f} MB")
     console.print(f"checkpoint  {outcome.out}")
-    console.print(f"report      {report}")
+    if report is not None:
+        console.print(f"report      {report}")
 
 
 def show_bits(console: Console, sites: Sequence[Site]) -> None:
@@ -86,6 +88,21 @@ def show_scores(console: Console, scores: Sequence[SetScore]) -> None:
         table.add_section()
         table.add_row("mean", *(score.mean.shown(figure) for figure in figures))
         console.print(table)
+
+
+def show_comparison(console: Console, comparison: Comparison, report: Path) -> None:
+    """What `compare` found: the scores of both networks on each set, their bytes, and where the page is."""
+    first, second = comparison.scores.values()
+    table = _table("Comparison", "set", "figure", *comparison.scores, "change", right=3)
+    for one, other in zip(first, second, strict=True):
+        for figure in one.reported:
+            change = other.mean.figures[figure] - one.mean.figures[figure]
+            digits = 4 if figure == "ssim_y" else 2
+            shown = (one.mean.shown(figure), other.mean.shown(figure), f"{change:+.{digits}f}")
+            table.add_row(one.name, TITLES[figure], *shown)
+    table.add_row("", "bytes", *(f"{side.nbytes:,}" for side in (comparison.first, comparison.second)), "")
+    console.print(table)
+    console.print(f"report      {report}")
 
 
 def show_sites(console: Console, sites: Sequence[Site]) -> None:

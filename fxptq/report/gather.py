@@ -1,0 +1,158 @@
+"""From the outcome of a command to the content of its page. Nothing is drawn here, and no network runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fxptq.api import QuantizedModel
+from fxptq.checkpoint.file import ByteCounts
+from fxptq.commands.compare import Comparison
+from fxptq.commands.machine import described
+from fxptq.commands.quantize import Outcome
+from fxptq.graph import Program, Site
+from fxptq.graph.topology import flow
+from fxptq.passes.base import PassReport, get_pass
+from fxptq.report.content import Content, Curve, OperandRow, SiteRow, Step
+from fxptq.report.layout import Layout, arrange
+
+_PARTS = ("codes", "bounds", "floats", "metadata", "header")
+
+
+def of_quantize(outcome: Outcome, command: str) -> Content:
+    """The content for `fxptq quantize`.
+
+    Args:
+        outcome: what was done.
+        command: the command line that did it.
+    """
+    model, meta = outcome.model, outcome.model.meta
+    intro = [f"Calibrated on {meta.calibration}.", f"Seed {meta.seed}.", f"Written by {meta.created_by}."]
+    if outcome.inferred:
+        intro.insert(0, f"{outcome.source.name} is taken for: {outcome.inferred}.")
+    return Content(
+        title=f"{outcome.source.recipe.title}, W{meta.bits_w}A{meta.bits_a}",
+        intro=tuple(intro),
+        first="float",
+        second="quantized",
+        stages=outcome.scores,
+        keys=("fp", "final"),
+        sizes=_sizes(outcome.sizes),
+        total=outcome.sizes.total,
+        compared_bytes=outcome.fp32_bytes,
+        contrast=outcome.contrast,
+        sites=_sites(model.program, model.report),
+        layout=drawn(model.program),
+        steps=tuple(Step(report.name, report.seconds, report.notes) for report in model.report),
+        curves=tuple(_curves(model.report)),
+        seconds=outcome.seconds,
+        made_by={"Command": command, **described()},
+    )
+
+
+def of_compare(comparison: Comparison, command: str) -> Content:
+    """The content for `fxptq compare`."""
+    first, second = comparison.first, comparison.second
+    swapped = second.quantized is None
+    shown = first.quantized if swapped else second.quantized
+    assert shown is not None  # noqa: S101  # of two networks one at least is a checkpoint
+    other = None if swapped else first.quantized
+    sizes = (first if swapped else second).sizes
+    return Content(
+        title=f"{second.name} compared with {first.name}",
+        intro=tuple(f"{side.name}: {_origin(side.quantized)}." for side in (first, second)),
+        first=first.name,
+        second=second.name,
+        stages=comparison.scores,
+        keys=(first.name, second.name),
+        sizes=_sizes(sizes) if sizes is not None else {},
+        total=second.nbytes,
+        compared_bytes=first.nbytes,
+        contrast=comparison.contrast,
+        sites=_sites(shown.program, (), other.program if other else None),
+        layout=drawn(shown.program),
+        steps=(),
+        curves=(),
+        seconds={},
+        made_by={"Command": command, **described()},
+    )
+
+
+def _origin(model: QuantizedModel | None) -> str:
+    if model is None:
+        return "the network in float, with its trained weights"
+    passes = " + ".join(step.name for step in model.meta.passes)
+    return f"W{model.meta.bits_w}A{model.meta.bits_a} by {passes}, calibrated on {model.meta.calibration}"
+
+
+def _sizes(counts: ByteCounts) -> dict[str, int]:
+    return {name: getattr(counts, name) for name in _PARTS}
+
+
+def drawn(program: Program) -> Layout:
+    """The drawing of a program's first graph."""
+    return arrange(flow(program.variants[0].capture.graph), [(site.node, site.name) for site in program.sites])
+
+
+def _sites(program: Program, reports: Sequence[PassReport], other: Program | None = None) -> tuple[SiteRow, ...]:
+    first = _first_bounds(reports)
+    total = sum(site.macs for site in program.sites) or 1
+    others = {site.name: _bits(site) for site in other.sites} if other is not None else None
+    return tuple(
+        SiteRow(
+            name=site.name,
+            kind=site.kind,
+            role=site.role + (f", {site.edge}" if site.edge else ""),
+            share=site.macs / total,
+            bits=None if None in site.bits else site.bits,  # type: ignore[arg-type]  # neither is None then
+            reason=site.reason,
+            operands=tuple(_operands(site, program, first)),
+            other_bits=None if others is None else others.get(site.name, "no such site"),
+        )
+        for site in program.sites
+    )
+
+
+def _bits(site: Site) -> str:
+    return "float" if site.reason else "/".join(map(str, site.bits))
+
+
+def _operands(site: Site, program: Program, first: PassReport | None) -> list[OperandRow]:
+    rows = []
+    for operand in site.operands:
+        if operand.bits is None or operand.quantizer not in program.quantizers:
+            continue
+        quantizer = program.quantizers[operand.quantizer]
+        figures = first.quantizers.get(operand.quantizer, {}) if first else {}
+        rows.append(
+            OperandRow(
+                slot=operand.slot,
+                bits=operand.bits,
+                ranges=operand.ranges,
+                before=_bounds(figures),
+                after=_bounds(quantizer.figures()),
+                snr_db=figures.get("snr_db"),
+                sketch=first.sketches.get(operand.quantizer) if first else None,
+            )
+        )
+    return rows
+
+
+def _bounds(figures: Mapping[str, float]) -> tuple[float, float] | None:
+    if "lower" not in figures or "upper" not in figures:
+        return None
+    return figures["lower"], figures["upper"]
+
+
+def _first_bounds(reports: Sequence[PassReport]) -> PassReport | None:
+    """The report of the last pass that set first bounds, as the stage `bounds alone` of the scores."""
+    return next((report for report in reversed(reports) if get_pass(report.name).sets_bounds), None)
+
+
+def _curves(reports: Sequence[PassReport]) -> list[Curve]:
+    curves = []
+    for report in reports:
+        for name, values in report.series.items():
+            if len(values) > 1:
+                unit = "evaluations" if name.startswith("held_out") else "steps"
+                curves.append(Curve(f"{report.name}: {name.replace('_', ' ')}", unit, values))
+    return curves
