@@ -327,6 +327,29 @@ def recipes() -> None:
 
 
 @app.command()
+def passes(
+    name: Annotated[Optional[str], typer.Argument(metavar="[NAME]", help="A pass whose settings to list.")] = None,
+) -> None:
+    """List the passes that recipes are made of, or the settings of one."""
+    from fxptq.commands import passes as command
+    from fxptq.report import console
+
+    console.show_passes(out, command.run(name), settings=name is not None)
+
+
+@app.command()
+def doctor(json_out: JsonOut = None) -> None:
+    """Show what this machine can run, and what is missing."""
+    from fxptq.commands import doctor as command
+    from fxptq.report import console
+
+    check_outputs(_outputs(json_out), {})
+    checks = command.run()
+    _write_json(json_out, command.as_json(checks))
+    console.show_checks(out, checks)
+
+
+@app.command()
 def weights(
     download: Annotated[
         Optional[str], typer.Option(metavar="RECIPE", help="Fetch a recipe's published weights.")

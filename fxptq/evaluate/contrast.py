@@ -171,7 +171,7 @@ class Watch:
         if first is None:
             self._skipped += 1
             return
-        second, plain = to_image(output, self._white), _plain(pair, self._task)
+        second, plain = to_image(output, self._white), plain_of(pair, self._task)
         for error, top, left in worst_places(first, second):
             inside = slice(top, top + SIDE), slice(left, left + SIDE)
             layers = Layers(*(np.ascontiguousarray(image[inside]) for image in (first, second, pair.hr, plain)))
@@ -222,7 +222,7 @@ def _starts(length: int, side: int) -> npt.NDArray[np.intp]:
     return np.unique(np.append(np.arange(0, length - side + 1, STRIDE), length - side)).astype(np.intp)
 
 
-def _plain(pair: Pair, task: Degradation) -> Pixels:
+def plain_of(pair: Pair, task: Degradation) -> Pixels:
     """The network's input as a picture of the size of the clean one."""
     image = imresize(pair.lr, task.scale) if task.scale > 1 else pair.lr
     height, width = pair.hr.shape[:2]

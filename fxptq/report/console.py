@@ -15,6 +15,8 @@ from fxptq.data.tasks import TITLES
 if TYPE_CHECKING:
     from fxptq.bench.measure import Bench
     from fxptq.commands.compare import Comparison
+    from fxptq.commands.doctor import Check
+    from fxptq.commands.passes import PassInfo
     from fxptq.commands.quantize import Outcome
     from fxptq.evaluate.score import SetScore
     from fxptq.graph import Site
@@ -156,6 +158,37 @@ def show_recipes(console: Console, recipes: Sequence[Recipe]) -> None:
     for recipe in recipes:
         table.add_row(recipe.name, recipe.title, ", ".join(recipe.preset_names))
     console.print(table)
+
+
+def show_passes(console: Console, passes: Sequence[PassInfo], *, settings: bool) -> None:
+    """The passes with their purposes; of a single one the settings, too."""
+    if not settings:
+        table = _table("Passes", "name", "purpose")
+        for one in passes:
+            table.add_row(one.name, one.purpose)
+        console.print(table)
+        console.print("fxptq passes NAME lists the settings of a pass.")
+        return
+    for one in passes:
+        console.print(one.purpose)
+        table = _table(f"Settings of {one.name}", "name", "default", "meaning")
+        for setting in one.settings:
+            table.add_row(setting.name, setting.default, setting.meaning)
+        if one.settings:
+            console.print(table)
+        else:
+            console.print(f"The pass {one.name} has no settings.")
+
+
+def show_checks(console: Console, checks: Sequence[Check]) -> None:
+    """What `doctor` found, with advice below."""
+    table = _table("This machine", "", "state", "found")
+    for check in checks:
+        table.add_row(check.subject, check.state, check.found)
+    console.print(table)
+    for check in checks:
+        if check.advice:
+            console.print(f"{check.subject}: {check.advice}")
 
 
 def show_weights(console: Console, rows: Sequence[WeightsRow]) -> None:

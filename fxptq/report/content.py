@@ -48,7 +48,8 @@ class SiteRow:
         bits: of the weight and of the activation; None for a site in float.
         reason: the reason why it is in float; empty for a quantized site.
         operands: the operands with a quantizer.
-        sensitivity: how much PSNR the network loses where this site alone is quantized, dB; None where not measured.
+        sensitivity: RMS error of the network's output that the errors of its operands alone lead to, in levels of
+            0..255; None where no pass measured it.
         other_bits: its bits in the first network of a comparison; None where there is none.
     """
 

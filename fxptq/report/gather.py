@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from fxptq.api import QuantizedModel
@@ -40,7 +41,7 @@ def of_quantize(outcome: Outcome, command: str) -> Content:
         total=outcome.sizes.total,
         compared_bytes=outcome.fp32_bytes,
         contrast=outcome.contrast,
-        sites=_sites(model.program, model.report),
+        sites=_sites(model.program, model.report, white=outcome.source.recipe.input.range),
         layout=drawn(model.program),
         steps=tuple(Step(report.name, report.seconds, report.notes) for report in model.report),
         curves=tuple(_curves(model.report)),
@@ -93,7 +94,9 @@ def drawn(program: Program) -> Layout:
     return arrange(flow(program.variants[0].capture.graph), [(site.node, site.name) for site in program.sites])
 
 
-def _sites(program: Program, reports: Sequence[PassReport], other: Program | None = None) -> tuple[SiteRow, ...]:
+def _sites(
+    program: Program, reports: Sequence[PassReport], other: Program | None = None, *, white: float = 1.0
+) -> tuple[SiteRow, ...]:
     first = _first_bounds(reports)
     total = sum(site.macs for site in program.sites) or 1
     others = {site.name: _bits(site) for site in other.sites} if other is not None else None
@@ -106,10 +109,23 @@ def _sites(program: Program, reports: Sequence[PassReport], other: Program | Non
             bits=None if None in site.bits else site.bits,  # type: ignore[arg-type]  # neither is None then
             reason=site.reason,
             operands=tuple(_operands(site, program, first)),
+            sensitivity=_sensitivity(site, reports, white),
             other_bits=None if others is None else others.get(site.name, "no such site"),
         )
         for site in program.sites
     )
+
+
+def _sensitivity(site: Site, reports: Sequence[PassReport], white: float) -> float | None:
+    """RMS error of the output in levels, of the operands' mean squared errors that a pass has measured."""
+    keys = {operand.quantizer for operand in site.operands if operand.quantizer}
+    for report in reversed(reports):
+        known = [
+            report.quantizers[key]["sensitivity"] for key in keys if "sensitivity" in report.quantizers.get(key, {})
+        ]
+        if known:
+            return math.sqrt(sum(known)) * 255 / white
+    return None
 
 
 def _bits(site: Site) -> str:

@@ -132,7 +132,7 @@ def sites(content: Content) -> Markup:
     header = ["no.", "site", "kind", "role", "bits w/a"]
     header += [f"bits in {content.first}"] if compared else []
     header += ["SNR (dB)"] if measured else []
-    header += ["sensitivity (dB)"] if sensitivity else []
+    header += ["sensitivity"] if sensitivity else []
     header += ["share of MACs", "activations", "weights"]
     rows = []
     for number, site in enumerate(shown):
@@ -149,6 +149,7 @@ def sites(content: Content) -> Markup:
         "dashed lines are the first bounds, solid lines the bounds in the checkpoint (the extremes, where an operand "
         "has several ranges). SNR is the signal-to-noise ratio at the first bounds, of the noisier operand. A product "
         "of two activations has its right factor under weights."
+        + (" Sensitivity is the RMS error of the output that the site alone leads to, in levels of 255." * sensitivity)
         if measured
         else "Choose a heading to sort. The lines are the bounds in the checkpoint; the values that operands see are "
         "shown on the page that `fxptq quantize` writes."
