@@ -1,6 +1,7 @@
 """Draws docs/images/comparison.png: one generated picture in float, W4A4, W3A3, W2A2, bicubic and ground truth.
 
-    python -m benchmarks.comparison_picture [--recipe swinir_x4] [--preset quick]
+    for b in 4 3 2; do fxptq quantize --recipe swinir_x4 --w $b --a $b --preset quick --out w$b.safetensors; done
+    python -m benchmarks.comparison_picture w4.safetensors w3.safetensors w2.safetensors
 
 Each part is a crop of the picture, enlarged twice without interpolation, with the PSNR (on Y) of the whole picture.
 """
@@ -15,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import fxptq
-from fxptq.commands.source import example_of, open_network
+from fxptq.commands.source import open_network
 from fxptq.evaluate.contrast import plain_of
 from fxptq.evaluate.metrics import psnr_y
 from fxptq.evaluate.sets import samples
@@ -26,14 +27,14 @@ SIDE, TIMES, LINE = 120, 2, 40  # pixels of a crop, its enlargement, and the hei
 
 
 def main() -> None:
-    """Quantizes three times and draws."""
+    """Restores one picture by each network and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="swinir_x4")
-    parser.add_argument("--preset", default="quick")
+    parser.add_argument("checkpoints", nargs=3, type=Path, help="of one bundled recipe")
     parser.add_argument("--sample", type=int, default=1, help="the number of the generated picture")
     parser.add_argument("--at", type=int, nargs=2, default=(20, 40), help="row and column of the crop")
     options = parser.parse_args()
-    source = open_network(options.recipe)
+    networks = [fxptq.load(path) for path in options.checkpoints]
+    source = open_network(networks[0].meta.recipe)
     recipe = source.recipe
     pair = list(samples(recipe.task, count=options.sample + 1, size=48, sizes=recipe.input.sizes))[options.sample]
     x = to_tensor(pair.lr, recipe.input.range)
@@ -43,9 +44,7 @@ def main() -> None:
             return to_image(network(x), recipe.input.range)
 
     pictures = {"float": restored(source.model)}
-    for bits in (4, 3, 2):
-        q = fxptq.quantize(source.model, example_of(recipe), bits, recipe=recipe, preset=options.preset)
-        pictures[f"W{bits}A{bits}"] = restored(q)
+    pictures |= {f"W{q.meta.bits_w}A{q.meta.bits_a}": restored(q) for q in networks}
     pictures |= {"bicubic": plain_of(pair, recipe.task), "ground truth": pair.hr}
     draw(pictures, pair.hr, recipe.scale, options.at).quantize(200).save(TARGET, optimize=True)
     print(f"{TARGET}: {TARGET.stat().st_size / 1000:.0f} kB")

@@ -34,7 +34,7 @@ def main() -> None:
     recipe = fxptq.Recipe.load("edsr_x4")
     source = open_network("edsr_x4")
     settings = [{"name": "observe"}, {"name": "dobi"}, {"name": "dqc", **DQC}]
-    presets = {"standard": {"images": 8, "passes": settings}}
+    presets = {"standard": {"images": 4, "passes": settings}}
     recipe = type(recipe).model_validate({**recipe.model_dump(), "presets": presets})
     torch.set_num_threads(1)
     q = fxptq.quantize(source.model, example_of(recipe), fxptq.Bits(BITS, BITS), recipe=recipe)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 DQC = {
-    "steps": 100, "batch": 4, "patch": 32, "crops": 32, "feature_weight": 0.0, "holdout_crops": 8, "eval_every": 10,
+    "steps": 40, "batch": 1, "patch": 32, "crops": 8, "feature_weight": 0.0, "holdout_crops": 2, "eval_every": 4,
 }  # fmt: skip
 """The settings of the distillation."""
 
