@@ -135,5 +135,8 @@ def _side(
             "the checkpoint holds a network of your own: give --model package.module:factory, which builds it with its "
             "trained weights"
         )
-    model = open_network(None if factory else other.meta.recipe, factory, weights).model
+    if factory is not None and not factory.endswith(".toml"):
+        model = open_network(None, factory, weights).model
+    else:  # a recipe, which says where its trained weights are
+        model = open_network(factory or other.meta.recipe, None, weights).model
     return Side(name, model, None, None, 4 * sum(p.numel() for p in model.parameters()))

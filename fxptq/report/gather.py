@@ -90,8 +90,10 @@ def _sizes(counts: ByteCounts) -> dict[str, int]:
 
 
 def drawn(program: Program) -> Layout:
-    """The drawing of a program's first graph."""
-    return arrange(flow(program.variants[0].capture.graph), [(site.node, site.name) for site in program.sites])
+    """The drawing of a graph of the program: its first, or the oldest that is kept of those for other sizes."""
+    variant = program.variants[0]
+    nodes = {site.name: site.node for site in variant.sites}
+    return arrange(flow(variant.capture.graph), [(nodes.get(site.name, ""), site.name) for site in program.sites])
 
 
 def _sites(

@@ -116,7 +116,7 @@ def arrange(flow: nx.DiGraph, sites: Sequence[tuple[str, str]]) -> Layout:
 
     Args:
         flow: the flow of the image through it.
-        sites: node and name of each site, in the order of execution.
+        sites: node and name of each site, in the order of execution; a site that the flow lacks has an empty node.
     """
     graph = condensed(flow, [node for node, _ in sites])
     numbers = {node: number for number, (node, _) in enumerate(sites)}

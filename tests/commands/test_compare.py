@@ -72,6 +72,14 @@ def test_a_checkpoint_and_float(made: Path, tmp_path: Path) -> None:
     assert (again["first"], again["second"]) == ("a", "float")
 
 
+def test_float_has_the_weights_that_the_recipe_names(made: Path, tmp_path: Path) -> None:
+    options = ["--out", tmp_path / "c.html", "--json", tmp_path / "c.json"]
+    ran = run("compare", made / "a.safetensors", "--model", made / "tiny.toml", *options)
+    assert ran.status == 2  # it names none, and a network without trained weights is none to compare with
+    assert "tiny" in ran.line
+    assert not (tmp_path / "c.html").exists()
+
+
 @pytest.mark.parametrize(
     ("subjects", "message"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fxptq.data.degrade import Degradation
@@ -20,7 +20,7 @@ def pair(name: str, side: int = 40, scale: int = 2) -> Pair:
     return Pair(name, lr, rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(20, 70), st.integers(20, 70), st.integers(0, 99))
 def test_the_worst_patch_is_that_of_brute_force(height: int, width: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

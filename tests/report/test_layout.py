@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import networkx as nx
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fxptq.graph import Program
 from fxptq.report.gather import drawn
 from fxptq.report.layout import COLUMNS, Layout, arrange, block_of, condensed
 from tests.tiny import edsr, inputs, swinir
+
+SLOW_MACHINES = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite
@@ -27,6 +29,7 @@ def flows(draw: st.DrawFn) -> tuple[nx.DiGraph, list[str]]:
     return graph, sites
 
 
+@SLOW_MACHINES
 @given(flows())
 def test_a_condensed_flow_keeps_the_ways_between_sites(made: tuple[nx.DiGraph, list[str]]) -> None:
     graph, sites = made
@@ -42,6 +45,7 @@ def test_a_condensed_flow_keeps_the_ways_between_sites(made: tuple[nx.DiGraph, l
         assert name in sites or name in ("n0", last) or kept.in_degree(name) > 1
 
 
+@SLOW_MACHINES
 @given(flows())
 def test_no_two_boxes_lie_on_each_other_and_all_lie_inside(made: tuple[nx.DiGraph, list[str]]) -> None:
     graph, sites = made
@@ -67,6 +71,13 @@ def test_every_site_of_a_network_is_drawn_once(make: object) -> None:
     assert shown == list(range(len(program.sites)))
     assert [box.label for box in layout.boxes if box.label in ("image", "result")] == ["image", "result"]
     assert any(box.label == "+" for box in layout.boxes)
+
+
+def test_a_program_whose_first_graph_has_gone_is_drawn_from_another() -> None:
+    program = Program(edsr(), inputs(1), limit=1)
+    other = Program(edsr(), inputs(1, 24))
+    program._cache = other._cache
+    assert [box.site for box in drawn(program).boxes if box.site is not None] == list(range(len(program.sites)))
 
 
 def test_long_blocks_are_broken_into_rows() -> None:
