@@ -45,7 +45,8 @@ def main() -> None:
 
 
 DQC = {
-    "steps": 40, "batch": 1, "patch": 32, "crops": 8, "feature_weight": 0.0, "holdout_crops": 2, "eval_every": 4,
+    "steps": 40, "batch": 2, "lr": 0.01, "patch": 32, "crops": 8, "feature_weight": 0.0, "holdout_crops": 2,
+    "eval_every": 4,
 }  # fmt: skip
 """The settings of the distillation."""
 
@@ -64,7 +65,17 @@ def stage1(key: str, report: PassReport) -> str:
     told = (
         f"The values of the input of {SITE} in EDSR, and the eight values of a 3-bit grid before and after the search"
     )
-    return svg(400, told, *drawn, text("Red lines are the eight values that 3 bits can represent.", 20, 388, "small"))
+    return svg(
+        400,
+        told,
+        *drawn,
+        text(
+            "Red lines are the eight values that 3 bits can represent. Heights are square roots of counts.",
+            20,
+            388,
+            "small",
+        ),
+    )
 
 
 def panel(sketch: Sketch, title: str, lower: float, upper: float, top: int) -> Markup:
@@ -88,11 +99,11 @@ def stage2(report: PassReport) -> str:
     """Teacher and student, and the loss on held-out crops."""
     losses = report.series["held_out_loss"]
     boxes = [
-        box("calibration picture", 20, 90, 150), box("float network (teacher)", 240, 40, 190),
-        box("quantized network (student)", 240, 140, 190), box("difference", 540, 90, 110),
+        box("calibration picture", 20, 90, 150), box("float network (teacher)", 230, 40, 220),
+        box("quantized network (student)", 230, 140, 220), box("difference", 540, 90, 110),
     ]  # fmt: skip
-    flows = ["M170 108C205 108 205 58 238 58", "M170 108C205 108 205 158 238 158", "M430 58C490 58 490 100 538 104",
-             "M430 158C490 158 490 116 538 112"]  # fmt: skip
+    flows = ["M170 108C205 108 205 58 228 58", "M170 108C205 108 205 158 228 158", "M450 58C490 58 490 100 538 104",
+             "M450 158C490 158 490 116 538 112"]  # fmt: skip
     arrows = [element("path", d=flow, class_="flow") for flow in flows]
     arrows.append(element("path", d="M595 126C595 205 400 210 340 178", class_="back"))
     low, high = min(losses), max(losses)
