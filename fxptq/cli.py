@@ -215,7 +215,7 @@ def evaluate(
 def compare(
     first: Annotated[str, typer.Argument(metavar="A", help="A checkpoint, or float.")],
     second: Annotated[
-        Optional[str], typer.Argument(metavar="[B]", help="Another checkpoint; without it, A is compared with float.")
+        Optional[str], typer.Argument(metavar="B", help="Another checkpoint; without it, A is compared with float.")
     ] = None,
     data: Annotated[
         Optional[list[str]], typer.Option("--data", metavar="NAME=DIR", help="A benchmark; may be repeated.")
@@ -328,7 +328,7 @@ def recipes() -> None:
 
 @app.command()
 def passes(
-    name: Annotated[Optional[str], typer.Argument(metavar="[NAME]", help="A pass whose settings to list.")] = None,
+    name: Annotated[Optional[str], typer.Argument(metavar="NAME", help="A pass whose settings to list.")] = None,
 ) -> None:
     """List the passes that recipes are made of, or the settings of one."""
     from fxptq.commands import passes as command

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,13 +78,8 @@ def attributes(docstring: str) -> Mapping[str, str]:
 
 
 def _default(field: dataclasses.Field[object]) -> str:
+    """The default as a recipe writes it; "none" for none, which a recipe states by leaving the setting out."""
     value = field.default
     if value is dataclasses.MISSING:
         return ""
-    if isinstance(value, tuple):
-        return str(list(value))
-    return {None: "none", True: "true", False: "false"}.get(value, repr(value)) if _simple(value) else repr(value)
-
-
-def _simple(value: object) -> bool:
-    return value is None or isinstance(value, bool)
+    return "none" if value is None else json.dumps(value)
