@@ -82,4 +82,4 @@ def _default(field: dataclasses.Field[object]) -> str:
     value = field.default
     if value is dataclasses.MISSING:
         return ""
-    return "none" if value is None else json.dumps(value)
+    return "none" if value is None else json.dumps(value, default=str)
