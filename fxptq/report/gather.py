@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from fxptq.api import QuantizedModel
 from fxptq.checkpoint.file import ByteCounts
@@ -13,6 +14,7 @@ from fxptq.commands.quantize import Outcome
 from fxptq.graph import Program, Site
 from fxptq.graph.topology import flow
 from fxptq.passes.base import PassReport, get_pass
+from fxptq.quant.sketch import Sketch
 from fxptq.report.content import Content, Curve, OperandRow, SiteRow, Step
 from fxptq.report.layout import Layout, arrange
 
@@ -99,7 +101,7 @@ def drawn(program: Program) -> Layout:
 def _sites(
     program: Program, reports: Sequence[PassReport], other: Program | None = None, *, white: float = 1.0
 ) -> tuple[SiteRow, ...]:
-    first = _first_bounds(reports)
+    found = _Found.of(reports)
     total = sum(site.macs for site in program.sites) or 1
     others = {site.name: _bits(site) for site in other.sites} if other is not None else None
     return tuple(
@@ -110,7 +112,7 @@ def _sites(
             share=site.macs / total,
             bits=None if None in site.bits else site.bits,  # type: ignore[arg-type]  # neither is None then
             reason=site.reason,
-            operands=tuple(_operands(site, program, first)),
+            operands=tuple(_operands(site, program, found)),
             sensitivity=_sensitivity(site, reports, white),
             other_bits=None if others is None else others.get(site.name, "no such site"),
         )
@@ -134,13 +136,13 @@ def _bits(site: Site) -> str:
     return "float" if site.reason else "/".join(map(str, site.bits))
 
 
-def _operands(site: Site, program: Program, first: PassReport | None) -> list[OperandRow]:
+def _operands(site: Site, program: Program, found: _Found) -> list[OperandRow]:
     rows = []
     for operand in site.operands:
         if operand.bits is None or operand.quantizer not in program.quantizers:
             continue
         quantizer = program.quantizers[operand.quantizer]
-        figures = first.quantizers.get(operand.quantizer, {}) if first else {}
+        figures = found.figures.get(operand.quantizer, {})
         rows.append(
             OperandRow(
                 slot=operand.slot,
@@ -149,7 +151,7 @@ def _operands(site: Site, program: Program, first: PassReport | None) -> list[Op
                 before=_bounds(figures),
                 after=_bounds(quantizer.figures()),
                 snr_db=figures.get("snr_db"),
-                sketch=first.sketches.get(operand.quantizer) if first else None,
+                sketch=found.sketches.get(operand.quantizer),
             )
         )
     return rows
@@ -161,9 +163,25 @@ def _bounds(figures: Mapping[str, float]) -> tuple[float, float] | None:
     return figures["lower"], figures["upper"]
 
 
-def _first_bounds(reports: Sequence[PassReport]) -> PassReport | None:
-    """The report of the last pass that set first bounds, as the stage `bounds alone` of the scores."""
-    return next((report for report in reversed(reports) if get_pass(report.name).sets_bounds), None)
+@dataclass(frozen=True)
+class _Found:
+    """What the passes that set bounds have found, by quantizer key; of several, the last.
+
+    Attributes:
+        figures: the figures of the report, the first bounds among them.
+        sketches: histograms of the values.
+    """
+
+    figures: Mapping[str, Mapping[str, float]]
+    sketches: Mapping[str, Sketch]
+
+    @classmethod
+    def of(cls, reports: Sequence[PassReport]) -> _Found:
+        setting = [report for report in reports if get_pass(report.name).sets_bounds]
+        figures = {
+            key: found for report in setting for key, found in report.quantizers.items() if _bounds(found) is not None
+        }
+        return cls(figures, {key: sketch for report in setting for key, sketch in report.sketches.items()})
 
 
 def _curves(reports: Sequence[PassReport]) -> list[Curve]:
