@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -135,6 +136,10 @@ def _write_json(path: Path | None, content: dict[str, Any]) -> None:
         write_json(path, content)
 
 
+def _command_line() -> str:
+    return shlex.join(["fxptq", *sys.argv[1:]])
+
+
 def _outputs(json_out: Path | None, *others: Output) -> list[Output]:
     return [*others, *([Output("--json", json_out, JSON)] if json_out is not None else [])]
 
@@ -236,12 +241,17 @@ def quantize(
     ] = None,
     json_out: JsonOut = None,
     form: Format = None,
+    page: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write a page with pictures and figures beside the checkpoint.")
+    ] = True,
 ) -> None:
     """Quantize a network and write it as one small file."""
     from fxptq.bits import Bits
     from fxptq.commands import quantize as command
     from fxptq.facts import Overrides
-    from fxptq.report import console, page
+    from fxptq.report import console
+    from fxptq.report import page as pages
+    from fxptq.report.gather import of_quantize
     from fxptq.sizes import parse_size
 
     bits = Bits(w, a)
@@ -249,9 +259,10 @@ def quantize(
         f"{Path(recipe or (weights and weights.stem) or (model or 'network').split(':')[-1]).stem}_w{w}a{a}.safetensors"
     )
     command.check_name(target)
-    report = target.with_suffix(".html")
+    report = target.with_suffix(".html") if page else None
+    beside = [Output("the report", report, PAGE)] if report is not None else []
     check_outputs(
-        _outputs(json_out, Output("--out", target, CHECKPOINT), Output("the report", report, PAGE)),
+        _outputs(json_out, Output("--out", target, CHECKPOINT), *beside),
         {"--weights": weights, "--recipe": recipe, "--model": model},
     )
     options = command.Options(
@@ -267,9 +278,11 @@ def quantize(
         seed,
         tuple(site or ()),
         Overrides(scale, white, multiple, degradation, None if size is None else parse_size(size)),
+        contrast=page,
     )
     outcome = command.run(options, _progress())
-    page.write(outcome, report)
+    if report is not None:
+        pages.write(of_quantize(outcome, _command_line()), report)
     _write_json(json_out, outcome.as_json())
     console.show_quantized(_tables(form), outcome, report)
 
@@ -296,6 +309,43 @@ def evaluate(
     scores = command.run(checkpoint, tuple(data or ()), model, _progress(), integer=integer, device=device)
     _write_json(json_out, command.as_json(scores))
     console.show_scores(_tables(form), scores)
+
+
+@app.command(
+    rich_help_panel=USE,
+    epilog="Example: fxptq compare w4.safetensors w3.safetensors --data Set5=data/Set5",
+)
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A checkpoint, or float.")],
+    second: Annotated[
+        Optional[str], typer.Argument(metavar="B", help="Another checkpoint; without it, A is compared with float.")
+    ] = None,
+    data: Data = None,
+    file: Annotated[Path, typer.Option("--out", help="Where to write the page, as .html.")] = Path("comparison.html"),
+    model: Model = None,
+    weights: Annotated[
+        Optional[Path], typer.Option(help="Weights of the network in float, instead of the recipe's.")
+    ] = None,
+    device: Device = "auto",
+    json_out: JsonOut = None,
+) -> None:
+    """Compare two checkpoints, or a checkpoint with its network in float, on one page.
+
+    The page shows B where it differs most from A; of one checkpoint, where it differs most from float.
+    """
+    from fxptq.commands import compare as command
+    from fxptq.report import console, page
+    from fxptq.report.gather import of_compare
+
+    subjects = ("float", first) if second is None else (first, second)
+    check_outputs(
+        _outputs(json_out, Output("--out", file, PAGE)),
+        {"A": subjects[0], "B": subjects[1], "--model": model, "--weights": weights},
+    )
+    comparison = command.run(subjects, tuple(data or ()), model, weights, _progress(), device=device)
+    page.write(of_compare(comparison, _command_line()), file)
+    _write_json(json_out, comparison.as_json())
+    console.show_comparison(out, comparison, file)
 
 
 @app.command(
@@ -455,6 +505,30 @@ def recipes(form: Format = None) -> None:
 
     found = [Recipe.load(name) for name in Recipe.names()]
     console.show_recipes(_tables(form), found, command.known())
+
+
+@app.command(rich_help_panel=LOOK, epilog="Example: fxptq passes dqc")
+def passes(
+    name: Annotated[Optional[str], typer.Argument(metavar="NAME", help="A pass whose settings to list.")] = None,
+    form: Format = None,
+) -> None:
+    """List the passes that recipes are made of, or the settings of one."""
+    from fxptq.commands import passes as command
+    from fxptq.report import console
+
+    console.show_passes(_tables(form), command.run(name), settings=name is not None)
+
+
+@app.command(rich_help_panel=LOOK, epilog="Example: fxptq doctor")
+def doctor(json_out: JsonOut = None, form: Format = None) -> None:
+    """Show what this machine can run, and what is missing."""
+    from fxptq.commands import doctor as command
+    from fxptq.report import console
+
+    check_outputs(_outputs(json_out), {})
+    checks = command.run()
+    _write_json(json_out, command.as_json(checks))
+    console.show_checks(_tables(form), checks)
 
 
 @app.command(rich_help_panel=LOOK, epilog="Example: fxptq weights --download edsr_x4")

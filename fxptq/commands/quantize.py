@@ -16,6 +16,7 @@ from fxptq.commands.scores import open_sets, score_sets
 from fxptq.commands.source import Source, device_of, example_of, open_network, parse_site
 from fxptq.data.sources import SYNTHETIC, calibration_files
 from fxptq.errors import InputError
+from fxptq.evaluate.contrast import NOTHING_SEEN, Contrast, Watch
 from fxptq.evaluate.restore import NetworkRun
 from fxptq.evaluate.score import SetScore
 from fxptq.facts import NO_OVERRIDES, Overrides, gather_facts
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for; see `fxptq quantize --help`."""
+    """What the command line asked for; see `fxptq quantize --help`. `contrast`: whether pictures are kept to show."""
 
     bits: Bits
     recipe: str | None = None
@@ -45,6 +46,7 @@ class Options:
     seed: int = 0
     sites: tuple[str, ...] = ()
     overrides: Overrides = NO_OVERRIDES
+    contrast: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Outcome:
         out: the checkpoint.
         inferred: one line on what was found of a network without a recipe; else empty.
         opened_with: the options that commands need to open the checkpoint.
+        contrast: the pictures that were scored, in float and quantized, for the report.
     """
 
     source: Source
@@ -74,6 +77,7 @@ class Outcome:
     out: Path
     inferred: str = ""
     opened_with: tuple[str, ...] = ()
+    contrast: Contrast = NOTHING_SEEN
 
     def as_json(self) -> dict[str, Any]:
         """The shape scripts rely on."""
@@ -125,11 +129,14 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     last_bounds = max((i for i, step in enumerate(preset.passes) if get_pass(step.name).sets_bounds), default=-1)
     names = [step.name for step in preset.passes]
     next_stage = shown.enter_context(progress.run(f"quantize {source.name}", stages_of(names, last_bounds)))
+    watch = Watch(recipe.task, recipe.input.range) if options.contrast else None
     scores = {
         "fp": _timed(
             seconds,
             "evaluate",
-            lambda: score_sets(NetworkRun(model, device, scale), sets, recipe, progress, "float"),
+            lambda: score_sets(
+                NetworkRun(model, device, scale), sets, recipe, progress, "float", watch.first if watch else None
+            ),
         )
     }
 
@@ -158,7 +165,9 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     scores["final"] = _timed(
         seconds,
         "evaluate",
-        lambda: score_sets(NetworkRun(quantized, device, scale), sets, recipe, progress, "quantized"),
+        lambda: score_sets(
+            NetworkRun(quantized, device, scale), sets, recipe, progress, "quantized", watch.second if watch else None
+        ),
     )
     if last_bounds == len(names) - 1:
         scores = {"fp": scores["fp"], "dobi": scores["final"], "final": scores["final"]}
@@ -166,9 +175,10 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     quantized.save(options.out)
     parameters = sum(p.numel() for p in model.parameters()) * 4
     parts, peak = byte_counts(options.out), peak_mb()
+    contrast = watch.result() if watch else NOTHING_SEEN
     opened_with = () if quantized.meta.recipe else ("--model", opener(options))
     return Outcome(
-        source, quantized, scores, parameters, parts, seconds, peak, options.out, facts.inferred, opened_with
+        source, quantized, scores, parameters, parts, seconds, peak, options.out, facts.inferred, opened_with, contrast
     )
 
 
