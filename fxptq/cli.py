@@ -321,13 +321,17 @@ def compare(
         Optional[str], typer.Argument(metavar="B", help="Another checkpoint; without it, A is compared with float.")
     ] = None,
     data: Data = None,
-    file: Annotated[Path, typer.Option("--out", help="Where to write the page, as .html.")] = Path("comparison.html"),
+    file: Annotated[
+        Path, typer.Option("--out", "-o", help="Where to write the page, as .html.", rich_help_panel=RESULT)
+    ] = Path("comparison.html"),
     model: Model = None,
     weights: Annotated[
-        Optional[Path], typer.Option(help="Weights of the network in float, instead of the recipe's.")
+        Optional[Path],
+        typer.Option(help="Weights of the network in float, instead of the recipe's.", rich_help_panel=NETWORK),
     ] = None,
     device: Device = "auto",
     json_out: JsonOut = None,
+    form: Format = None,
 ) -> None:
     """Compare two checkpoints, or a checkpoint with its network in float, on one page.
 
@@ -345,7 +349,7 @@ def compare(
     comparison = command.run(subjects, tuple(data or ()), model, weights, _progress(), device=device)
     page.write(of_compare(comparison, _command_line()), file)
     _write_json(json_out, comparison.as_json())
-    console.show_comparison(out, comparison, file)
+    console.show_comparison(_tables(form), comparison, file)
 
 
 @app.command(
