@@ -242,7 +242,12 @@ def quantize(
     json_out: JsonOut = None,
     form: Format = None,
     page: Annotated[
-        bool, typer.Option("--report/--no-report", help="Write a page with pictures and figures beside the checkpoint.")
+        bool,
+        typer.Option(
+            "--report/--no-report",
+            help="Write a page with pictures and figures beside the checkpoint.",
+            rich_help_panel=RESULT,
+        ),
     ] = True,
 ) -> None:
     """Quantize a network and write it as one small file."""
