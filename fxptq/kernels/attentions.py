@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from fxptq.graph.calls import ADD, argument, name_of
 from fxptq.kernels import patterns
+from fxptq.kernels.destination import Target
+from fxptq.kernels.maps import ProductMap
 from fxptq.kernels.shapes import Shape, Shapes
 
 
@@ -76,6 +79,38 @@ def attention_of(mix: fx.Node, lowered: frozenset[fx.Node], shapes: Shapes) -> A
                 scores, mix, probabilities, factor, terms, frozenset({*path, softmax, probabilities})
             )
     return None
+
+
+def logit_terms(scores: ProductMap) -> Tensor:
+    """The numbers (a, b) of each head, which make logits a sum(A K) + b sum(K) of sums of codes, [2, heads or 1, 1].
+
+    Terms that all keys of a query share are left out, because a softmax does not see them.
+    """
+    unit = scores.left[0] * scores.right[0]
+    return torch.stack([unit, unit * scores.left[1]])
+
+
+def output_terms(mix: ProductMap, target: Target | None, heads: int) -> Tensor:
+    """The numbers (a, b, c, d, e) of the output of `ops.attention`, [5, heads or 1, columns or 1].
+
+    Args:
+        mix: the product with the values.
+        target: the codes to make of the output, by head and column; None for values.
+        heads: number of heads.
+    """
+    unit, (shift, own) = mix.left[0] * mix.right[0], (mix.left[1], mix.right[1])
+    none = torch.zeros_like(unit)
+    terms = (
+        [unit, none, none, none, unit * own]
+        if mix.shares
+        else [unit, unit * own, unit * shift, unit * own * shift, none]
+    )
+    out = torch.stack(torch.broadcast_tensors(*terms))
+    if target is None:
+        return out
+    out = out * target.scale.view(heads, -1)
+    out[4] += target.offset.view(heads, -1)
+    return out
 
 
 def _fit(scores: fx.Node, mix: fx.Node, shapes: Shapes) -> bool:

@@ -7,6 +7,7 @@ layer with the scaling, activation and residual addition that follow it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -233,20 +234,21 @@ def uses(node: fx.Node, coded: frozenset[fx.Node]) -> list[Use] | None:
     return quantizers or None
 
 
-def arrivals(end: fx.Node, axis: int, quantizer: fx.Node) -> set[int] | None:
-    """The channels of a value that reach a quantizer, found by carrying out the moves on the channel numbers.
+def arrivals(end: fx.Node, axes: tuple[int, ...], quantizer: fx.Node) -> Tensor | None:
+    """The channel of each element that reaches a quantizer, found by carrying out the moves on the channel numbers.
 
     Args:
         end: the node of the value.
-        axis: the channel axis of the value.
-        quantizer: a quantizer that `uses` returned for the value.
+        axes: the axes of the value along which its channels lie, in ascending order; the last one is the fastest.
+        quantizer: a quantizer that reads the value through moves and scalings.
 
     Returns:
-        None where a move cannot be repeated at the size of the capture.
+        int64 of the shape of the quantizer's input; None where a move cannot be repeated at the size of the capture.
     """
     shape = end.meta["shape"]
-    numbers = torch.arange(shape[axis], dtype=torch.float32, device="cpu")  # the type that every move takes
-    numbers = numbers.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    sizes = [shape[i] if i in axes else 1 for i in range(len(shape))]
+    numbers = torch.arange(prod(sizes), dtype=torch.float32, device="cpu")  # the type that every move takes
+    numbers = numbers.reshape(sizes)
     path: list[fx.Node] = []
     node = quantizer.all_input_nodes[0]
     while node is not end:
@@ -261,7 +263,7 @@ def arrivals(end: fx.Node, axis: int, quantizer: fx.Node) -> set[int] | None:
             return None
         source = node.all_input_nodes[0]
         moved = _call(node, {source: moved})
-    return {int(number) for number in moved.flatten().tolist()}
+    return moved.long()
 
 
 def _call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
