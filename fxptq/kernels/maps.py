@@ -1,4 +1,4 @@
-"""Maps of operands in integers: how their factors and centers leave a sum of codes, and the reason where they cannot.
+"""Maps of layers in integers: how their factors and centers leave a sum of codes, and the reason where they cannot.
 
 A sum over an axis stays a sum of codes if the factors of its two operands have one product along that axis. Centers
 leave the sum as constants, or as factors of sums of codes. Everything is computed once, in float64 on the CPU.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fxptq.graph.geometry import Geometry
@@ -59,7 +58,7 @@ def layer_map(weight: Coding, entry: Coding, shape: tuple[int, ...], geometry: G
     else:
         factors = factors.reshape(groups, -1, shape[1]).permute(2, 0, 1)
     products = own * factors
-    if not _is_even(products, 0):
+    if not is_even(products, 0):
         return Refusal("the factors of input and weight have no common product")
     return LayerMap(products.mean(0).flatten(), factors, lowest)
 
@@ -84,78 +83,7 @@ def _along(numbers: Tensor, axes: tuple[int, ...], shape: tuple[int, ...]) -> Te
     return own.expand([shape[axis] if axis in kept else 1 for axis in range(len(shape))])
 
 
-def _is_even(numbers: Tensor, axis: int) -> bool:
+def is_even(numbers: Tensor, axis: int) -> bool:
     """Whether positive numbers are equal along an axis, up to the rounding of float32."""
     low, high = numbers.amin(axis), numbers.amax(axis)
     return bool((high - low <= _ROUNDING * high).all())
-
-
-@dataclass(frozen=True, eq=False)
-class ProductMap:
-    """The operands of a product in the form of the operators: value = unit * (code + shift), with centred right codes.
-
-    Attributes:
-        left: units and shifts of the left factor, [2, heads or 1, rows or 1].
-        right: units and shifts of the right factor, [2, heads or 1, columns or 1].
-        row_term: [heads or 1, depth] weights of the left codes, whose sum is added to each row; None where the right
-            factor has no centers along the summed axis. The same number for all columns, which a softmax does not see.
-        row_constant: [heads or 1], added with the row term.
-        shares: whether the left values are codes over the sum of their row.
-    """
-
-    left: Tensor
-    right: Tensor
-    row_term: Tensor | None
-    row_constant: Tensor
-    shares: bool
-
-    @property
-    def row_sums(self) -> bool:
-        """Whether the sums of the left codes matter."""
-        return bool((self.right[1] != 0).any())
-
-    @property
-    def is_by_head(self) -> bool:
-        """Whether all rows of a head have one unit and shift, and so have all columns."""
-        return self.left.shape[2] == self.right.shape[2] == 1
-
-
-def product_map(left: Coding, right: Coding) -> ProductMap | Refusal:
-    """The maps of a product of two activations, or the reason why they do not leave its sums.
-
-    Args:
-        left: the coding of the left factor [..., heads, rows, depth].
-        right: the coding of the right factor [..., heads, depth, columns].
-    """
-    if right.shares:
-        return Refusal("the right factor of a product has shares")
-    if left.factors.dim() > 3 or right.factors.dim() > 3:
-        return Refusal("a map has other axes than heads, rows and columns")
-    factors, other = (x.reshape((1,) * (3 - x.dim()) + tuple(x.shape)) for x in (left.factors, right.factors))
-    grid, (step, offset) = left.grid, right.grid.signed()
-    shift = (left.lowest / left.factors).reshape(factors.shape) / grid.scale
-    other_center = right.centers.reshape(other.shape)
-    other_shift = (offset + other_center / other) / step
-    if left.shares:
-        factors, shift = torch.ones_like(factors) / grid.scale, torch.zeros_like(shift)
-    row_term, row_constant = None, torch.zeros(1, dtype=torch.float64, device="cpu")
-    if factors.shape[2] > 1 or other.shape[1] > 1:
-        if factors.shape[1] > 1 or other.shape[2] > 1:
-            return Refusal("one map varies along the summed axis and along another one")
-        if not _is_even(factors[:, 0] * other[:, :, 0], -1):
-            return Refusal("the factors of the product have no common product")
-        if bool((shift != shift[..., :1]).any()):
-            return Refusal("the left factor of the product has centers along the summed axis")
-        common = (factors[:, 0] * other[:, :, 0]).mean(-1).view(-1, 1, 1)
-        shift = shift[..., :1]
-        if bool((other_center != 0).any()):
-            row_term = factors[:, 0] * grid.scale * other_center[:, :, 0]
-            row_constant = (shift[:, 0] * row_term).sum(-1)
-        factors, other, other_shift = common, torch.ones_like(common), torch.full_like(common, offset / step)
-    return ProductMap(
-        torch.stack([factors * grid.scale, shift])[..., 0],
-        torch.stack([other * step, other_shift])[:, :, 0],
-        row_term,
-        row_constant,
-        left.shares,
-    )

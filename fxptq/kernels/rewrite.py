@@ -20,13 +20,14 @@ from fxptq.graph.program import Variant
 from fxptq.graph.runnable import runnable
 from fxptq.graph.tensors import digest_of
 from fxptq.kernels import patterns
-from fxptq.kernels.attentions import AttentionPattern, Term, logit_terms, output_terms
+from fxptq.kernels.attentions import AttentionPattern, Term
 from fxptq.kernels.backend import Backend, FloatLayer, FusedLayer
 from fxptq.kernels.convolution import GeneralConvolution
 from fxptq.kernels.layer import Layer, integer_layer
 from fxptq.kernels.ops import Activation
 from fxptq.kernels.panels import LOG2E, key_major, pad_columns, places_first
 from fxptq.kernels.patterns import Stem
+from fxptq.kernels.products import logit_terms, output_terms
 from fxptq.kernels.survey import Survey
 from fxptq.quant.coding import Coding
 from fxptq.quant.grid import Grid

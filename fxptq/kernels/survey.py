@@ -20,8 +20,9 @@ from fxptq.kernels import patterns
 from fxptq.kernels.attentions import AttentionPattern, attention_of
 from fxptq.kernels.backend import Backend, FusedLayer, Product, Served
 from fxptq.kernels.destination import Target, target_of
-from fxptq.kernels.maps import ProductMap, layer_map, product_map
+from fxptq.kernels.maps import layer_map
 from fxptq.kernels.patterns import Stem
+from fxptq.kernels.products import ProductMap, product_map
 from fxptq.kernels.shapes import Shapes
 from fxptq.quant.coding import Coding
 from fxptq.quant.grid import Grid

@@ -11,8 +11,8 @@ from torch import Tensor
 from fxptq.graph.geometry import Geometry
 from fxptq.kernels import ops
 from fxptq.kernels.layer import Layer, integer_layer
-from fxptq.kernels.maps import ProductMap, product_map
 from fxptq.kernels.panels import pad_columns
+from fxptq.kernels.products import ProductMap, product_map
 from fxptq.quant.coding import Coding
 from fxptq.quant.grid import Grid
 from fxptq.quant.schemes.uniform import Uniform

@@ -16,7 +16,8 @@ from fxptq.kernels.convolution import GeneralConvolution
 from fxptq.kernels.layer import integer_layer
 from fxptq.kernels.layouts import PANELS
 from fxptq.kernels.lower import lower
-from fxptq.kernels.maps import layer_map, product_map
+from fxptq.kernels.maps import layer_map
+from fxptq.kernels.products import product_map
 from fxptq.kernels.rewrite import add_row_term
 from fxptq.quant.coding import Coding
 from fxptq.quant.schemes.affine import Affine

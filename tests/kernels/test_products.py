@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxptq.kernels import panels, reference
-from fxptq.kernels.attentions import logit_terms, output_terms
 from fxptq.kernels.build import backend
 from fxptq.kernels.destination import Target
+from fxptq.kernels.products import logit_terms, output_terms
 from fxptq.quant.coding import Coding
 from fxptq.quant.grid import Grid
 from tests.kernels.helpers import KINDS, SUMS, Operators, arguments_of, assert_codes, close, codes, factors, grid
