@@ -146,20 +146,25 @@ def set_maps(program: Program) -> None:
         picture = (1,) * (len(site.shapes["weight"]) - 2) if "weight" in site.shapes else ()
         if isinstance(first, Affine) and "weight" in site.shapes and isinstance(second, Affine):
             channels = site.shapes["weight"][1]
-            factors.setdefault(key, torch.randn(channels).exp())
-            first.set_map(factors[key].view(-1, *picture), torch.randn(channels).view(-1, *picture))
+            factors.setdefault(key, _factors(channels))
+            first.set_map(factors[key].view(-1, *picture), 0.1 * torch.randn(channels).view(-1, *picture))
             second.set_map((1 / factors[key]).view(-1, *picture))
         elif isinstance(first, Affine) and isinstance(second, Affine):
             heads, rows, depth = site.shapes["lhs"][-3:]
             by_channel = depth < 1024  # else the sum runs over pixels
-            factor = torch.randn(heads, 1, depth).exp() if by_channel else torch.randn(heads, rows, 1).exp()
+            factor = _factors(heads, 1, depth) if by_channel else _factors(heads, rows, 1)
             first.set_map(factor)
             columns = factor.transpose(-2, -1)
-            second.set_map(1 / columns if by_channel else columns, torch.randn(columns.shape))
+            second.set_map(1 / columns if by_channel else columns, 0.1 * torch.randn(columns.shape))
         elif isinstance(first, Shares) and isinstance(second, Affine):
             heads, _, width = site.shapes["rhs"][-3:]
             shape = (heads, 1, width if width < 1024 else 1)
-            second.set_map(torch.randn(shape).exp(), torch.randn(shape))
+            second.set_map(_factors(*shape), 0.1 * torch.randn(shape))
+
+
+def _factors(*shape: int) -> Tensor:
+    """Factors near 1, so that the attentions of both forms have logits of one size, on which their time depends."""
+    return torch.randn(shape).mul(0.1).exp()
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ def attention_of(mix: fx.Node, lowered: frozenset[fx.Node], shapes: Shapes) -> A
     for factor, terms, path in _logits(softmax.args[0], softmax, lowered, shapes):
         scores = path[-1]
         if scores is not mix and shapes.same(scores, softmax) and _fit(scores, mix, shapes):
-            computing = frozenset({*path, softmax, *between, probabilities})
+            computing = frozenset(node for node in (*path, softmax, *between, probabilities) if node is not None)
             sizes = _sizes_within(computing)
             if sizes is not None:
                 return AttentionPattern(scores, mix, probabilities, factor, terms, computing | sizes)

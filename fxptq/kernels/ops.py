@@ -371,7 +371,8 @@ def matmul(
     y = y + left_shift * (b.sum(-2, keepdim=True).double() + lhs.shape[-1] * shift)
     if shares:
         y = y / a.sum(-1, keepdim=True).clamp(min=1)
-    return (u * v * y).to(torch.float32)
+    product: Tensor = u * v * y
+    return product.to(torch.float32)
 
 
 def attention(

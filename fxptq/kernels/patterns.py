@@ -21,6 +21,8 @@ from fxptq.kernels.shapes import Shapes
 
 _MOVES = LAYOUT - words("to type type_as half float double bfloat16 cpu cuda unfold data")
 _COPYING_PADS = words("reflect replicate circular")
+_KEEPS_ROWS = words("view reshape contiguous clone float dropout")
+_PRODUCTS = words("mul __mul__ __rmul__ multiply")
 _SHAPE_QUERIES = words("shape size dim ndim numel")
 
 
@@ -117,6 +119,30 @@ def _stored_tensor(node: object, holder: nn.Module) -> Tensor | None:
         return None
     tensor: Tensor = attribute(holder, str(node.target))
     return tensor.detach()
+
+
+def ends_in_softmax(node: fx.Node, shapes: Shapes) -> bool:
+    """Whether a value goes into a softmax over its last axis alone, which does not see a term that a row shares.
+
+    On the way it may be multiplied by numbers that a row shares, added to anything, and moved without touching rows.
+    """
+    own = readers(node)
+    if len(own) != 1:
+        return False
+    user = own[0]
+    name = name_of(user)
+    if name == "softmax":
+        return argument(user, 1, "dim") in (-1, len(node.meta.get("shape", ())) - 1)
+    others = [term for term in user.args if term is not node]
+    if name in _KEEPS_ROWS:
+        keeps = all(new[-1:] == old[-1:] for new, old in zip(shapes.of(user), shapes.of(node), strict=False))
+    elif name in ADD:
+        keeps = len(others) == 1 and not user.kwargs
+    elif name in _PRODUCTS and len(others) == 1 and isinstance(others[0], fx.Node):
+        keeps = bool(shapes.of(others[0])) and all(shape[-1:] in ((), (1,)) for shape in shapes.of(others[0]))
+    else:
+        keeps = factor_of(user) is not None
+    return keeps and ends_in_softmax(user, shapes)
 
 
 @dataclass(frozen=True)

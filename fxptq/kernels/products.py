@@ -106,13 +106,13 @@ def output_terms(mix: ProductMap, target: Target | None, heads: int) -> Tensor:
         heads: number of heads.
     """
     unit, (shift, own) = mix.left[0] * mix.right[0], (mix.left[1], mix.right[1])
-    none = torch.zeros_like(unit)
+    none = torch.zeros_like(unit * own * shift)
     terms = (
         [unit, none, none, none, unit * own]
         if mix.shares
         else [unit, unit * own, unit * shift, unit * own * shift, none]
     )
-    out = torch.stack(torch.broadcast_tensors(*terms))
+    out = torch.stack([term + none for term in terms])
     if target is None:
         return out
     out = out * target.scale.view(heads, -1)

@@ -304,7 +304,7 @@ class _Rewriter:
             shares=product.shares,
         )
         result = self._serving((site,), "matmul", result)
-        if product.row_term is not None:
+        if product.row_term is not None and not patterns.ends_in_softmax(site, self.survey.shapes):
             terms = (product.row_term.float().unsqueeze(-1), product.row_constant.float().view(-1, 1, 1))
             weights, constant = (self._tensor("row", term) for term in terms)
             result = self.new.call_function(add_row_term, (result, self._input(first), weights, constant))

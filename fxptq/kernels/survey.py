@@ -20,7 +20,7 @@ from fxptq.kernels import patterns
 from fxptq.kernels.attentions import AttentionPattern, attention_of
 from fxptq.kernels.backend import Backend, FusedLayer, Product, Served
 from fxptq.kernels.destination import Target, target_of
-from fxptq.kernels.maps import layer_map
+from fxptq.kernels.maps import LayerMap, layer_map
 from fxptq.kernels.patterns import Stem
 from fxptq.kernels.products import ProductMap, product_map
 from fxptq.kernels.shapes import Shapes
@@ -140,6 +140,7 @@ class Survey:
         """Why the maps of a site, or its shares, cannot be computed on codes; None if they can."""
         if not self._backend.maps:
             return Refusal(f"the back end {self._backend.name} carries no maps and no shares")
+        found: LayerMap | ProductMap | Refusal
         if "weight" in codings:
             found = layer_map(codings["weight"], codings["input"], site.shapes["weight"], site.geometry)
         else:

@@ -1,6 +1,8 @@
 // Codes from values without a product: elementwise.h.
 #include "check.h"
 
+#include <algorithm>
+
 #include "elementwise.h"
 
 namespace native {
@@ -67,8 +69,7 @@ void check_shares(Checks& checks) {
     const float levels = (float)((1 << bits) - 1), scale = levels / (float)random.real(0.5, 1.0);
     std::vector<float> x = reals(random, width, 0, trial % 5 ? 0.4 : 0.0);
     x[random.between(0, width - 1)] = trial % 5 ? 0.5f : -1.0f;  // also rows without a positive value
-    double largest = 1e-30;
-    for (const float one : x) largest = std::fmax(largest, one);
+    const double largest = std::fmax(1e-30, *std::max_element(x.begin(), x.end()));
     std::vector<Expected> want;
     for (const float one : x) want.push_back({std::fmin(std::fmax(one / largest * scale, 0.0), (double)levels), 1e-6 * levels});
     const std::string what = "share_codes " + std::to_string(width) + " to " + std::to_string(bits) + " bits";

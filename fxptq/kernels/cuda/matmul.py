@@ -109,8 +109,7 @@ def matmul(
     lhs, rhs = (codes.expand(*batch, *codes.shape[-2:]) for codes in (lhs, rhs))
     rows, depth, columns = lhs.shape[-2], lhs.shape[-1], rhs.shape[-1]
     if depth > _DEPTH:
-        terms = {"left": left, "right": right, "row_sums": row_sums, "shares": shares}
-        return ops.matmul(lhs, rhs, bits=bits, largest=largest, **terms)
+        return ops.matmul(lhs, rhs, bits=bits, left=left, right=right, shares=shares)
     result = lhs.new_empty((*lhs.shape[:-1], columns), dtype=torch.float32)
     if result.numel() == 0:
         return result
