@@ -23,10 +23,11 @@ from fxptq.kernels import patterns
 from fxptq.kernels.attentions import AttentionPattern, Term
 from fxptq.kernels.backend import Backend, FloatLayer, FusedLayer
 from fxptq.kernels.convolution import GeneralConvolution
+from fxptq.kernels.destination import target_of
 from fxptq.kernels.layer import Layer, integer_layer
 from fxptq.kernels.ops import Activation
 from fxptq.kernels.panels import LOG2E, key_major, pad_columns, places_first
-from fxptq.kernels.patterns import Stem
+from fxptq.kernels.patterns import Stem, Use
 from fxptq.kernels.products import logit_terms, output_terms
 from fxptq.kernels.survey import Survey
 from fxptq.quant.coding import Coding
@@ -171,18 +172,22 @@ class _Rewriter:
                 return self.new.get_attr(self._hold("codes", self.survey.quantizer(quantizer).encode(weight)))
             return self.values[source]  # the weight of a layer: `_layer` encodes it
         coding = self.survey.coding(quantizer)
-        # A grid that is the same for all elements; otherwise the codes of the quantizer itself.
-        grid: Grid | str = coding.grid if coding.is_plain else str(quantizer.target)
+        # A grid that is the same for all elements; otherwise the codes of this very quantizer and value.
+        grid: Grid | str = coding.grid if coding.is_plain else f"{quantizer.target} {source.name}"
         path: list[fx.Node] = []
         top = source
         while patterns.is_move(top) and not {top, top.all_input_nodes[0]} & self.survey.written:
             path.append(top)
             top = top.all_input_nodes[0]
-        if not path or _count(top) > _count(source) or not coding.is_plain:
+        numbers = self._numbers_at(source, quantizer, coding)
+        before_moves = self._numbers_at(top, quantizer, coding) if path else None
+        if before_moves is None or _count(top) > _count(source):
             path, top = [], source
+        else:
+            numbers = before_moves
         codes = self._moved.get((top, grid))
         if codes is None or top in self.survey.written:  # a call may have overwritten the value since
-            codes = self._moved[top, grid] = self._encode(self.values[top], coding)
+            codes = self._moved[top, grid] = self._encode(self.values[top], coding, numbers)
         for node in reversed(path):
             if (node, grid) not in self._moved:
                 before = self._moved[node.all_input_nodes[0], grid]
@@ -190,15 +195,34 @@ class _Rewriter:
             codes = self._moved[node, grid]
         return codes
 
-    def _encode(self, values: fx.Node, coding: Coding) -> fx.Node:
-        """The call that makes codes of values."""
+    def _numbers_at(self, node: fx.Node, quantizer: fx.Node, coding: Coding) -> tuple[Tensor, ...] | None:
+        """The numbers of a map for a value that moves take to a quantizer; None where no axis of the value has them.
+
+        Returns:
+            (scale, offset) in a shape that broadcasts to the value; empty without a map.
+        """
+        if coding.is_plain:
+            return ()
+        if node is quantizer.all_input_nodes[0]:
+            return (1 / coding.steps, coding.zero_points)
+        shapes = self.survey.shapes.of(node)
+        for axis in range(len(node.meta["shape"])):
+            same = len({shape[axis] for shape in shapes}) == 1
+            target = target_of(node, (axis,), [(Use(quantizer, 1.0), coding)]) if same else None
+            if target is not None:
+                shape = [-1, *[1] * (len(node.meta["shape"]) - axis - 1)]
+                return target.scale.view(shape), target.offset.view(shape)
+        return None
+
+    def _encode(self, values: fx.Node, coding: Coding, numbers: tuple[Tensor, ...] | None) -> fx.Node:
+        """The call that makes codes of values; `numbers` as of `_numbers_at`."""
         grid = coding.grid
         if coding.shares:
             return self._call("share_codes", values, scale=1.0 / grid.scale, levels=grid.levels)
         if coding.is_plain:
             return self._call("quantize", values, lower=grid.offset, step=grid.scale, levels=grid.levels)
-        scale = self._tensor("scale", (1 / coding.steps).float())
-        offset = self._tensor("offset", coding.zero_points.float())
+        assert numbers is not None  # noqa: S101  # a map has numbers at its quantizer
+        scale, offset = (self._tensor("map", number.float().contiguous()) for number in numbers)
         return self._call("affine_codes", values, scale=scale, offset=offset, levels=grid.levels)
 
     # -- sites ---------------------------------------------------------------------------------------------------------

@@ -204,6 +204,28 @@ def test_a_pixel_shuffle_keeps_its_channels() -> None:
     assert_equal_up_to_rounding(run(model, x), run(program, x))
 
 
+@pytest.mark.parametrize(("pixels", "place"), [(1, "mul"), (2, "reshape")], ids=["one pixel", "two pixels"])
+def test_codes_of_a_map_are_made_before_moves_that_keep_its_channels_apart(pixels: int, place: str) -> None:
+    class Moved(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(3 * pixels, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.roll(x * 2.0, (1, 1), (2, 3)).permute(0, 2, 3, 1).reshape(x.shape[0], -1, pixels * x.shape[1])
+            return self.linear(y) + y.sum()
+
+    NETWORKS["moved"] = Moved
+    try:
+        program, x = mapped("moved", 4)
+    finally:
+        del NETWORKS["moved"]
+    model = lower(program, compile=False)
+    (codes_,) = (node for node in graph_of(model).nodes if "affine_codes" in str(node.target))
+    assert codes_.args[0].name == place
+    assert_equal_up_to_rounding(run(model, x), run(program, x))
+
+
 def coded(factor: Tensor, center: Tensor | float = 0.0) -> Coding:
     found = affine(4, factor, center).coding()
     assert isinstance(found, Coding)
