@@ -169,12 +169,13 @@ def _factors(*shape: int) -> Tensor:
 
 @torch.no_grad()
 def least_ms(models: tuple[IntegerModel, IntegerModel], x: Tensor, rounds: int) -> list[float]:
-    """The least milliseconds of each model, which take turns."""
+    """The least milliseconds of the graph of each model; the two take turns."""
+    graphs = [model.of(model.program.variants[0]).module for model in models]
     least = [float("inf")] * 2
     for turn in range(rounds + 2):
-        for i, model in enumerate(models):
+        for i, graph in enumerate(graphs):
             started = time.perf_counter()
-            model(x)
+            graph(x)
             if turn > 1:
                 least[i] = min(least[i], 1000 * (time.perf_counter() - started))
     return least
