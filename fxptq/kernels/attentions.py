@@ -63,15 +63,16 @@ def attention_of(mix: fx.Node, lowered: frozenset[fx.Node], shapes: Shapes) -> A
     probabilities = mix.args[0]
     if not isinstance(probabilities, fx.Node) or _only_reader(probabilities) is not mix:
         return None
-    *between, softmax = _through_copies(probabilities.args[0], probabilities)
-    if softmax is None or name_of(softmax) != "softmax":
+    behind = _through_copies(probabilities.args[0], probabilities)
+    softmax = behind[-1] if behind else probabilities
+    if name_of(softmax) != "softmax":
         return None
     if len(softmax.meta.get("shape", ())) != 4 or argument(softmax, 1, "dim") not in (-1, 3):
         return None
     for factor, terms, path in _logits(softmax.args[0], softmax, lowered, shapes):
         scores = path[-1]
         if scores is not mix and shapes.same(scores, softmax) and _fit(scores, mix, shapes):
-            computing = frozenset(node for node in (*path, softmax, *between, probabilities) if node is not None)
+            computing = frozenset({*path, *behind, probabilities})
             sizes = _sizes_within(computing)
             if sizes is not None:
                 return AttentionPattern(scores, mix, probabilities, factor, terms, computing | sizes)
@@ -99,15 +100,15 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
     return readers[0] if len(readers) == 1 else None
 
 
-def _through_copies(node: object, reader: fx.Node) -> list[fx.Node | None]:
-    """A node and its only readers, back to the first one that computes values; None there if others read it."""
-    path: list[fx.Node | None] = []
+def _through_copies(node: object, reader: fx.Node) -> list[fx.Node]:
+    """A node and its sources back to the first that computes values; empty if others read one of them."""
+    path: list[fx.Node] = []
     while isinstance(node, fx.Node) and _only_reader(node) is reader:
         path.append(node)
         if name_of(node) not in _COPIES:
             return path
         reader, node = node, node.args[0]
-    return [*path, None]
+    return []
 
 
 def _fit(scores: fx.Node, mix: fx.Node, shapes: Shapes) -> bool:
