@@ -84,7 +84,7 @@ class Backend(ABC):
 
     name: ClassVar[str] = ""
     device: ClassVar[str] = ""
-    maps: ClassVar[bool] = False
+    maps: bool = False
 
     @abstractmethod
     def install(self) -> Installed:

@@ -139,7 +139,7 @@ class Survey:
     def _map_refusal(self, site: Site, codings: Mapping[str, Coding]) -> Refusal | None:
         """Why the maps of a site, or its shares, cannot be computed on codes; None if they can."""
         if not self._backend.maps:
-            return Refusal(f"the back end {self._backend.name} carries no maps and no shares")
+            return Refusal("this back end carries no maps and no shares")
         found: LayerMap | ProductMap | Refusal
         if "weight" in codings:
             found = layer_map(codings["weight"], codings["input"], site.shapes["weight"], site.geometry)

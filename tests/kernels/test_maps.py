@@ -17,6 +17,7 @@ from fxptq.kernels.layer import integer_layer
 from fxptq.kernels.layouts import PANELS
 from fxptq.kernels.lower import lower
 from fxptq.kernels.maps import layer_map
+from fxptq.kernels.pace import Sparing
 from fxptq.kernels.products import product_map
 from fxptq.kernels.rewrite import add_row_term
 from fxptq.quant.coding import Coding
@@ -254,12 +255,19 @@ def test_sites_that_cannot_carry_their_map_are_simulated_and_listed() -> None:
     assert_equal_up_to_rounding(run(model, x), run(program, x))
 
 
+def test_a_site_that_is_left_to_the_simulation_leaves_the_others_their_maps() -> None:
+    program, x = mapped("windows", 4, ALL)
+    model = lower(program, compile=False, backend=Sparing(get_backend("cpu"), {"proj": "slow"}))
+    assert model.lowering.simulated == {"proj": "slow"}
+    assert_equal_up_to_rounding(run(model, x), run(program, x))
+
+
 def test_a_back_end_that_says_nothing_of_maps_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
     program, x = mapped("plain", 4)
     made = get_backend("torch")
     monkeypatch.setattr(type(made), "maps", False)
     model = lower(program, compile=False, backend=made)
-    assert set(model.lowering.simulated.values()) == {"the back end torch carries no maps and no shares"}
+    assert set(model.lowering.simulated.values()) == {"this back end carries no maps and no shares"}
     assert_equal_up_to_rounding(run(model, x), run(program, x))
 
 
