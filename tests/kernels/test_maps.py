@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fxptq.graph import Bits, Plan, Program
 from fxptq.graph.geometry import Geometry
 from fxptq.kernels import ops
 from fxptq.kernels.backend import get_backend
@@ -26,7 +27,7 @@ from fxptq.quant.schemes.shares import Shares
 from fxptq.quant.schemes.uniform import Uniform
 from fxptq.refusal import Refusal
 from tests.kernels.helpers import Operators, arguments_of, assert_codes, close, codes, epilogue, factors, grid
-from tests.kernels.networks import ALL, LAYERS, NETWORKS, mapped
+from tests.kernels.networks import ALL, LAYERS, NETWORKS, mapped, set_attention_maps, set_bounds
 from tests.kernels.test_lower import assert_equal_up_to_rounding, graph_of, run
 from tests.kernels.test_products import attend
 
@@ -361,3 +362,31 @@ def test_maps_of_products_that_leave_no_sum_are_refused_by_name(left: Coding, ri
     found = product_map(left, right)
     assert isinstance(found, Refusal)
     assert reason in found.reason
+
+
+class Seen(torch.nn.Module):
+    """Attention with a temperature, whose logits are read by something else too, or not."""
+
+    def __init__(self, *, seen: bool) -> None:
+        super().__init__()
+        self.seen = seen
+        self.qkv, self.temperature = torch.nn.Linear(12, 36), torch.nn.Parameter(torch.rand(2, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x.flatten(2).transpose(1, 2)).unflatten(-1, (3, 2, 6)).permute(2, 0, 3, 1, 4)
+        logits = (q @ k.transpose(-2, -1)) * self.temperature
+        y = (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
+        return y + logits.mean((1, 3)).unsqueeze(-1) if self.seen else y
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["seen", "unseen"])
+def test_the_term_of_a_keys_center_is_added_where_more_than_a_softmax_reads_it(seen: bool) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(1, 12, 4, 4)
+    program = Program(Seen(seen=seen).eval(), x, Plan(Bits(4, 4), edges=None, schemes=ALL))
+    set_attention_maps(program, over_positions=False)
+    set_bounds(program, x)
+    model = lower(program, compile=False)
+    assert not model.lowering.simulated
+    assert any(node.target is add_row_term for node in graph_of(model).nodes) == seen
+    assert_equal_up_to_rounding(run(model, x), run(program, x))
