@@ -205,8 +205,7 @@ def quantize(
     preset: Annotated[
         str,
         typer.Option(
-            help="quick (bounds alone), standard, paper (the published method), or accurate (best for few bits; "
-            "its attentions and many layers are simulated so far).",
+            help="quick (bounds alone), standard, paper (the published method), or accurate (best for few bits).",
             autocompletion=_one_of("quick", "standard", "paper", "accurate"),
         ),
     ] = "standard",

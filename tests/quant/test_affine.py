@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxptq.errors import CalibrationError, InputError
+from fxptq.quant.coding import Coding
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.schemes.affine import Affine
 from fxptq.quant.schemes.uniform import Uniform
@@ -146,7 +147,21 @@ def test_gradients_reach_the_bounds_and_pass_where_nothing_is_clipped() -> None:
     assert bool(q.shift.grad.any())
 
 
-def test_integers_refuse_a_map_and_say_why() -> None:
-    grids = mapped().grids()
+def test_grids_alone_are_refused_and_a_coding_says_everything() -> None:
+    q = mapped()
+    grids, coding = q.grids(), q.coding()
     assert isinstance(grids, Refusal)
-    assert grids.reason == "its channels have factors and centers of their own, which no integer kernel carries yet"
+    assert grids.reason == "its channels have factors and centers of their own"
+    assert isinstance(coding, Coding)
+    codes = torch.arange(q.factor.numel()).view(q.factor.shape).to(torch.uint8)
+    expected = q.decode(codes).double()
+    torch.testing.assert_close(coding.steps * (codes - coding.zero_points), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(coding.lowest, q.decode(torch.zeros_like(codes)).double(), rtol=1e-6, atol=1e-6)
+    assert not coding.is_plain
+
+
+def test_the_coding_of_an_identity_is_its_grid() -> None:
+    q = Affine(4)
+    q.set_bounds(-1.0, 2.0)
+    assert q.coding().grids == q.grids()
+    assert q.coding().is_plain

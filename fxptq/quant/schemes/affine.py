@@ -4,8 +4,8 @@
 
 The bounds speak of `(x - center) / factor`, so channels of different widths and centers share one grid. A sum over
 channels stays a sum of codes: in a layer, the weight's quantizer has the factor 1 / f where the input's has f, and the
-center adds a constant to each output. With the factor 1 and the center 0, which are the initial values, the quantizer
-equals `Uniform` bit for bit, and integer kernels serve it as such.
+center adds a constant to each output. Kernels make the codes of a map with one multiply-add a channel. With the factor
+1 and the center 0, which are the initial values, the quantizer equals `Uniform` bit for bit.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fxptq.errors import CalibrationError, InputError
+from fxptq.quant.coding import Coding
 from fxptq.quant.grid import Grid
 from fxptq.quant.quantizer import Role
 from fxptq.quant.scheme import register
@@ -135,4 +136,11 @@ class Affine(Uniform):
         """The grid of each range if the map is the identity."""
         if self._is_identity:
             return super().grids()
-        return Refusal("its channels have factors and centers of their own, which no integer kernel carries yet")
+        return Refusal("its channels have factors and centers of their own")
+
+    def coding(self) -> Coding | Refusal:
+        """The grid of each range and the map."""
+        grids = super().grids()
+        if isinstance(grids, Refusal) or self._is_identity:
+            return super().coding()
+        return Coding(grids, self.factor.detach(), self.center.detach())
