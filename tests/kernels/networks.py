@@ -210,7 +210,7 @@ def set_layer_maps(program: Program) -> None:
     """Random factors and centers for the inputs of layers, and the inverse factors for their weights."""
     factors: dict[str, Tensor] = {}
     for site in program.sites:
-        operands = {operand.slot: program.quantizers[operand.quantizer] for operand in site.operands}
+        operands = {operand.slot: program.quantizers.get(operand.quantizer) for operand in site.operands}
         entry, weight = operands.get("input"), operands.get("weight")
         if not isinstance(entry, Affine) or not isinstance(weight, Affine):
             continue
@@ -232,7 +232,7 @@ def set_layer_maps(program: Program) -> None:
 def set_attention_maps(program: Program, *, over_positions: bool) -> None:
     """Random maps for queries, keys and values, by head and channel."""
     for site in program.sites:
-        parts = {operand.part: program.quantizers[operand.quantizer] for operand in site.operands}
+        parts = {operand.part: program.quantizers.get(operand.quantizer) for operand in site.operands}
         query, key, value = parts.get("query"), parts.get("key"), parts.get("value")
         heads = site.shapes["output"][-3] if len(site.shapes["output"]) > 2 else 1
         if isinstance(query, Affine) and isinstance(key, Affine):
