@@ -136,11 +136,6 @@ class Judge:
             self._references = [ctx.picture.pick(ctx.teacher(*batch)) for batch in self._held]
         self.error = self._measure()
 
-    @classmethod
-    def of(cls, ctx: Context, settings: JudgedSettings) -> Judge:
-        """The judge of a pass with these settings."""
-        return cls(ctx, settings.holdout, settings.judge_patch)
-
     def keeps(self, keys: Iterable[str], change: Callable[[], None]) -> bool:
         """Makes a change and keeps it if the error becomes smaller; otherwise takes it back.
 
@@ -189,6 +184,11 @@ class Judge:
         for key in merged:
             self._ctx.statistics.pop(key, None)
         return len(states)
+
+    @classmethod
+    def of(cls, ctx: Context, settings: JudgedSettings) -> Judge:
+        """The judge of a pass with these settings."""
+        return cls(ctx, settings.holdout, settings.judge_patch)
 
     @torch.no_grad()
     def _measure(self) -> float:

@@ -27,6 +27,19 @@ _MAP = ("factor", "center")
 _INVERSE = "inverse"
 
 
+def _compact(factor: Tensor, center: Tensor) -> dict[str, Tensor]:
+    """A map in as few bytes as give the same numbers back."""
+    inverse = (1 / factor).half()
+    by_factor = {"factor": factor.half() if _is_half(factor) else factor}
+    by_inverse = not _is_half(factor) and torch.equal(1 / inverse.float(), factor)
+    shift = center if bool(center.any()) else center.new_zeros(())
+    return ({_INVERSE: inverse} if by_inverse else by_factor) | {"center": shift.half() if _is_half(shift) else shift}
+
+
+def _is_half(x: Tensor) -> bool:
+    return torch.equal(x.half().float(), x)
+
+
 @register("affine")
 class Affine(Uniform):
     """Uniform quantizer of `(x - center) / factor`; see `Quantizer` for the arguments.
@@ -142,16 +155,3 @@ class Affine(Uniform):
         if self._is_identity:
             return super().grids()
         return Refusal("its channels have factors and centers of their own, which no integer kernel carries yet")
-
-
-def _compact(factor: Tensor, center: Tensor) -> dict[str, Tensor]:
-    """A map in as few bytes as give the same numbers back."""
-    inverse = (1 / factor).half()
-    by_factor = {"factor": factor.half() if _is_half(factor) else factor}
-    by_inverse = not _is_half(factor) and torch.equal(1 / inverse.float(), factor)
-    shift = center if bool(center.any()) else center.new_zeros(())
-    return ({_INVERSE: inverse} if by_inverse else by_factor) | {"center": shift.half() if _is_half(shift) else shift}
-
-
-def _is_half(x: Tensor) -> bool:
-    return torch.equal(x.half().float(), x)
