@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from fxptq.data.degrade import Degradation
+from fxptq.data.loaders import network_inputs
+from fxptq.data.pairs import is_paired, pairs_in
 from fxptq.data.synthetic import synthetic_image
 from fxptq.errors import InputError
 from fxptq.io.images import list_images, read_image, to_tensor
@@ -37,13 +39,15 @@ def calibration_images(
     count: int = 32,
     size: int = 64,
     seed: int = 0,
+    tensors: int = 1,
 ) -> tuple[list[Inputs], str]:
     """Collect calibration inputs.
 
     Args:
-        source: a folder of pictures; "synthetic" for generated ones (`./synthetic` is a folder of that name); or one or
-            more tensors that are network inputs already, all of which are taken as they are; a tuple each for a network
-            of several inputs.
+        source: a folder of clean pictures, or of pairs (`input/` and `target/`), whose inputs are taken as they are;
+            "synthetic" for generated pictures (`./synthetic` is a folder of that name); or one or more tensors that are
+            network inputs already, all of which are taken as they are; a tuple each for a network of several inputs; or
+            a data loader of training code, of which `count` inputs are taken, see `fxptq.data.loaders`.
         degradation: how clean pictures become inputs; not applied to tensors.
         channels: of the inputs: 1 or 3, or any number for tensors.
         value_range: what the network takes white to be; not applied to tensors.
@@ -52,6 +56,7 @@ def calibration_images(
         size: the height and width in pixels that inputs made from pictures have at least; a network of one size gets
             that size.
         seed: decides which pictures, which crops, and their flips, turns and noise.
+        tensors: the number of tensors that the network takes at a call.
 
     Returns:
         The inputs, and one line that says what they are.
@@ -60,6 +65,7 @@ def calibration_images(
         InputError: the folder is missing or empty, a picture is broken or smaller than 16 pixels, a tensor is unfit,
             nothing was given, or pictures were given to a network that takes other than 1 or 3 channels.
     """
+    inputs: list[Inputs]
     if isinstance(source, str | Path):
         if count < 1 or size < 1:
             raise InputError(f"calibration needs at least one picture of at least one pixel, not {count} of {size}")
@@ -72,15 +78,26 @@ def calibration_images(
         if source == SYNTHETIC:
             pictures = [synthetic_image(*clean, channels, _rng(seed, i)) for i in range(count)]
             what = "generated pictures"
+        elif is_paired(Path(source)):
+            crops = _crops(calibration_files(Path(source)), channels, count, (height, width), seed)
+            inputs, of_pairs = [to_tensor(crop, value_range) for crop in crops], Path(source).resolve().name
+            return inputs, f"{count} crops of the inputs of the pairs in {of_pairs}, {height}x{width}, seed {seed}"
         else:
             folder = Path(source)
             pictures = _crops(list_images(folder), channels, count, clean, seed)
             what = f"crops of the pictures in {folder.resolve().name}"
-        inputs: list[Inputs] = [
-            to_tensor(degradation.apply(p, _rng(seed, i, 1)), value_range) for i, p in enumerate(pictures)
-        ]
+        inputs = [to_tensor(degradation.apply(p, _rng(seed, i, 1)), value_range) for i, p in enumerate(pictures)]
         return inputs, f"{count} {what}, {height}x{width}, {degradation}, seed {seed}"
-    return _checked([source] if isinstance(source, Tensor) else source, channels)
+    return _checked([source] if isinstance(source, Tensor) else source, channels, tensors, count)
+
+
+def calibration_files(folder: Path) -> list[Path]:
+    """The pictures that a folder is calibrated on: those in it, or the inputs of its pairs.
+
+    Raises:
+        InputError: there are none.
+    """
+    return [pair.input for pair in pairs_in(folder)] if is_paired(folder) else list_images(folder)
 
 
 def _rng(seed: int, index: int, purpose: int = 0) -> np.random.Generator:
@@ -111,10 +128,12 @@ def _crop(file: Path, channels: int, size: Size, rng: np.random.Generator) -> np
     return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
 
 
-def _checked(given: Iterable[Inputs], channels: int) -> tuple[list[Inputs], str]:
+def _checked(given: Iterable[Inputs], channels: int, tensors: int, count: int) -> tuple[list[Inputs], str]:
     """The caller's tensors, each batch split into single inputs; several inputs at a time stay as they are."""
     inputs: list[Inputs] = []
-    for index, tensor in enumerate(given):
+    for index, (tensor, of_training) in enumerate(network_inputs(given, tensors)):
+        if of_training and len(inputs) >= count:
+            return inputs[:count], f"{count} inputs of a data loader"
         name = f"calibration input {index}"
         if isinstance(tensor, tuple):
             inputs.append(_tuple(tensor, name))

@@ -9,6 +9,7 @@ from fxptq.passes.base import Context, Operand, PassReport
 from fxptq.quant.distribution import Distribution, signal_to_noise
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.search import Bounds
+from fxptq.quant.sketch import Sketch
 
 Search = Callable[[Distribution, Quantizer, Operand], Bounds]
 """Finds bounds for a distribution, given the quantizer of these values and its operand."""
@@ -21,13 +22,14 @@ def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport
 
     Returns:
         For each quantizer the `lower` and `upper` bound (the extremes over its ranges), the mean squared `error`, and
-        `snr_db`, the signal-to-noise ratio in dB.
+        `snr_db`, the signal-to-noise ratio in dB; and a sketch of the values.
 
     Raises:
         CalibrationError: if an activation has no statistics, or a weight is not finite; the quantizer is named.
     """
     student, operands = ctx.student, ctx.student.operands()
     figures: dict[str, dict[str, float]] = {}
+    sketches: dict[str, Sketch] = {}
     with ctx.progress.task(description, len(student.quantizers)) as advance:
         for key, quantizer in student.quantizers.items():
             try:
@@ -37,6 +39,7 @@ def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport
             except CalibrationError as error:
                 raise CalibrationError(f"{key}: {error}") from None
             quantizer.mode = "on"
+            sketches[key] = Sketch.of(values)
             mse = float(bounds.error.mean())
             figures[key] = {
                 "lower": float(bounds.lower.min()),
@@ -45,7 +48,7 @@ def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport
                 "snr_db": signal_to_noise(float(values.power.mean()), mse),
             }
             advance()
-    return PassReport(quantizers=figures)
+    return PassReport(quantizers=figures, sketches=sketches)
 
 
 def _distribution(ctx: Context, key: str, quantizer: Quantizer) -> Distribution:
