@@ -100,6 +100,22 @@ def test_impossible_maps_are_refused_and_change_nothing(
     assert all(tensor is before[name] or torch.equal(tensor, before[name]) for name, tensor in q.stored().items())
 
 
+def test_a_map_of_half_precision_takes_two_bytes_a_number_and_comes_back_exactly() -> None:
+    short = torch.tensor([0.3, 1.7, 5.25]).half().float()
+    for factor, name in ((short, "factor"), (1 / short, "inverse")):
+        q, other = Affine(3), Affine(3)
+        q.set_map(factor, 0.0)
+        q.set_bounds(-1.0, 1.0)
+        stored = q.stored()
+        assert stored[name].dtype == torch.float16
+        assert stored["center"].numel() == 1  # no channel has a center
+        other.restore(stored)
+        assert torch.equal(other.factor, q.factor)
+        assert torch.equal(other.center, q.center)
+    q.set_map(torch.tensor([0.1, 1e-9, 1e9]), torch.tensor([0.1, 0.0, 70_000.0]))
+    assert {q.stored()[name].dtype for name in ("factor", "center")} == {torch.float32}
+
+
 @pytest.mark.parametrize("ranges", [1, 4])
 def test_stored_tensors_give_it_back_bit_for_bit(ranges: int) -> None:
     q, x = mapped(ranges=ranges), torch.randn(4, 6)
