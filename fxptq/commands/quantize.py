@@ -20,7 +20,7 @@ from fxptq.evaluate.score import SetScore
 from fxptq.facts import NO_OVERRIDES, Overrides, gather_facts
 from fxptq.graph import Program
 from fxptq.io.files import check_writable
-from fxptq.io.images import list_images
+from fxptq.io.folders import check_pictures
 from fxptq.memory import peak_mb
 from fxptq.passes.base import get_pass
 from fxptq.progress import Progress
@@ -107,7 +107,7 @@ def run(options: Options, progress: Progress) -> Outcome:
     work = check_work(source.recipe, options.bits, preset=options.preset, sites=exceptions, seed=options.seed)
     preset = source.recipe.preset(options.preset)
     if options.calib != SYNTHETIC:
-        list_images(Path(options.calib))
+        check_pictures(Path(options.calib))
     model = source.model.to(device)
     facts = gather_facts(model, source.recipe, overrides=options.overrides).checked()
     recipe, scale = facts.recipe, facts.recipe.scale
