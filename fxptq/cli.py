@@ -142,6 +142,7 @@ def quantize(
     from fxptq.bits import Bits
     from fxptq.commands import quantize as command
     from fxptq.facts import Overrides
+    from fxptq.ranks import joined
     from fxptq.report import console, page
     from fxptq.sizes import parse_size
 
@@ -169,10 +170,12 @@ def quantize(
         tuple(site or ()),
         Overrides(scale, white, multiple, degradation, None if size is None else parse_size(size)),
     )
-    outcome = command.run(options, _progress())
-    page.write(outcome, report)
-    _write_json(json_out, outcome.as_json())
-    console.show_quantized(out, outcome, report)
+    with joined(device) as ranks:
+        outcome = command.run(options, _progress() if ranks.first else Silent())
+        if ranks.first:
+            page.write(outcome, report)
+            _write_json(json_out, outcome.as_json())
+            console.show_quantized(out, outcome, report)
 
 
 @app.command()

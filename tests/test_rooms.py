@@ -21,6 +21,7 @@ ROOMS = (
     "progress",
     "registry",
     "memory",
+    "ranks",
     "sizes",
     "formats",
     "quant",

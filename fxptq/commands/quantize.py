@@ -24,6 +24,7 @@ from fxptq.io.folders import check_pictures
 from fxptq.memory import peak_mb
 from fxptq.passes.base import get_pass
 from fxptq.progress import Progress
+from fxptq.ranks import current
 
 T = TypeVar("T")
 
@@ -93,13 +94,14 @@ class Outcome:
 
 
 def run(options: Options, progress: Progress) -> Outcome:
-    """Quantizes, scores and writes.
+    """Quantizes, scores and writes; of several processes, all score, and the first one writes.
 
     Raises:
         FxptqError: as `fxptq.quantize` and the readers of weights, pictures and sets do.
     """
     check_name(options.out)
-    check_writable(options.out)
+    if current().first:
+        check_writable(options.out)
     exceptions = dict(map(parse_site, options.sites))
     seconds: dict[str, float] = {}
     source = open_network(options.recipe, options.factory, options.weights)
@@ -147,10 +149,24 @@ def run(options: Options, progress: Progress) -> Outcome:
         "evaluate",
         lambda: score_sets(NetworkRun(quantized, device, scale), sets, recipe, progress, "quantized"),
     )
-    quantized.save(options.out)
     parameters = sum(p.numel() for p in model.parameters()) * 4
-    parts, peak = byte_counts(options.out), peak_mb()
+    parts, peak = _written(quantized, options.out), peak_mb()
     return Outcome(source, quantized, scores, parameters, parts, seconds, peak, options.out, facts.inferred)
+
+
+def _written(quantized: QuantizedModel, out: Path) -> ByteCounts:
+    """Writes a checkpoint, in the first of the processes; its sizes."""
+    ranks = current()
+
+    def write() -> ByteCounts | None:
+        if not ranks.first:
+            return None
+        quantized.save(out)
+        return byte_counts(out)
+
+    sizes = ranks.from_first(ranks.together(write))
+    assert sizes is not None  # noqa: S101  # the first process has written
+    return sizes
 
 
 def check_name(out: Path) -> None:
