@@ -33,6 +33,8 @@ from fxptq.data.sources import Inputs, calibration_images
 from fxptq.errors import CaptureError, CheckpointError, InputError
 from fxptq.evaluate.restore import Picture
 from fxptq.evaluate.restore import restore as restore_picture
+from fxptq.evaluate.tiles import OVERLAP
+from fxptq.evaluate.tiling import Tiling
 from fxptq.facts import BEYOND_WHITE, Facts, Overrides, gather_facts
 from fxptq.formats import PictureFormat
 from fxptq.graph import Plan, Program, Site
@@ -49,6 +51,7 @@ from fxptq.graph.precision import (
     without_autocast,
 )
 from fxptq.graph.randomness import OwnRandomNumbers
+from fxptq.graph.summary import as_html, in_one_line
 from fxptq.graph.tensors import lazy_tensors
 from fxptq.graph.wrappers import network_of
 from fxptq.origin import dtype_name, inputs_digest, metadata_of, weights_digest
@@ -78,6 +81,12 @@ class QuantizedModel(nn.Module):
         program: the captured network with its quantizers.
         meta: the metadata of its checkpoint.
         report: the report of each pass.
+
+    Examples:
+        >>> q = fxptq.quantize(model, example, bits=4)
+        >>> q(x)  # the simulated low-bit output; in a notebook, q alone shows the table of sites
+        >>> q.save("network.safetensors")
+        >>> q.train()(x).mean().backward()  # gradients, for training of your own
     """
 
     def __init__(self, program: Program, meta: Metadata, report: tuple[PassReport, ...] = ()) -> None:
@@ -85,13 +94,29 @@ class QuantizedModel(nn.Module):
         self.program = program
         self.meta = meta
         self.report = report
+        self.eval()
 
     def forward(self, *inputs: Tensor) -> Any:
         """The simulated low-bit output for the inputs of the network, in the dtype of the inputs.
 
-        A warning names the place where the network makes NaN of a finite input.
+        In evaluation mode, in which a quantized network begins, gradients are kept only for an input that asks for
+        them. A warning names the place where the network makes NaN of a finite input.
         """
-        return in_precision(self.program.dtype, self._run, inputs)
+        keeps = torch.is_grad_enabled() and (self.training or any(x.requires_grad for x in inputs))
+        with torch.set_grad_enabled(keeps):
+            return in_precision(self.program.dtype, self._run, inputs)
+
+    def __repr__(self) -> str:
+        """The network in one line."""
+        return f"QuantizedModel({self._title}: {in_one_line(self.sites)})"
+
+    def _repr_html_(self) -> str:
+        """The table of sites, for notebooks."""
+        return as_html(self._title, self.sites)
+
+    @property
+    def _title(self) -> str:
+        return f"{self.meta.recipe or self.task.name}, W{self.meta.bits_w}A{self.meta.bits_a}, {self.task.task}"
 
     def _run(self, *inputs: Tensor) -> Any:
         output = self.program(*inputs)
@@ -144,13 +169,18 @@ class QuantizedModel(nn.Module):
 
         Raises:
             InputError: there is no such back end.
+
+        Examples:
+            >>> fast = q.to_integer()
+            >>> fast.lowering.simulated  # the sites that no integer kernel serves, with the reason
+            >>> fast.save("network.safetensors")
         """
         from fxptq.kernels.backend import get_backend  # noqa: PLC0415  # building kernels is only for those who ask
         from fxptq.kernels.lower import lower  # noqa: PLC0415
 
         chosen = None if backend is None else get_backend(backend)
         integer = lower(self.program, compile=compile, backend=chosen, compare=compare)
-        integer.task = self.task
+        integer.task, integer.writer = self.task, self.save
         return integer
 
 
@@ -168,6 +198,10 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     Raises:
         CheckpointError: the file is damaged, of a newer format, or of another architecture.
         InputError: the network is not a bundled one and `model` was not given.
+
+    Examples:
+        >>> fast = fxptq.load("swinir_x4_w4a4.safetensors").to_integer()
+        >>> q = fxptq.load("mine.safetensors", model=MyNetwork())
     """
     if model is not None:
         check_network(model, "load")
@@ -209,8 +243,9 @@ def _make_lazy_layers(model: nn.Module, meta: Metadata, source: str) -> None:
 def restore(
     model: nn.Module,
     picture: Picture,
-    tile: int = 0,
+    tile: int | None = None,
     *,
+    overlap: int = OVERLAP,
     scale: int | None = None,
     value_range: float | None = None,
     channels: int | None = None,
@@ -222,8 +257,10 @@ def restore(
         model: a `QuantizedModel`, its integer model, or any network; it is run in evaluation mode.
         picture: a Pillow image; an array [H, W] or [H, W, C], of uint8, uint16 or floating point with white at 1; or a
             tensor [N, C, H, W] in the network's own range.
-        tile: height and width of overlapping tiles in pixels, to bound memory; 0 for the whole picture at once. A
-            network of one size runs in tiles of that size.
+        tile: height and width of overlapping tiles in pixels, to bound memory; 0 for the whole picture at once; None
+            for the whole picture where the free memory suffices, and else for the largest tiles that it holds. Where
+            memory ends all the same, tiles become smaller. A network of one size runs in tiles of that size.
+        overlap: context in pixels that neighbouring tiles share on each side.
         scale: ratio of the output's height and width to the input's; by default the scale of the quantized network,
             and 1 for any other network. The next three arguments have such defaults, too.
         value_range: the value of white in the network's input, 1 or 255; 1 for any other network.
@@ -236,6 +273,10 @@ def restore(
     Raises:
         InputError: the picture or the tile does not fit the network.
         FxptqError: the network fails, or gives no finite picture of the right size.
+
+    Examples:
+        >>> large = fxptq.restore(fxptq.load("swinir_x4_w4a4.safetensors"), Image.open("small.png"))
+        >>> array = fxptq.restore(model, np.asarray(Image.open("small.png")), tile=256)
     """
     check_network(model, "restore")
     task = getattr(model, "task", None)
@@ -247,7 +288,7 @@ def restore(
         sizes=default.sizes if multiple is None else Sizes(multiple),
     )
     with _evaluating(model):
-        return restore_picture(model, picture, pictures, tile)
+        return restore_picture(model, picture, pictures, Tiling(tile, overlap))
 
 
 @contextmanager
@@ -327,8 +368,9 @@ def quantize(
         example: one input that it accepts, [1, C, H, W], of floating point (64 x 64 is plenty); a tuple of tensors for
             a network of several inputs, the picture first.
         bits: bit widths of weights and activations: Bits(w=4, a=4), 4 for both, (4, 4), or "W4A4".
-        calib: a folder of pictures, "synthetic" for generated ones, or input tensors in the model's own range
-            (tuples of them, if the example is one).
+        calib: a folder of pictures or of pairs (`input/` and `target/`), "synthetic" for generated ones, input tensors
+            in the model's own range (tuples of them, if the example is one), or a data loader that yields BasicSR's
+            dictionaries (`lq`, `gt`) or pairs.
         recipe: a recipe's name, file or object; None for the settings that suit most networks.
         preset: the name of a preset: quick, standard, paper, accurate, or one of the recipe's own.
         sites: exceptions: bits, or "float", by glob pattern of site names; the first match wins.
@@ -345,6 +387,11 @@ def quantize(
         InputError: bits, recipe, pattern or calibration source are not valid for the network, or a weight holds NaN.
         CaptureError: the network cannot be captured; the message says where and why.
         CalibrationError: a pass met a value that is not finite.
+
+    Examples:
+        >>> q = fxptq.quantize(MyNetwork().eval(), torch.rand(1, 3, 64, 64), bits=4)
+        >>> q = fxptq.quantize(model, example, "W3A4", calib="photographs/", sites={"head": 8, "*.attn": "float"})
+        >>> q = fxptq.quantize(model, example, 4, calib=DataLoader(train_set, batch_size=4), preset="accurate")
     """
     check_network(model, "quantize")
     _check_example(example)
@@ -554,6 +601,7 @@ def _images(
         count=count,
         size=min(picture.shape[-2:]),
         seed=seed,
+        tensors=len(example),
     )
     for index, image in enumerate(images):
         tensors = len(image) if isinstance(image, tuple) else 1

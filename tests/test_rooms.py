@@ -18,6 +18,7 @@ ROOMS = (
     "bits",
     "refusal",
     "shell",
+    "stages",
     "progress",
     "registry",
     "memory",

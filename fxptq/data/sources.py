@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from fxptq.data.degrade import Degradation
+from fxptq.data.loaders import network_inputs
+from fxptq.data.pairs import INPUT, is_paired, pairs_in
 from fxptq.data.synthetic import synthetic_image
 from fxptq.errors import InputError
-from fxptq.io.folders import sample_digest, sample_pictures
+from fxptq.io.folders import check_pictures, sample_digest, sample_files, walk_pictures
 from fxptq.io.images import read_image, to_tensor
 from fxptq.sizes import ANY_SIZE, Size, Sizes
 
@@ -44,13 +46,16 @@ def calibration_images(
     count: int = 32,
     size: int = 64,
     seed: int = 0,
+    tensors: int = 1,
 ) -> tuple[list[Inputs], str]:
     """Collect calibration inputs.
 
     Args:
-        source: a folder that holds pictures, also in folders below it; "synthetic" for generated ones (`./synthetic` is
-            a folder of that name); or one or more tensors that are network inputs already, all of which are taken as
-            they are; a tuple each for a network of several inputs.
+        source: a folder of clean pictures, also in folders below it, or of pairs (`input/` and `target/`), whose inputs
+            are taken as they are; "synthetic" for generated pictures (`./synthetic` is a folder of that name); or one
+            or more tensors that are network inputs already, all of which are taken as they are; a tuple each for a
+            network of several inputs; or a data loader of training code, of which `count` inputs are taken, see
+            `fxptq.data.loaders`.
         degradation: how clean pictures become inputs; not applied to tensors.
         channels: of the inputs: 1 or 3, or any number for tensors.
         value_range: what the network takes white to be; not applied to tensors.
@@ -59,6 +64,7 @@ def calibration_images(
         size: the height and width in pixels that inputs made from pictures have at least; a network of one size gets
             that size.
         seed: decides which pictures, which crops, and their flips, turns and noise.
+        tensors: the number of tensors that the network takes at a call.
 
     Returns:
         The inputs, and one line that says what they are; for a folder with the digest of the sample (see
@@ -69,6 +75,7 @@ def calibration_images(
             smaller than 16 pixels, a tensor is unfit, nothing was given, or pictures were given to a network that takes
             other than 1 or 3 channels.
     """
+    inputs: list[Inputs]
     if isinstance(source, str | Path):
         if count < 1 or size < 1:
             raise InputError(f"calibration needs at least one picture of at least one pixel, not {count} of {size}")
@@ -81,14 +88,25 @@ def calibration_images(
         if source == SYNTHETIC:
             pictures = [synthetic_image(*clean, channels, _rng(seed, i)) for i in range(count)]
             what = "generated pictures"
+        elif is_paired(Path(source)):
+            crops, words = _crops(Path(source), channels, count, (height, width), seed)
+            inputs = [to_tensor(crop, value_range) for crop in crops]
+            return inputs, f"{count} crops of the inputs of the pairs in {words}, {height}x{width}, seed {seed}"
         else:
-            pictures, sample = _crops(Path(source), channels, count, clean, seed)
-            what = f"crops of the pictures in {sample}"
-        inputs: list[Inputs] = [
-            to_tensor(degradation.apply(p, _rng(seed, i, 1)), value_range) for i, p in enumerate(pictures)
-        ]
+            pictures, words = _crops(Path(source), channels, count, clean, seed)
+            what = f"crops of the pictures in {words}"
+        inputs = [to_tensor(degradation.apply(p, _rng(seed, i, 1)), value_range) for i, p in enumerate(pictures)]
         return inputs, f"{count} {what}, {height}x{width}, {degradation}, seed {seed}"
-    return _checked([source] if isinstance(source, Tensor) else source, channels)
+    return _checked([source] if isinstance(source, Tensor) else source, channels, tensors, count)
+
+
+def check_calibration(folder: Path) -> None:
+    """Looks for pictures to calibrate on in a folder, without reading any.
+
+    Raises:
+        InputError: there are none.
+    """
+    check_pictures(folder / INPUT if is_paired(folder) else folder)
 
 
 def _rng(seed: int, index: int, purpose: int = 0) -> np.random.Generator:
@@ -102,7 +120,9 @@ def _crops(folder: Path, channels: int, count: int, size: Size, seed: int) -> tu
     Every file is used before any is used again. Only files of the sample are opened.
     """
     # With so many candidates, the share of unfit pictures is exceeded before they run out.
-    sample = sample_pictures(folder, math.floor(count / (1 - MOST_UNFIT)) + 1, seed)
+    most = math.floor(count / (1 - MOST_UNFIT)) + 1
+    files = (pair.input for pair in pairs_in(folder)) if is_paired(folder) else walk_pictures(folder)
+    sample = sample_files(files, folder, most, seed)
     crops: list[npt.NDArray[np.uint8]] = []
     fit: list[Path] = []
     unfit: list[InputError] = []
@@ -143,10 +163,12 @@ def _crop(file: Path, channels: int, size: Size, rng: np.random.Generator) -> np
     return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
 
 
-def _checked(given: Iterable[Inputs], channels: int) -> tuple[list[Inputs], str]:
+def _checked(given: Iterable[Inputs], channels: int, tensors: int, count: int) -> tuple[list[Inputs], str]:
     """The caller's tensors, each batch split into single inputs; several inputs at a time stay as they are."""
     inputs: list[Inputs] = []
-    for index, tensor in enumerate(given):
+    for index, (tensor, of_training) in enumerate(network_inputs(given, tensors)):
+        if of_training and len(inputs) >= count:
+            return inputs[:count], f"{count} inputs of a data loader"
         name = f"calibration input {index}"
         if isinstance(tensor, tuple):
             inputs.append(_tuple(tensor, name))

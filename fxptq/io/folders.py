@@ -74,34 +74,49 @@ def check_pictures(folder: Path) -> None:
         InputError: there is none, or a folder cannot be listed.
     """
     if next(walk_pictures(folder), None) is None:
-        raise InputError(f"{folder}: holds no pictures; expected files named {', '.join(sorted(SUFFIXES))}")
+        raise _without_pictures(folder)
 
 
 def sample_pictures(folder: Path, most: int, seed: int) -> Sample:
-    """Draws pictures of a folder, each set of them as likely as any other.
+    """Draws pictures of a folder and of the folders below it; see `sample_files`.
+
+    Raises:
+        InputError: there is no picture, or a folder cannot be listed.
+    """
+    return sample_files(walk_pictures(folder), folder, most, seed)
+
+
+def sample_files(files: Iterable[Path], folder: Path, most: int, seed: int) -> Sample:
+    """Draws from files that lie below a folder, each set of them as likely as any other.
 
     Every file has a random rank, a digest of the seed and its name below the folder. The sample has the files of the
     lowest ranks, in the order of their ranks, so that a file that is added or removed changes one place of it at most.
 
     Args:
-        folder: with any number of pictures, at any depth.
-        most: the largest number of pictures to draw, at least 1.
+        files: any number of them, in any order.
+        folder: the folder.
+        most: the largest number of files to draw, at least 1.
         seed: of the ranks.
 
     Raises:
-        InputError: there is no picture, or a folder cannot be listed.
+        InputError: there is no file.
     """
-    check_pictures(folder)
     total = 0
 
     def ranked() -> Iterator[tuple[bytes, Path]]:
         nonlocal total
-        for path in walk_pictures(folder):
+        for path in files:
             total += 1
             yield _rank(seed, _name(path, folder)), path
 
-    files = tuple(path for _, path in heapq.nsmallest(most, ranked()))
-    return Sample(files, total)
+    drawn = tuple(path for _, path in heapq.nsmallest(most, ranked()))
+    if not drawn:
+        raise _without_pictures(folder)
+    return Sample(drawn, total)
+
+
+def _without_pictures(folder: Path) -> InputError:
+    return InputError(f"{folder}: holds no pictures; expected files named {', '.join(sorted(SUFFIXES))}")
 
 
 def _rank(seed: int, name: bytes) -> bytes:

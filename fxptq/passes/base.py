@@ -25,6 +25,7 @@ from fxptq.graph.outputs import WHOLE_OUTPUT, PictureOutput
 from fxptq.progress import Progress, Silent
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.sketch import Sketch
 from fxptq.ranks import ALONE, Ranks
 from fxptq.registry import Registry, nearest, where
 from fxptq.sizes import ANY_SIZE, Sizes
@@ -182,6 +183,7 @@ class PassReport:
         quantizers: by key, named figures: bounds, mean squared `error`, `snr_db`, ...
         series: named figures over the course of the pass, such as a loss.
         notes: sentences for a person.
+        sketches: by quantizer key, a histogram of the values that it sees, in the unit of its bounds.
         name: the name of the pass; filled in by `run_passes`.
         seconds: the duration of the pass; filled in by `run_passes`.
     """
@@ -189,6 +191,7 @@ class PassReport:
     quantizers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     series: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    sketches: Mapping[str, Sketch] = field(default_factory=dict)
     name: str = ""
     seconds: float = 0.0
 

@@ -9,6 +9,7 @@ from fxptq.passes.base import Context, Operand, PassReport
 from fxptq.quant.distribution import Distribution, signal_to_noise
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.search import Bounds
+from fxptq.quant.sketch import Sketch
 
 Search = Callable[[Distribution, Quantizer, Operand], Bounds]
 """Finds bounds for a distribution, given the quantizer of these values and its operand."""
@@ -21,14 +22,14 @@ def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport
 
     Returns:
         For each quantizer the `lower` and `upper` bound (the extremes over its ranges), the mean squared `error`, and
-        `snr_db`, the signal-to-noise ratio in dB.
+        `snr_db`, the signal-to-noise ratio in dB; and a sketch of the values.
 
     Raises:
         CalibrationError: if an activation has no statistics, or a weight is not finite; the quantizer is named.
     """
     student, operands = ctx.student, ctx.student.operands()
 
-    def search_share() -> dict[str, tuple[Bounds, dict[str, float]]]:
+    def search_share() -> dict[str, tuple[Bounds, dict[str, float], Sketch]]:
         keys = ctx.ranks.share(list(student.quantizers))
         with ctx.progress.task(description, len(keys)) as advance:
             found = {}
@@ -39,20 +40,21 @@ def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport
                     bounds = search(values, quantizer, operands[key])
                 except CalibrationError as error:
                     raise CalibrationError(f"{key}: {error}") from None
-                found[key] = bounds, _figures(bounds, values)
+                found[key] = bounds, _figures(bounds, values), Sketch.of(values)
                 advance()
         return found
 
     found = ctx.ranks.exchange(ctx.ranks.together(search_share))
     figures: dict[str, dict[str, float]] = {}
+    sketches: dict[str, Sketch] = {}
     for key, quantizer in student.quantizers.items():
-        bounds, figures[key] = found[key]
+        bounds, figures[key], sketches[key] = found[key]
         try:
             quantizer.set_bounds(bounds.lower, bounds.upper)
         except CalibrationError as error:
             raise CalibrationError(f"{key}: {error}") from None
         quantizer.mode = "on"
-    return PassReport(quantizers=figures)
+    return PassReport(quantizers=figures, sketches=sketches)
 
 
 def _figures(bounds: Bounds, values: Distribution) -> dict[str, float]:

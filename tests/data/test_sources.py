@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from fxptq.data.degrade import Degradation
 from fxptq.data.resize import imresize
-from fxptq.data.sources import calibration_images
+from fxptq.data.sources import Inputs, calibration_images
 from fxptq.errors import InputError
 from fxptq.io.folders import sample_digest, sample_pictures
-from fxptq.io.images import write_png
+from fxptq.io.writing import write_png
 from fxptq.sizes import Sizes
 
 NONE, X2 = Degradation("none"), Degradation("bicubic", scale=2)
@@ -221,3 +223,53 @@ def test_inputs_have_a_size_that_the_network_takes(
     inputs, words = calibration_images(folder if source == "folder" else source, X2, count=6, size=20, sizes=sizes)
     assert {tuple(x.shape[2:]) for x in inputs} == {expected}
     assert f"{expected[0]}x{expected[1]}, bicubic x2" in words
+
+
+# -- loaders of training code ----------------------------------------------------------------------------------------
+
+
+class Training(Dataset):  # type: ignore[type-arg]
+    """Pairs of 8 x 8 and 16 x 16 pixels, as dictionaries or as tuples."""
+
+    def __init__(self, form: str) -> None:
+        self.form = form
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> object:
+        if index >= len(self):
+            raise IndexError
+        lq, gt = torch.full((3, 8, 8), index / 20), torch.zeros(3, 16, 16)
+        return {"lq": lq, "gt": gt, "lq_path": str(index)} if self.form == "dict" else (lq, gt)
+
+
+@pytest.mark.parametrize(
+    "wrap", [DataLoader, lambda d: DataLoader(d, batch_size=3), lambda d: d], ids=["1", "3", "set"]
+)
+@pytest.mark.parametrize("form", ["dict", "pair"])
+def test_loaders_of_training_code_give_their_inputs(form: str, wrap: Callable[[object], Iterable[Inputs]]) -> None:
+    inputs, described = calibration_images(wrap(Training(form)), NONE, count=7)
+    assert described == "7 inputs of a data loader"
+    for index, x in enumerate(inputs):
+        assert isinstance(x, torch.Tensor)
+        assert torch.equal(x, torch.full((1, 3, 8, 8), index / 20))
+
+
+def test_a_loader_of_several_inputs() -> None:
+    loader = DataLoader([(torch.rand(3, 8, 8), torch.rand(1)) for _ in range(4)], batch_size=2)
+    inputs, _ = calibration_images(loader, NONE, tensors=2)
+    assert [tuple(t.shape for t in x) for x in inputs] == [((2, 3, 8, 8), (2, 1))] * 2
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"lr": torch.rand(1, 3, 8, 8)}, "calibration input 0 has the keys 'lr'; expected a tensor under 'lq'"),
+        ([torch.rand(1, 3, 8, 8)] * 3, "calibration input 0 is a list of 3; expected the input and its clean picture"),
+    ],
+    ids=["key", "list"],
+)
+def test_unfit_items_of_loaders(item: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        calibration_images([item], NONE)  # type: ignore[list-item]

@@ -18,6 +18,7 @@ from fxptq.commands.source import Source
 from fxptq.errors import InputError
 from fxptq.evaluate.score import Score, SetScore
 from fxptq.report import console, page
+from fxptq.report.gather import of_quantize
 from tests.tiny import Medley, inputs, settings
 
 NASTY = "<script>alert('[bold]&\"')</script>"
@@ -49,34 +50,39 @@ class Reader(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: set[str] = set()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.handlers: set[str] = set()
         self.text: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.handlers |= {name for name, _ in attrs if name.startswith("on")}
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
 
 
 def test_page_escapes_names_and_needs_no_other_file(outcome: Outcome, tmp_path: Path) -> None:
-    path = page.write(outcome, tmp_path / "new" / "page.html")
+    path = page.write(of_quantize(outcome, f"fxptq {NASTY}"), tmp_path / "new" / "page.html")
     text = path.read_text(encoding="utf-8")
     reader = Reader()
     reader.feed(text)
-    assert not reader.tags & {"script", "i", "link", "img", "iframe"}
-    assert not reader.attributes & {"src", "href"}
+    assert not {*reader.tags} & {"i", "iframe", "object", "embed", "base"}
+    assert reader.tags.count("script") == 1
+    assert not reader.handlers
+    assert all(address.startswith(("#", "data:")) for address in reader.addresses)
     assert not re.search(r"url\(|@import|https?://", text)
     assert NASTY in reader.text
+    assert f"fxptq {NASTY}" in reader.text
     assert "a[b]" in reader.text
     assert [file.name for file in path.parent.iterdir()] == ["page.html"]
 
 
 def test_page_lists_every_site_and_reason(outcome: Outcome, tmp_path: Path) -> None:
     reader = Reader()
-    reader.feed(page.write(outcome, tmp_path / "page.html").read_text(encoding="utf-8"))
+    reader.feed(page.write(of_quantize(outcome, ""), tmp_path / "page.html").read_text(encoding="utf-8"))
     for site in outcome.model.sites:
         assert site.name in reader.text
     assert "left out by the pattern '1.x'" in reader.text
@@ -87,7 +93,7 @@ def test_page_lists_every_site_and_reason(outcome: Outcome, tmp_path: Path) -> N
 def test_page_that_cannot_be_written(outcome: Outcome, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"page\.html: cannot be written"):
-        page.write(outcome, tmp_path / "file" / "page.html")
+        page.write(of_quantize(outcome, ""), tmp_path / "file" / "page.html")
 
 
 def shown(width: int, show: object, *args: object) -> str:
