@@ -225,9 +225,11 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
     if ranks.world == 1 or dist.is_initialized():
         yield current()
         return
-    on_gpus = device != "cpu" and torch.cuda.is_available() and dist.is_nccl_available()
-    if on_gpus:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
+    if gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % gpus)
+    # nccl refuses two processes on one GPU; gloo takes tensors of GPUs by way of the host.
+    on_gpus = 0 < int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= gpus and dist.is_nccl_available()
     timeout = timedelta(seconds=_timeout())
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=timeout)

@@ -15,10 +15,10 @@ from fxptq.data.degrade import Degradation
 from fxptq.data.pairs import is_paired, pairs_in
 from fxptq.data.sources import calibration_images
 from fxptq.errors import InputError
-from fxptq.io.folders import sample_digest, sample_files
 from fxptq.evaluate.metrics import psnr
 from fxptq.evaluate.score import evaluate
 from fxptq.evaluate.sets import open_set
+from fxptq.io.folders import sample_digest, sample_files
 from tests.tiny import run
 
 PAIRS = Degradation("pairs")
