@@ -278,7 +278,20 @@ def _reported(ranks: Ranks, said: str, status: int) -> RankError:
     if _is_first_to_fail():
         error = RankError(said if said.startswith("rank") else f"rank {ranks.rank} of {ranks.world}: {said}")
     error.exit_status = status  # type: ignore[misc]  # of this error, whose cause decides
+    _await_others(ranks)
     return error
+
+
+def _await_others(ranks: Ranks) -> None:
+    """Lets the others ask who has failed first, where this process has the store and `torchrun` has not."""
+    with contextlib.suppress(RuntimeError):
+        ended = _store().add("fxptq/ended", 1)
+        deadline = time.monotonic() + 3 * _LAST_WORD
+        while ranks.first and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ and time.monotonic() < deadline:
+            if ended >= ranks.world:
+                return
+            time.sleep(0.05)
+            ended = _store().add("fxptq/ended", 0)
 
 
 def _is_first_to_fail() -> bool:
