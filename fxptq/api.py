@@ -29,7 +29,7 @@ from fxptq.checkpoint.state import (
     to_checkpoint,
 )
 from fxptq.data.degrade import Degradation
-from fxptq.data.sources import Inputs, calibration_images
+from fxptq.data.sources import SYNTHETIC, Inputs, calibration_images
 from fxptq.errors import CaptureError, CheckpointError, InputError
 from fxptq.evaluate.restore import Picture
 from fxptq.evaluate.restore import restore as restore_picture
@@ -62,6 +62,9 @@ from fxptq.recipe import DEFAULT, QuantizeSettings, Recipe
 from fxptq.sizes import Sizes
 
 _log = logging.getLogger("fxptq")
+
+_ELSEWHERE = 8
+"""Number of inputs of another origin that a training is evaluated on."""
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -514,6 +517,7 @@ def quantize_for(
         student=student,
         teacher=teacher,
         images=images,
+        elsewhere=_elsewhere(calib, facts, inputs, seed),
         sizes=facts.sizes,
         batches=facts.batches,
         picture=picture,
@@ -608,6 +612,15 @@ def _images(
         if tensors != len(example):
             raise InputError(f"calibration input {index} has {tensors} tensors, and the example has {len(example)}")
     return images, described
+
+
+def _elsewhere(
+    calib: str | Path | Iterable[Inputs], facts: Facts, example: tuple[Tensor, ...], seed: int
+) -> list[Inputs]:
+    """Generated inputs for a network that is calibrated on a folder of pictures; none otherwise."""
+    if not isinstance(calib, str | Path) or calib == SYNTHETIC:
+        return []
+    return _images(SYNTHETIC, facts, example, _ELSEWHERE, seed)[0]
 
 
 def _check_pictures_will_do(example: tuple[Tensor, ...], white: float) -> None:

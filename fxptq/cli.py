@@ -205,8 +205,7 @@ def quantize(
     preset: Annotated[
         str,
         typer.Option(
-            help="quick (bounds alone), standard, paper (the published method), or accurate (best for few bits; "
-            "its attentions and many layers are simulated so far).",
+            help="quick (bounds alone), standard, paper (the published method), or accurate (best for few bits).",
             autocompletion=_one_of("quick", "standard", "paper", "accurate"),
         ),
     ] = "standard",
@@ -242,7 +241,12 @@ def quantize(
     json_out: JsonOut = None,
     form: Format = None,
     page: Annotated[
-        bool, typer.Option("--report/--no-report", help="Write a page with pictures and figures beside the checkpoint.")
+        bool,
+        typer.Option(
+            "--report/--no-report",
+            help="Write a page with pictures and figures beside the checkpoint.",
+            rich_help_panel=RESULT,
+        ),
     ] = True,
 ) -> None:
     """Quantize a network and write it as one small file."""
@@ -325,13 +329,17 @@ def compare(
         Optional[str], typer.Argument(metavar="B", help="Another checkpoint; without it, A is compared with float.")
     ] = None,
     data: Data = None,
-    file: Annotated[Path, typer.Option("--out", help="Where to write the page, as .html.")] = Path("comparison.html"),
+    file: Annotated[
+        Path, typer.Option("--out", "-o", help="Where to write the page, as .html.", rich_help_panel=RESULT)
+    ] = Path("comparison.html"),
     model: Model = None,
     weights: Annotated[
-        Optional[Path], typer.Option(help="Weights of the network in float, instead of the recipe's.")
+        Optional[Path],
+        typer.Option(help="Weights of the network in float, instead of the recipe's.", rich_help_panel=NETWORK),
     ] = None,
     device: Device = "auto",
     json_out: JsonOut = None,
+    form: Format = None,
 ) -> None:
     """Compare two checkpoints, or a checkpoint with its network in float, on one page.
 
@@ -349,7 +357,7 @@ def compare(
     comparison = command.run(subjects, tuple(data or ()), model, weights, _progress(), device=device)
     page.write(of_compare(comparison, _command_line()), file)
     _write_json(json_out, comparison.as_json())
-    console.show_comparison(out, comparison, file)
+    console.show_comparison(_tables(form), comparison, file)
 
 
 @app.command(

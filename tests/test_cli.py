@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import fxptq
+from tests.test_start import COMMANDS
 from tests.tiny import OWN, RECIPE, environment, picture, run, spawn, write_checkpoint, write_recipe
 
 ENDLESS = RECIPE.replace("steps = 2,", "steps = 1000000,")
@@ -216,7 +217,7 @@ def test_recipes_say_which_run_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(" with a network of yours " in rows[name] for name in ("default", "pairs"))
 
 
-@pytest.mark.parametrize("command", ["quantize", "evaluate", "upscale", "inspect", "bench", "recipes", "weights"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_has_an_example_that_parses(command: str) -> None:
     shown = " ".join(run(command, "--help").out.split())
     example = shown.partition("Example: fxptq ")[2]

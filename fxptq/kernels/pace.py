@@ -90,6 +90,7 @@ class Sparing(Backend):
 
     def __init__(self, inner: Backend, reasons: Mapping[str, str]) -> None:
         self._inner, self._reasons = inner, reasons
+        self.maps = inner.maps
 
     def install(self) -> Installed:
         """See `Backend`."""

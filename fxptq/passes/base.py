@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
@@ -126,6 +126,10 @@ class QuantizedNetwork(Protocol):
         """Overwrite the bias of the layer whose weight the quantizer reads, in place."""
         ...
 
+    def vectors(self) -> Mapping[str, nn.Parameter]:
+        """The network's own parameters with one axis that no quantizer reads: biases, scales and shifts of norms."""
+        ...
+
 
 @dataclass
 class Context:
@@ -137,6 +141,8 @@ class Context:
         images: calibration inputs, [1, C, H, W] each, in the network's own range; a tuple each for a network of several
             inputs.
         sizes: the input sizes that the network takes.
+        elsewhere: inputs of another origin than `images`, of their form, where there are any: a training that does well
+            on these has learned more than its own pictures.
         batches: whether the network takes several pictures at once.
         picture: where the restored picture stands in the networks' outputs.
         statistics: by quantizer key, the distribution of the tensor it sees in float; filled by `observe`.
@@ -153,6 +159,7 @@ class Context:
     student: QuantizedNetwork
     teacher: QuantizedNetwork
     images: Sequence[Inputs]
+    elsewhere: Sequence[Inputs] = ()
     sizes: Sizes = ANY_SIZE
     batches: bool = True
     picture: PictureOutput = WHOLE_OUTPUT

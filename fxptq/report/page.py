@@ -15,9 +15,12 @@ from fxptq.report import sections
 from fxptq.report.content import Content
 from fxptq.report.html import Markup, element, join
 
-SECTIONS: tuple[tuple[str, str, Callable[[Content], Markup]], ...] = (
+MOST = 4_800_000
+"""Characters of a page; pictures get the room that the other sections leave."""
+
+SECTIONS: tuple[tuple[str, str, Callable[[Content], Markup] | None], ...] = (
     ("summary", "Summary", sections.summary),
-    ("pictures", "Pictures, worst patches first", sections.patches),
+    ("pictures", "Pictures, worst patches first", None),
     ("quality", "Quality", sections.quality),
     ("network", "Network", sections.network),
     ("sites", "Sites", sections.sites),
@@ -27,7 +30,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Content], Markup]], ...] = (
     ("costs", "Bytes and time", sections.costs),
     ("origin", "Command, machine, versions", sections.origin),
 )
-"""The sections of a page: identifier, heading, and what makes it."""
+"""The sections of a page: identifier, heading, and what makes it; pictures are made last."""
 
 
 def write(content: Content, path: Path) -> Path:
@@ -53,9 +56,11 @@ def page(content: Content) -> str:
         element("style", _asset("page.css")),
     )
     links = [element("a", title.partition(",")[0], href=f"#{name}") for name, title, _ in SECTIONS]
+    made = {name: make(content) for name, _, make in SECTIONS if make is not None}
+    made["pictures"] = sections.patches(content, MOST - sum(map(len, made.values())))
     parts = [
-        element("section", element("h2", title, id=name), make(content), aria_labelledby=name)
-        for name, title, make in SECTIONS
+        element("section", element("h2", title, id=name), made[name], aria_labelledby=name)
+        for name, title, _ in SECTIONS
     ]
     body = element(
         "body",

@@ -13,7 +13,6 @@ from fxptq.evaluate.contrast import Patch, Pixels
 from fxptq.report.html import Markup, element
 
 FULL = 16  # levels of 0..255 at which the map of differences is brightest
-MOST_BYTES = 3_400_000  # for all pictures of a page, as text
 
 _COLOURS = np.array([(0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191)], dtype=np.float64)
 
@@ -44,7 +43,9 @@ def encoded(image: npt.NDArray[np.uint8]) -> str:
         return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def shown_patches(patches: tuple[Patch, ...], first: str, second: str, plain: str) -> tuple[list[Markup], int]:
+def shown_patches(
+    patches: tuple[Patch, ...], first: str, second: str, plain: str, room: int
+) -> tuple[list[Markup], int]:
     """The patches with a slider each, and how many there was no room for.
 
     Args:
@@ -52,6 +53,7 @@ def shown_patches(patches: tuple[Patch, ...], first: str, second: str, plain: st
         first: name of the first network.
         second: name of the second network.
         plain: name of the network's input as it is shown.
+        room: characters for all pictures; one patch is shown in any case.
     """
     shown: list[Markup] = []
     used = 0
@@ -60,7 +62,7 @@ def shown_patches(patches: tuple[Patch, ...], first: str, second: str, plain: st
         images = {key: encoded(getattr(patch.layers, key)) for key in names}
         images["map"] = encoded(difference(patch.layers.first, patch.layers.second))
         used += sum(map(len, images.values()))
-        if shown and used > MOST_BYTES:
+        if shown and used > room:
             return shown, len(patches) - len(shown)
         shown.append(_slider(number, patch, names, images))
     return shown, 0

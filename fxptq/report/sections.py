@@ -16,7 +16,7 @@ from fxptq.report.pictures import FULL, shown_patches
 
 _GENERATED = "Its figures compare networks with each other, and cannot be compared with published ones."
 
-MOST_HISTOGRAMS = 2500  # of a page, so that it stays below 5 MB
+MOST_HISTOGRAMS = 2000  # of a page, so that it stays below 5 MB
 
 
 def summary(content: Content) -> Markup:
@@ -54,12 +54,12 @@ def _card(title: str, value: str, note: str) -> Markup:
     )
 
 
-def patches(content: Content) -> Markup:
-    """The patches with sliders."""
+def patches(content: Content, room: int) -> Markup:
+    """The patches with sliders, as many as there is room for, in characters."""
     if not content.contrast.patches:
         return element("p", "No pictures were kept for this page.")
     plain = "bicubic" if content.stages[content.keys[0]][0].reported[0] == "psnr_y" else "input"
-    shown, left_out = shown_patches(content.contrast.patches, content.first, content.second, plain)
+    shown, left_out = shown_patches(content.contrast.patches, content.first, content.second, plain, room)
     notes = [
         f"The patches in which {content.second} differs most from {content.first} come first. Move the border with the "
         "mouse, or with the arrow keys when it has the focus. The error map shows the absolute difference of "

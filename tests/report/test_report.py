@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,6 +18,7 @@ from fxptq.checkpoint.file import ByteCounts
 from fxptq.commands.quantize import Outcome
 from fxptq.commands.source import Source
 from fxptq.errors import InputError
+from fxptq.evaluate.contrast import Contrast, Layers, Patch
 from fxptq.evaluate.score import Score, SetScore
 from fxptq.report import console, page
 from fxptq.report.gather import of_quantize
@@ -88,6 +91,20 @@ def test_page_lists_every_site_and_reason(outcome: Outcome, tmp_path: Path) -> N
     assert "left out by the pattern '1.x'" in reader.text
     assert "1,032" in reader.text  # bytes of the checkpoint
     assert "12,345" in reader.text
+
+
+def test_a_page_of_many_pictures_stays_below_its_limit(outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (192, 192, 3), dtype=np.uint8) for _ in range(4)]
+    patches = tuple(Patch("set", f"p{i}", 0, 0, 9.0 - i, Layers(*noise)) for i in range(9))
+    content = replace(of_quantize(outcome, ""), contrast=Contrast(patches))
+    whole = page.page(content)
+    assert len(whole) < 5_000_000
+    shown = whole.count('<figure class="patch">')
+    assert 5 < shown < 9
+    assert f"{9 - shown} more patches are left out" in whole
+    monkeypatch.setattr(page, "MOST", 0)
+    assert page.page(content).count('<figure class="patch">') == 1
 
 
 def test_page_that_cannot_be_written(outcome: Outcome, tmp_path: Path) -> None:
