@@ -149,10 +149,11 @@ def test_an_error_is_told_once_and_ends_all(tmp_path: Path, world: int, task: st
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="signals of POSIX")
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("task", ["killed", "stopped"])
-def test_a_process_that_is_gone_is_named_and_ends_all(tmp_path: Path, world: int, task: str) -> None:
-    ended = launch(task, tmp_path, world, FXPTQ_RANKS_TIMEOUT="20")
+@pytest.mark.parametrize(
+    ("task", "world", "timeout"), [("killed", 2, "1800"), ("killed", 3, "1800"), ("stopped", 2, "40")]
+)
+def test_a_process_that_is_gone_is_named_and_ends_all(tmp_path: Path, task: str, world: int, timeout: str) -> None:
+    ended = launch(task, tmp_path, world, FXPTQ_RANKS_TIMEOUT=timeout)
     assert all(ended.statuses)
     told = [line for line in ended.lines if line.startswith("rank")]
     assert len(told) == 1
@@ -180,5 +181,5 @@ def test_torchrun_writes_the_file_of_one_process(tmp_path: Path) -> None:
             timeout=500,
         )
         assert ran.returncode == 0, ran.stderr
-        assert ran.stdout.count("two.safetensors" if out == "two" else "one.safetensors") == 1
+        assert ran.stdout.count("tiny, W4A4") == 1
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
