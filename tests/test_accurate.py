@@ -83,9 +83,8 @@ def test_eight_bits_lose_nothing_to_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["edsr_x4", "swinir_x4"])
-def test_bundled_networks_keep_their_maps_in_integers(name: str) -> None:
-    source = open_network(name)
+def test_a_bundled_network_keeps_its_maps_in_integers() -> None:
+    source = open_network("edsr_x4")
     noise = torch.rand(7, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     pictures = source.recipe.input.range * F.interpolate(noise, scale_factor=4, mode="bicubic").clamp(0, 1)
     q = fxptq.quantize(

@@ -117,7 +117,8 @@ class Rectangles(nn.Module):
         attn = (q * (width // self.heads) ** -0.5) @ k.transpose(-2, -1)
         attn = attn + self.bias.unsqueeze(0)
         tokens, count = attn.shape[3], height // 4 * (breadth // 2)
-        mask = -100.0 * (torch.arange(count).view(-1, 1, 1) + torch.arange(8).view(1, 8, 1) > torch.arange(8) + 5)
+        window, place = (torch.arange(size, device=x.device) for size in (count, 8))
+        mask = -100.0 * (window.view(-1, 1, 1) + place.view(1, 8, 1) > place + 5)
         attn = attn.view(batch, count, self.heads, tokens, tokens) + mask.unsqueeze(1).unsqueeze(0)
         attn = self.drop(F.softmax(attn.view(-1, self.heads, tokens, tokens), dim=-1, dtype=attn.dtype))
         y = self.drop(self.proj((attn @ v).transpose(1, 2).reshape(-1, 8, width)))
@@ -210,7 +211,7 @@ def set_layer_maps(program: Program) -> None:
     """Random factors and centers for the inputs of layers, and the inverse factors for their weights."""
     factors: dict[str, Tensor] = {}
     for site in program.sites:
-        operands = {operand.slot: program.quantizers[operand.quantizer] for operand in site.operands}
+        operands = {operand.slot: program.quantizers.get(operand.quantizer) for operand in site.operands}
         entry, weight = operands.get("input"), operands.get("weight")
         if not isinstance(entry, Affine) or not isinstance(weight, Affine):
             continue
@@ -232,7 +233,7 @@ def set_layer_maps(program: Program) -> None:
 def set_attention_maps(program: Program, *, over_positions: bool) -> None:
     """Random maps for queries, keys and values, by head and channel."""
     for site in program.sites:
-        parts = {operand.part: program.quantizers[operand.quantizer] for operand in site.operands}
+        parts = {operand.part: program.quantizers.get(operand.quantizer) for operand in site.operands}
         query, key, value = parts.get("query"), parts.get("key"), parts.get("value")
         heads = site.shapes["output"][-3] if len(site.shapes["output"]) > 2 else 1
         if isinstance(query, Affine) and isinstance(key, Affine):
