@@ -54,9 +54,10 @@ from fxptq.graph.randomness import OwnRandomNumbers
 from fxptq.graph.summary import as_html, in_one_line
 from fxptq.graph.tensors import lazy_tensors
 from fxptq.graph.wrappers import network_of
-from fxptq.origin import dtype_name, metadata_of
+from fxptq.origin import dtype_name, inputs_digest, metadata_of, weights_digest
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.progress import Progress, Silent
+from fxptq.ranks import current
 from fxptq.recipe import DEFAULT, QuantizeSettings, Recipe
 from fxptq.sizes import Sizes
 
@@ -359,6 +360,9 @@ def quantize(
 ) -> QuantizedModel:
     """Quantizes a trained network.
 
+    Within a process group of torch.distributed, all processes must make the same call: they share the work, and all of
+    them return the same network, which one of them should save.
+
     Without a recipe the network's scale, value range and sizes are found by trying it on small pictures; they are in
     `task` of the result.
 
@@ -468,7 +472,8 @@ def quantize_for(
     settings, bits, seed = facts.recipe, work.bits, work.seed
     chosen = settings.preset(work.preset)
     dtype = _DTYPES[chosen.quantize.float_dtype]
-    progress = progress or Silent()
+    ranks = current()
+    progress = progress if progress is not None and ranks.first else Silent()
     model = network_of(model)
     lazy = next(lazy_tensors(model), None)
     if lazy is not None:
@@ -478,6 +483,10 @@ def quantize_for(
     inputs = example if isinstance(example, tuple) else (example,)
     images, described = _images(calib, facts, inputs, chosen.images, seed)
     images = [converted_inputs(image) for image in images]
+    if ranks.world > 1:
+        ranks.check_same("bits, settings or a seed", (work, chosen))
+        ranks.check_same("calibration inputs", inputs_digest(images))
+        ranks.check_same("weights", weights_digest(model))
     with progress.task("capture", 2) as advance:
         plain = make_weights_plain(independent_copy(model))
         if own_dtype in OTHERS:
@@ -514,6 +523,7 @@ def quantize_for(
         picture=picture,
         seed=seed,
         progress=progress,
+        ranks=ranks,
         install_kernels=install_kernels,
     )
     reports: tuple[PassReport, ...] = ()

@@ -253,6 +253,8 @@ def quantize(
     from fxptq.bits import Bits
     from fxptq.commands import quantize as command
     from fxptq.facts import Overrides
+    from fxptq.progress import Silent
+    from fxptq.ranks import joined
     from fxptq.report import console
     from fxptq.report import page as pages
     from fxptq.report.gather import of_quantize
@@ -284,11 +286,13 @@ def quantize(
         Overrides(scale, white, multiple, degradation, None if size is None else parse_size(size)),
         contrast=page,
     )
-    outcome = command.run(options, _progress())
-    if report is not None:
-        pages.write(of_quantize(outcome, _command_line()), report)
-    _write_json(json_out, outcome.as_json())
-    console.show_quantized(_tables(form), outcome, report)
+    with joined(device) as ranks:
+        outcome = command.run(options, _progress() if ranks.first else Silent())
+        if ranks.first:
+            if report is not None:
+                pages.write(of_quantize(outcome, _command_line()), report)
+            _write_json(json_out, outcome.as_json())
+            console.show_quantized(_tables(form), outcome, report)
 
 
 @app.command(

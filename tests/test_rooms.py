@@ -22,6 +22,7 @@ ROOMS = (
     "progress",
     "registry",
     "memory",
+    "ranks",
     "sizes",
     "formats",
     "quant",

@@ -14,7 +14,7 @@ from fxptq.bits import Bits
 from fxptq.checkpoint.file import ByteCounts, byte_counts
 from fxptq.commands.scores import open_sets, score_sets
 from fxptq.commands.source import Source, device_of, example_of, open_network, parse_site
-from fxptq.data.sources import SYNTHETIC, calibration_files
+from fxptq.data.sources import SYNTHETIC, check_calibration
 from fxptq.errors import InputError
 from fxptq.evaluate.contrast import NOTHING_SEEN, Contrast, Watch
 from fxptq.evaluate.restore import NetworkRun
@@ -25,6 +25,7 @@ from fxptq.io.files import check_writable
 from fxptq.memory import peak_mb
 from fxptq.passes.base import get_pass
 from fxptq.progress import Overall
+from fxptq.ranks import current
 from fxptq.stages import Stage
 
 T = TypeVar("T")
@@ -100,7 +101,7 @@ class Outcome:
 
 
 def run(options: Options, progress: Overall) -> Outcome:
-    """Quantizes, scores and writes.
+    """Quantizes, scores and writes; of several processes, all score, and the first one writes.
 
     Raises:
         FxptqError: as `fxptq.quantize` and the readers of weights, pictures and sets do.
@@ -111,7 +112,8 @@ def run(options: Options, progress: Overall) -> Outcome:
 
 def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     check_name(options.out)
-    check_writable(options.out)
+    if current().first:
+        check_writable(options.out)
     exceptions = dict(map(parse_site, options.sites))
     seconds: dict[str, float] = {}
     source = open_network(options.recipe, options.factory, options.weights)
@@ -119,7 +121,7 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     work = check_work(source.recipe, options.bits, preset=options.preset, sites=exceptions, seed=options.seed)
     preset = source.recipe.preset(options.preset)
     if options.calib != SYNTHETIC:
-        calibration_files(Path(options.calib))
+        check_calibration(Path(options.calib))
     model = source.model.to(device)
     facts = gather_facts(model, source.recipe, overrides=options.overrides).checked()
     recipe, scale = facts.recipe, facts.recipe.scale
@@ -172,9 +174,8 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     if last_bounds == len(names) - 1:
         scores = {"fp": scores["fp"], "dobi": scores["final"], "final": scores["final"]}
     next_stage()
-    quantized.save(options.out)
     parameters = sum(p.numel() for p in model.parameters()) * 4
-    parts, peak = byte_counts(options.out), peak_mb()
+    parts, peak = _written(quantized, options.out), peak_mb()
     contrast = watch.result() if watch else NOTHING_SEEN
     opened_with = () if quantized.meta.recipe else ("--model", opener(options))
     return Outcome(
@@ -206,6 +207,21 @@ def stages_of(passes: Sequence[str], last_bounds: int) -> list[Stage]:
         if index == last_bounds and index < len(passes) - 1:
             stages.append(Stage("scores with bounds"))
     return [*stages, Stage("scores quantized")]
+
+
+def _written(quantized: QuantizedModel, out: Path) -> ByteCounts:
+    """Writes a checkpoint, in the first of the processes; its sizes."""
+    ranks = current()
+
+    def write() -> ByteCounts | None:
+        if not ranks.first:
+            return None
+        quantized.save(out)
+        return byte_counts(out)
+
+    sizes = ranks.from_first(ranks.together(write))
+    assert sizes is not None  # noqa: S101  # the first process has written
+    return sizes
 
 
 def check_name(out: Path) -> None:

@@ -1,11 +1,14 @@
 """Where calibration inputs come from: a folder of photographs, generated pictures, or the caller's own tensors.
 
 Promises: inputs are `[1, C, h, w]` float32 in the network's own range, made as the network's inputs are made (shrunk,
-noisy, compressed); the same seed gives the same inputs; unfit sources are refused by name.
+noisy, compressed); the same seed gives the same inputs; unfit sources are refused by name. Of a folder of any size only
+a sample is read; a picture that cannot be used is named and passed over, as long as such pictures are few.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,10 +19,11 @@ from torch import Tensor
 
 from fxptq.data.degrade import Degradation
 from fxptq.data.loaders import network_inputs
-from fxptq.data.pairs import is_paired, pairs_in
+from fxptq.data.pairs import INPUT, is_paired, pairs_in
 from fxptq.data.synthetic import synthetic_image
 from fxptq.errors import InputError
-from fxptq.io.images import list_images, read_image, to_tensor
+from fxptq.io.folders import check_pictures, sample_digest, sample_files, walk_pictures
+from fxptq.io.images import read_image, to_tensor
 from fxptq.sizes import ANY_SIZE, Size, Sizes
 
 Inputs = Tensor | tuple[Tensor, ...]
@@ -27,6 +31,9 @@ Inputs = Tensor | tuple[Tensor, ...]
 
 SYNTHETIC = "synthetic"
 SMALLEST_PICTURE = 16  # pixels; anything smaller is an icon and says nothing about photographs
+MOST_UNFIT = 0.25  # of the pictures that are opened; a folder with a larger share of damaged pictures is refused
+
+_log = logging.getLogger("fxptq")
 
 
 def calibration_images(
@@ -44,10 +51,11 @@ def calibration_images(
     """Collect calibration inputs.
 
     Args:
-        source: a folder of clean pictures, or of pairs (`input/` and `target/`), whose inputs are taken as they are;
-            "synthetic" for generated pictures (`./synthetic` is a folder of that name); or one or more tensors that are
-            network inputs already, all of which are taken as they are; a tuple each for a network of several inputs; or
-            a data loader of training code, of which `count` inputs are taken, see `fxptq.data.loaders`.
+        source: a folder of clean pictures, also in folders below it, or of pairs (`input/` and `target/`), whose inputs
+            are taken as they are; "synthetic" for generated pictures (`./synthetic` is a folder of that name); or one
+            or more tensors that are network inputs already, all of which are taken as they are; a tuple each for a
+            network of several inputs; or a data loader of training code, of which `count` inputs are taken, see
+            `fxptq.data.loaders`.
         degradation: how clean pictures become inputs; not applied to tensors.
         channels: of the inputs: 1 or 3, or any number for tensors.
         value_range: what the network takes white to be; not applied to tensors.
@@ -59,11 +67,13 @@ def calibration_images(
         tensors: the number of tensors that the network takes at a call.
 
     Returns:
-        The inputs, and one line that says what they are.
+        The inputs, and one line that says what they are; for a folder with the digest of the sample (see
+        `fxptq.io.folders.sample_digest`).
 
     Raises:
-        InputError: the folder is missing or empty, a picture is broken or smaller than 16 pixels, a tensor is unfit,
-            nothing was given, or pictures were given to a network that takes other than 1 or 3 channels.
+        InputError: the folder is missing or empty, more than a quarter of the pictures that were opened are broken or
+            smaller than 16 pixels, a tensor is unfit, nothing was given, or pictures were given to a network that takes
+            other than 1 or 3 channels.
     """
     inputs: list[Inputs]
     if isinstance(source, str | Path):
@@ -79,25 +89,24 @@ def calibration_images(
             pictures = [synthetic_image(*clean, channels, _rng(seed, i)) for i in range(count)]
             what = "generated pictures"
         elif is_paired(Path(source)):
-            crops = _crops(calibration_files(Path(source)), channels, count, (height, width), seed)
-            inputs, of_pairs = [to_tensor(crop, value_range) for crop in crops], Path(source).resolve().name
-            return inputs, f"{count} crops of the inputs of the pairs in {of_pairs}, {height}x{width}, seed {seed}"
+            crops, words = _crops(Path(source), channels, count, (height, width), seed)
+            inputs = [to_tensor(crop, value_range) for crop in crops]
+            return inputs, f"{count} crops of the inputs of the pairs in {words}, {height}x{width}, seed {seed}"
         else:
-            folder = Path(source)
-            pictures = _crops(list_images(folder), channels, count, clean, seed)
-            what = f"crops of the pictures in {folder.resolve().name}"
+            pictures, words = _crops(Path(source), channels, count, clean, seed)
+            what = f"crops of the pictures in {words}"
         inputs = [to_tensor(degradation.apply(p, _rng(seed, i, 1)), value_range) for i, p in enumerate(pictures)]
         return inputs, f"{count} {what}, {height}x{width}, {degradation}, seed {seed}"
     return _checked([source] if isinstance(source, Tensor) else source, channels, tensors, count)
 
 
-def calibration_files(folder: Path) -> list[Path]:
-    """The pictures that a folder is calibrated on: those in it, or the inputs of its pairs.
+def check_calibration(folder: Path) -> None:
+    """Looks for pictures to calibrate on in a folder, without reading any.
 
     Raises:
         InputError: there are none.
     """
-    return [pair.input for pair in pairs_in(folder)] if is_paired(folder) else list_images(folder)
+    check_pictures(folder / INPUT if is_paired(folder) else folder)
 
 
 def _rng(seed: int, index: int, purpose: int = 0) -> np.random.Generator:
@@ -105,10 +114,36 @@ def _rng(seed: int, index: int, purpose: int = 0) -> np.random.Generator:
     return np.random.default_rng([seed, index, purpose])
 
 
-def _crops(files: list[Path], channels: int, count: int, size: Size, seed: int) -> list[npt.NDArray[np.uint8]]:
-    """Random crops, flipped and turned at random; every file is used before any is used again."""
-    order = np.random.default_rng(seed).permutation(len(files))
-    return [_crop(files[order[i % len(files)]], channels, size, _rng(seed, i)) for i in range(count)]
+def _crops(folder: Path, channels: int, count: int, size: Size, seed: int) -> tuple[list[npt.NDArray[np.uint8]], str]:
+    """Random crops, flipped and turned at random, and words for their source.
+
+    Every file is used before any is used again. Only files of the sample are opened.
+    """
+    # With so many candidates, the share of unfit pictures is exceeded before they run out.
+    most = math.floor(count / (1 - MOST_UNFIT)) + 1
+    files = (pair.input for pair in pairs_in(folder)) if is_paired(folder) else walk_pictures(folder)
+    sample = sample_files(files, folder, most, seed)
+    crops: list[npt.NDArray[np.uint8]] = []
+    fit: list[Path] = []
+    unfit: list[InputError] = []
+    for file in sample.files:
+        if len(crops) == count:
+            break
+        try:
+            crops.append(_crop(file, channels, size, _rng(seed, len(crops))))
+            fit.append(file)
+        except InputError as error:
+            unfit.append(error)
+    opened = len(fit) + len(unfit)
+    if len(unfit) > MOST_UNFIT * opened:
+        more = f" ({len(unfit)} of {opened} pictures cannot be used, and 1 in 4 may be passed over)"
+        raise InputError(f"{unfit[0]}{more if opened > 1 else ''}")
+    for found in unfit:
+        _log.warning("%s; calibration passes it over", found)
+    while len(crops) < count:
+        crops.append(_crop(fit[len(crops) % len(fit)], channels, size, _rng(seed, len(crops))))
+    counted = f"{sample.total} files, {len(unfit)} of {opened} passed over" if unfit else f"{sample.total} files"
+    return crops, f"{folder.resolve().name} ({counted}, sample sha256:{sample_digest(fit, folder)})"
 
 
 def _crop(file: Path, channels: int, size: Size, rng: np.random.Generator) -> npt.NDArray[np.uint8]:

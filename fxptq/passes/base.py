@@ -26,6 +26,7 @@ from fxptq.progress import Progress, Silent
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.sketch import Sketch
+from fxptq.ranks import ALONE, Ranks
 from fxptq.registry import Registry, nearest, where
 from fxptq.sizes import ANY_SIZE, Sizes
 
@@ -150,6 +151,7 @@ class Context:
         collected: names of the statistics gathered so far.
         seed: seed of everything random.
         progress: shows the progress of the passes.
+        ranks: the processes that work on these networks; each of them has its own copies of all that is here.
         install_kernels: installs compiled kernels behind the operators that quantizers call, where there are any. A
             pass that runs them many times calls it first; it may take a while, once a machine.
     """
@@ -166,6 +168,7 @@ class Context:
     collected: set[str] = field(default_factory=set)
     seed: int = 0
     progress: Progress = field(default_factory=Silent)
+    ranks: Ranks = ALONE
     install_kernels: Callable[[], object] = lambda: None
 
     @property
@@ -317,8 +320,30 @@ def run_passes(passes: Iterable[tuple[str, Mapping[str, object]]], ctx: Context)
 def _run(name: str, step: Pass, ctx: Context) -> PassReport:
     start = time.perf_counter()
     report = step.run(ctx)
+    _agree(ctx)
     ctx.collected |= step.provides
     return replace(report, name=name, seconds=time.perf_counter() - start)
+
+
+def _agree(ctx: Context) -> None:
+    """Gives all processes the first one's student: work that each of them did for itself may differ by rounding."""
+    if ctx.ranks.world == 1:
+        return
+    student = ctx.student
+    on = {key: quantizer for key, quantizer in student.quantizers.items() if quantizer.mode == "on"}
+    states = {key: {name: x.cpu() for name, x in quantizer.stored().items()} for key, quantizer in on.items()}
+    layers = {key: (student.weight_of(key), student.bias_of(key)) for key in student.quantizers}
+    tensors = {key: tuple(None if x is None else x.detach().cpu() for x in pair) for key, pair in layers.items()}
+    states, tensors = ctx.ranks.from_first((states, tensors))
+    if ctx.ranks.first:
+        return
+    for key, state in states.items():
+        student.quantizers[key].restore({name: x.to(ctx.device) for name, x in state.items()})
+    for key, (weight, bias) in tensors.items():
+        if weight is not None:
+            student.set_weight(key, weight.to(ctx.device))
+        if bias is not None:
+            student.set_bias(key, bias.to(ctx.device))
 
 
 def _provider(statistic: str, wanted_by: str) -> str:

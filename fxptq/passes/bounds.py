@@ -28,27 +28,43 @@ def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport
         CalibrationError: if an activation has no statistics, or a weight is not finite; the quantizer is named.
     """
     student, operands = ctx.student, ctx.student.operands()
+
+    def search_share() -> dict[str, tuple[Bounds, dict[str, float], Sketch]]:
+        keys = ctx.ranks.share(list(student.quantizers))
+        with ctx.progress.task(description, len(keys)) as advance:
+            found = {}
+            for key in keys:
+                quantizer = student.quantizers[key]
+                try:
+                    values = _distribution(ctx, key, quantizer)
+                    bounds = search(values, quantizer, operands[key])
+                except CalibrationError as error:
+                    raise CalibrationError(f"{key}: {error}") from None
+                found[key] = bounds, _figures(bounds, values), Sketch.of(values)
+                advance()
+        return found
+
+    found = ctx.ranks.exchange(ctx.ranks.together(search_share))
     figures: dict[str, dict[str, float]] = {}
     sketches: dict[str, Sketch] = {}
-    with ctx.progress.task(description, len(student.quantizers)) as advance:
-        for key, quantizer in student.quantizers.items():
-            try:
-                values = _distribution(ctx, key, quantizer)
-                bounds = search(values, quantizer, operands[key])
-                quantizer.set_bounds(bounds.lower, bounds.upper)
-            except CalibrationError as error:
-                raise CalibrationError(f"{key}: {error}") from None
-            quantizer.mode = "on"
-            sketches[key] = Sketch.of(values)
-            mse = float(bounds.error.mean())
-            figures[key] = {
-                "lower": float(bounds.lower.min()),
-                "upper": float(bounds.upper.max()),
-                "error": mse,
-                "snr_db": signal_to_noise(float(values.power.mean()), mse),
-            }
-            advance()
+    for key, quantizer in student.quantizers.items():
+        bounds, figures[key], sketches[key] = found[key]
+        try:
+            quantizer.set_bounds(bounds.lower, bounds.upper)
+        except CalibrationError as error:
+            raise CalibrationError(f"{key}: {error}") from None
+        quantizer.mode = "on"
     return PassReport(quantizers=figures, sketches=sketches)
+
+
+def _figures(bounds: Bounds, values: Distribution) -> dict[str, float]:
+    mse = float(bounds.error.mean())
+    return {
+        "lower": float(bounds.lower.min()),
+        "upper": float(bounds.upper.max()),
+        "error": mse,
+        "snr_db": signal_to_noise(float(values.power.mean()), mse),
+    }
 
 
 def _distribution(ctx: Context, key: str, quantizer: Quantizer) -> Distribution:

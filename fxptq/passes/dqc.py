@@ -237,19 +237,24 @@ class Training:
     def _done(self, steps: int, seconds: float) -> float:
         """The part of the run that is over, from 0 on: by steps or by time, whichever is further."""
         limit = self.settings.time_limit_s
+        if limit:
+            seconds = self.ctx.ranks.largest(seconds)
         return max(steps / self.settings.steps, seconds / limit if limit else 0.0)
 
     def step(self, step: int, done: float) -> float:
         """One step of the optimizer, the `step`-th from 1, when the part `done` of the run is over; the loss before."""
-        loss = self.teaching.student_loss(next(self.lessons))
-        value = float(loss.detach())
+        lesson, ranks = next(self.lessons), self.ctx.ranks
+        loss = self.teaching.student_loss(lesson)
+        value = ranks.mean(float(loss.detach()), lesson.crops)
         if not math.isfinite(value):
             raise CalibrationError(f"dqc: the loss is {value} at step {step}; try a lower `lr`")
-        self.reached = loss.requires_grad
+        self.reached = ranks.largest(loss.requires_grad) > 0
         if not self.reached:
             return value
         self.optimizer.zero_grad(set_to_none=False)  # gradients of the quantizers are views of the vectors' gradients
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        ranks.average([vector.grad for vector in self.vectors if vector.grad is not None], lesson.crops)
         self.update(step, done)
         return value
 

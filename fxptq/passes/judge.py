@@ -131,7 +131,7 @@ class Judge:
         inputs, holdout = split(ctx.images, fraction, torch.Generator().manual_seed(ctx.seed))
         self.inputs: list[Inputs] = inputs
         crops = [crop for item in holdout for crop in corners(ctx.sizes, item, patch)]
-        self._held = [ctx.placed(batch) for batch in batches(ctx, crops)]
+        self._held = [ctx.placed(batch) for batch in batches(ctx, ctx.ranks.share(crops))]
         with torch.no_grad():
             self._references = [ctx.picture.pick(ctx.teacher(*batch)) for batch in self._held]
         self.error = self._measure()
@@ -192,11 +192,12 @@ class Judge:
 
     @torch.no_grad()
     def _measure(self) -> float:
-        total, count = 0.0, 0
+        total, count = 0.0, 0.0
         for batch, reference in zip(self._held, self._references, strict=True):
             picture = self._ctx.picture.pick(self._ctx.student(*batch))
             total += float((picture - reference).double().square().sum())
             count += reference.numel()
+        total, count = self._ctx.ranks.totals(total, count)
         return total / count if count else math.nan
 
 
@@ -221,6 +222,8 @@ def in_parts(items: Sequence[T], count: int) -> Iterator[Sequence[T]]:
 
 def batches(ctx: Context, inputs: Sequence[Inputs]) -> list[Inputs]:
     """Single inputs as one batch if the network takes batches and all inputs have the same shapes."""
+    if not inputs:
+        return []
     tuples = [item if isinstance(item, tuple) else (item,) for item in inputs]
     shapes = {tuple(tuple(x.shape) for x in item) for item in tuples}
     if not ctx.batches or len(shapes) > 1:

@@ -18,6 +18,7 @@ from fxptq.errors import InputError
 from fxptq.evaluate.metrics import psnr
 from fxptq.evaluate.score import evaluate
 from fxptq.evaluate.sets import open_set
+from fxptq.io.folders import sample_digest, sample_files
 from tests.tiny import run
 
 PAIRS = Degradation("pairs")
@@ -111,7 +112,10 @@ def test_a_folder_without_pairs_says_what_it_lacks(tmp_path: Path) -> None:
 def test_calibration_takes_the_inputs_as_they_are(task: Degradation, tmp_path: Path) -> None:
     write_pairs(tmp_path, side=32)
     inputs, described = calibration_images(tmp_path, task, count=6, size=32)
-    assert described == f"6 crops of the inputs of the pairs in {tmp_path.name}, 32x32, seed 0"
+    files = [pair.input for pair in pairs_in(tmp_path)]
+    digest = sample_digest(sample_files(files, tmp_path, 6, 0).files, tmp_path)
+    sample = f"{len(files)} files, sample sha256:{digest}"
+    assert described == f"6 crops of the inputs of the pairs in {tmp_path.name} ({sample}), 32x32, seed 0"
     stored = [np.asarray(Image.open(pair.input)) for pair in pairs_in(tmp_path)]
     turned = {np.rot90(x, turn)[:, ::flip].tobytes() for x in stored for turn in range(4) for flip in (1, -1)}
     for x in inputs:

@@ -14,6 +14,7 @@ from fxptq.data.degrade import Degradation
 from fxptq.data.resize import imresize
 from fxptq.data.sources import Inputs, calibration_images
 from fxptq.errors import InputError
+from fxptq.io.folders import sample_digest, sample_pictures
 from fxptq.io.writing import write_png
 from fxptq.sizes import Sizes
 
@@ -144,6 +145,58 @@ def test_unfit_folders_are_named(tmp_path: Path) -> None:
     write_png(tmp_path / "dot.png", np.zeros((1, 1, 3), np.uint8))
     with pytest.raises(InputError, match=r"dot\.png: is 1x1; .* at least 16"):
         calibration_images(tmp_path, NONE)
+
+
+def test_damaged_pictures_are_named_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for level in range(9):
+        write_png(tmp_path / "deep" / f"{level}.png", np.full((20, 20, 3), 20 * level, np.uint8))
+    whole, words = calibration_images(tmp_path, NONE, value_range=255.0, count=9, size=16)
+    assert "deep" not in words
+    assert "(9 files, sample sha256:" in words
+    levels = [int(tensor.mean()) // 20 for tensor in whole]
+    (tmp_path / "deep" / f"{levels[2]}.png").write_bytes(b"no picture")
+    write_png(tmp_path / "deep" / f"{levels[5]}.png", np.zeros((9, 40, 3), np.uint8))
+    found, words = calibration_images(tmp_path, NONE, value_range=255.0, count=9, size=16)
+    rest = [*levels[:2], *levels[3:5], *levels[6:]]
+    assert [int(tensor.mean()) // 20 for tensor in found] == [*rest, *rest[:2]]
+    assert "(9 files, 2 of 9 passed over, sample sha256:" in words
+    named = [record.getMessage() for record in caplog.records]
+    assert len(named) == 2
+    assert f"{levels[2]}.png: not a picture" in named[0]
+    assert f"{levels[5]}.png: is 40x9" in named[1]
+    (tmp_path / "deep" / f"{levels[7]}.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"png: .* \(3 of 9 pictures cannot be used, and 1 in 4 may be passed over\)"):
+        calibration_images(tmp_path, NONE, count=9, size=16)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 16])
+def test_the_share_of_damaged_pictures_is_held_in_folders_of_any_size(tmp_path: Path, count: int) -> None:
+    for index in range(25):
+        write_png(tmp_path / f"{index}.png", np.full((16, 16, 3), index, np.uint8))
+    order = sample_pictures(tmp_path, 25, 0).files
+    damaged = 0
+    while 4 * (damaged + 1) <= count + damaged + 1:
+        order[damaged].write_bytes(b"")
+        damaged += 1
+    inputs, words = calibration_images(tmp_path, NONE, value_range=255.0, count=count, size=16)
+    assert [int(x.mean()) for x in inputs] == [int(path.stem) for path in order[damaged : damaged + count]]
+    assert "passed over" in words or not damaged
+    order[damaged].write_bytes(b"")
+    with pytest.raises(InputError, match=r"of .* pictures cannot be used"):
+        calibration_images(tmp_path, NONE, count=count, size=16)
+
+
+def test_the_sample_has_a_digest_of_its_files(tmp_path: Path) -> None:
+    for index in range(12):
+        write_png(tmp_path / f"{index}.png", np.full((20, 20, 3), index, np.uint8))
+    _, words = calibration_images(tmp_path, NONE, count=4, size=16)
+    sample = sample_pictures(tmp_path, 4, 0).files
+    assert f"(12 files, sample sha256:{sample_digest(sample, tmp_path)}), 16x16" in words
+    (other,) = {path for path in tmp_path.iterdir() if path not in sample_pictures(tmp_path, 11, 0).files}
+    other.write_bytes(b"not read")
+    assert calibration_images(tmp_path, NONE, count=4, size=16)[1] == words
+    write_png(sample[0], np.full((20, 20, 3), 99, np.uint8))
+    assert calibration_images(tmp_path, NONE, count=4, size=16)[1] != words
 
 
 @pytest.mark.parametrize(("count", "size"), [(0, 64), (4, 0)])
