@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fxptq.bits import FLOAT, Bits, BitsLike, as_bits, parse_bits
+from fxptq.bits import FLOAT, Bits, BitsLike, BudgetLike, as_bits, as_budget, parse_bits
+from fxptq.budget import drop_of, overhead, widths_asked, with_budget
 from fxptq.checkpoint import file as checkpoints
 from fxptq.checkpoint.metadata import (
     MOST_EXAMPLE,
@@ -54,7 +56,7 @@ from fxptq.graph.wrappers import network_of
 from fxptq.origin import dtype_name, metadata_of
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.progress import Progress, Silent
-from fxptq.recipe import DEFAULT, QuantizeSettings, Recipe
+from fxptq.recipe import DEFAULT, PassEntry, QuantizeSettings, Recipe
 from fxptq.sizes import Sizes
 
 _log = logging.getLogger("fxptq")
@@ -299,11 +301,13 @@ def _task_of(meta: Metadata, source: str) -> Recipe:
 def quantize(
     model: nn.Module,
     example: Inputs,
-    bits: BitsLike,
+    bits: BitsLike = 4,
     calib: str | Path | Iterable[Inputs] = "synthetic",
     recipe: str | Path | Recipe | None = None,
     *,
     preset: str = "standard",
+    budget: BudgetLike | None = None,
+    uniform: bool = False,
     sites: Mapping[str, BitsLike] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -322,11 +326,15 @@ def quantize(
         model: any network for image restoration; it is copied and stays unchanged.
         example: one input that it accepts, [1, C, H, W], of floating point (64 x 64 is plenty); a tuple of tensors for
             a network of several inputs, the picture first.
-        bits: bit widths of weights and activations: Bits(w=4, a=4), 4 for both, (4, 4), or "W4A4".
+        bits: bit widths of weights and activations: Bits(w=4, a=4), 4 for both, (4, 4), or "W4A4". A budget of average
+            bits takes their place.
         calib: a folder of pictures, "synthetic" for generated ones, or input tensors in the model's own range
             (tuples of them, if the example is one).
         recipe: a recipe's name, file or object; None for the settings that suit most networks.
         preset: the name of a preset: quick, standard, paper, accurate, or one of the recipe's own.
+        budget: gives each operand its own bits within a budget: 3.0 for average bits, "600k" for the bytes of the
+            checkpoint, "12Gbop" for bit operations, or Budget(max_drop=0.1) for the fewest bits that lose so many dB.
+        uniform: whether all sites keep the planned bits, also where the preset would allocate them.
         sites: exceptions: bits, or "float", by glob pattern of site names; the first match wins.
         seed: seed of everything random; the same seed gives the same network on the same machine.
         progress: shows the progress of the work.
@@ -346,7 +354,7 @@ def quantize(
     _check_example(example)
     overrides = Overrides(scale, value_range, multiple, degradation)
     settings = recipe if isinstance(recipe, Recipe) else Recipe.load(DEFAULT if recipe is None else recipe)
-    checked = check_work(settings, bits, preset=preset, sites=sites, seed=seed)
+    checked = check_work(settings, bits, preset=preset, budget=budget, uniform=uniform, sites=sites, seed=seed)
     inputs = example if isinstance(example, tuple) else (example,)
     facts = gather_facts(make_weights_plain(independent_copy(model)), settings, inputs, overrides)
     _log.log(logging.WARNING if facts.fault else logging.INFO, "%s", facts.fault or facts.inferred or settings.title)
@@ -362,12 +370,14 @@ class Work:
         preset: the name of a preset of the recipe.
         sites: exceptions by glob pattern of site names.
         seed: seed of everything random.
+        passes: the passes to run.
     """
 
     bits: Bits
     preset: str
     sites: Mapping[str, Bits | Literal["float"]]
     seed: int
+    passes: tuple[PassEntry, ...]
 
 
 def check_work(
@@ -375,6 +385,8 @@ def check_work(
     bits: BitsLike,
     *,
     preset: str = "standard",
+    budget: BudgetLike | None = None,
+    uniform: bool = False,
     sites: Mapping[str, BitsLike] | None = None,
     seed: int = 0,
 ) -> Work:
@@ -385,10 +397,17 @@ def check_work(
     """
     if not 0 <= seed < 1 << 63:
         raise InputError(f"the seed is {seed}; expected a number from 0 to 2**63 - 1")
-    for step in recipe.preset(preset).passes:
+    asked = None if budget is None else as_budget(budget)
+    if uniform and asked is not None:
+        raise InputError("a budget gives each operand its own bits, and uniform forbids that: leave one of them out")
+    chosen = as_bits(bits)
+    if asked is not None and asked.average is not None:
+        chosen = Bits(*[math.floor(asked.average + 0.5)] * 2)
+    passes = with_budget(recipe.preset(preset).passes, asked, uniform=uniform)
+    for step in passes:
         build_pass(step.name, step.settings)
     exceptions = {pattern: FLOAT if each == FLOAT else as_bits(each) for pattern, each in (sites or {}).items()}
-    return Work(as_bits(bits), preset, exceptions, seed)
+    return Work(chosen, preset, exceptions, seed, passes)
 
 
 def quantize_for(
@@ -465,17 +484,24 @@ def quantize_for(
         progress=progress,
         install_kernels=install_kernels,
     )
+    patterns = (*work.sites, *chosen.quantize.sites)
+    context.fixed, context.nominal = widths_asked(student, bits, patterns)
+
+    def metadata() -> Metadata:
+        return metadata_of(
+            student, model, example, bits, settings, work.passes, dtype=dtype, seed=seed, calibration=described
+        )
+
+    context.overhead = lambda: overhead(student, metadata(), dtype)
+    context.drop = drop_of(facts, context, calib)
     reports: tuple[PassReport, ...] = ()
-    for step in chosen.passes:
+    for step in work.passes:
         with OwnRandomNumbers(seed):
             reports += run_passes([(step.name, step.settings)], context)
         if after_pass is not None:
             after_pass(step.name, student)
     put_weights_on_grid(student)
-    meta = metadata_of(
-        student, model, example, bits, settings, chosen.passes, dtype=dtype, seed=seed, calibration=described
-    )
-    return QuantizedModel(student, meta, reports)
+    return QuantizedModel(student, metadata(), reports)
 
 
 def install_kernels() -> None:

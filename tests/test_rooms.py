@@ -36,6 +36,7 @@ ROOMS = (
     "probe",
     "facts",
     "origin",
+    "budget",
     "api",
     "__init__",
     "commands",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fxptq.api import QuantizedModel, check_work, quantize_for
-from fxptq.bits import Bits
+from fxptq.bits import Bits, Budget
 from fxptq.checkpoint.file import ByteCounts, byte_counts
 from fxptq.commands.scores import open_sets, score_sets
 from fxptq.commands.source import Source, device_of, example_of, open_network, parse_site
@@ -19,6 +19,7 @@ from fxptq.evaluate.restore import NetworkRun
 from fxptq.evaluate.score import SetScore
 from fxptq.facts import NO_OVERRIDES, Overrides, gather_facts
 from fxptq.graph import Program
+from fxptq.graph.sites import mean_bits
 from fxptq.io.files import check_writable
 from fxptq.io.images import list_images
 from fxptq.memory import peak_mb
@@ -44,6 +45,8 @@ class Options:
     seed: int = 0
     sites: tuple[str, ...] = ()
     overrides: Overrides = NO_OVERRIDES
+    budget: Budget | None = None
+    uniform: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Outcome:
         return {
             "recipe": self.source.name,
             "bits": {"w": self.model.meta.bits_w, "a": self.model.meta.bits_a},
+            "average_bits": dict(zip("wa", mean_bits(self.model.sites), strict=True)),
             "eval": {
                 name: {stage: found[index].mean.figures for stage, found in self.scores.items()}
                 for index, name in enumerate(sets)
@@ -104,8 +108,15 @@ def run(options: Options, progress: Progress) -> Outcome:
     seconds: dict[str, float] = {}
     source = open_network(options.recipe, options.factory, options.weights)
     device = device_of(options.device)
-    work = check_work(source.recipe, options.bits, preset=options.preset, sites=exceptions, seed=options.seed)
-    preset = source.recipe.preset(options.preset)
+    work = check_work(
+        source.recipe,
+        options.bits,
+        preset=options.preset,
+        budget=options.budget,
+        uniform=options.uniform,
+        sites=exceptions,
+        seed=options.seed,
+    )
     if options.calib != SYNTHETIC:
         list_images(Path(options.calib))
     model = source.model.to(device)
@@ -122,7 +133,7 @@ def run(options: Options, progress: Progress) -> Outcome:
     }
 
     # The scores after the last pass that sets bounds are reported as `dobi`.
-    last_bounds = max((i for i, step in enumerate(preset.passes) if get_pass(step.name).sets_bounds), default=-1)
+    last_bounds = max((i for i, step in enumerate(work.passes) if get_pass(step.name).sets_bounds), default=-1)
     done: list[str] = []
 
     def after_pass(name: str, student: Program) -> None:

@@ -69,13 +69,9 @@ def calibration_images(
             )
         height, width = sizes.near(size, size)
         clean = height * degradation.scale, width * degradation.scale
-        if source == SYNTHETIC:
-            pictures = [synthetic_image(*clean, channels, _rng(seed, i)) for i in range(count)]
-            what = "generated pictures"
-        else:
-            folder = Path(source)
-            pictures = _crops(list_images(folder), channels, count, clean, seed)
-            what = f"crops of the pictures in {folder.resolve().name}"
+        pictures = clean_pictures(source, channels, range(count), clean, seed)
+        generated = source == SYNTHETIC
+        what = "generated pictures" if generated else f"crops of the pictures in {Path(source).resolve().name}"
         inputs: list[Inputs] = [
             to_tensor(degradation.apply(p, _rng(seed, i, 1)), value_range) for i, p in enumerate(pictures)
         ]
@@ -83,15 +79,35 @@ def calibration_images(
     return _checked([source] if isinstance(source, Tensor) else source, channels)
 
 
+def clean_pictures(
+    source: str | Path, channels: int, indices: range, size: Size, seed: int
+) -> list[npt.NDArray[np.uint8]]:
+    """Makes the clean pictures of these indices, of which calibration takes the first ones.
+
+    Args:
+        source: a folder, or "synthetic".
+        channels: 1 or 3.
+        indices: which pictures; a folder's files are used in turn, in an order that the seed decides.
+        size: height and width in pixels.
+        seed: see `calibration_images`.
+
+    Raises:
+        InputError: the folder is missing or empty, or a picture is broken or too small.
+    """
+    if source == SYNTHETIC:
+        return [synthetic_image(*size, channels, _rng(seed, i)) for i in indices]
+    return _crops(list_images(Path(source)), channels, indices, size, seed)
+
+
 def _rng(seed: int, index: int, purpose: int = 0) -> np.random.Generator:
     """A stream of its own for each picture and purpose, so that one more picture changes no other."""
     return np.random.default_rng([seed, index, purpose])
 
 
-def _crops(files: list[Path], channels: int, count: int, size: Size, seed: int) -> list[npt.NDArray[np.uint8]]:
+def _crops(files: list[Path], channels: int, indices: range, size: Size, seed: int) -> list[npt.NDArray[np.uint8]]:
     """Random crops, flipped and turned at random; every file is used before any is used again."""
     order = np.random.default_rng(seed).permutation(len(files))
-    return [_crop(files[order[i % len(files)]], channels, size, _rng(seed, i)) for i in range(count)]
+    return [_crop(files[order[i % len(files)]], channels, size, _rng(seed, i)) for i in indices]
 
 
 def _crop(file: Path, channels: int, size: Size, rng: np.random.Generator) -> npt.NDArray[np.uint8]:

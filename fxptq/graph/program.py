@@ -8,7 +8,7 @@ Quantizers belong to the program and are found by site name, never owned by a gr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -257,6 +257,24 @@ class Program(nn.Module):
                     found.setdefault(operand.quantizer, operand)
         return found
 
+    def set_bits(self, widths: Mapping[str, int]) -> None:
+        """Gives quantizers other widths. Their bounds stay the same numbers, so they need to be set again.
+
+        Args:
+            widths: bits by quantizer key, 2 to 8 each.
+
+        Raises:
+            InputError: there is no such quantizer.
+        """
+        for key, bits in widths.items():
+            if key not in self.quantizers:
+                raise InputError(f"there is no quantizer {key!r}; `quantizers` lists them")
+            self.quantizers[key].set_bits(bits)
+        self.sites = tuple(_with_bits(site, widths) for site in self.sites)
+        self._cache.replace(
+            lambda variant: replace(variant, sites=tuple(_with_bits(site, widths) for site in variant.sites))
+        )
+
     def weight_target(self, key: str) -> str | None:
         """Where the constant lives that a quantizer reads (`model.layers.0.weight`); None for an activation's.
 
@@ -325,6 +343,14 @@ def _as_calibrated(site: Site, known: Site | None) -> Site:
         for operand, first in zip(site.operands, known.operands, strict=True)
     )
     return replace(site, operands=operands, reason=known.reason)
+
+
+def _with_bits(site: Site, widths: Mapping[str, int]) -> Site:
+    operands = tuple(
+        replace(operand, bits=widths.get(operand.quantizer, operand.bits)) if operand.quantizer else operand
+        for operand in site.operands
+    )
+    return replace(site, operands=operands)
 
 
 def _shapes(inputs: tuple[Tensor, ...]) -> Shapes:

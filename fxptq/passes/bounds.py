@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fxptq.errors import CalibrationError
 from fxptq.passes.base import Context, Operand, PassReport
@@ -26,10 +26,16 @@ def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport
     Raises:
         CalibrationError: if an activation has no statistics, or a weight is not finite; the quantizer is named.
     """
+    return set_bounds(ctx, tuple(ctx.student.quantizers), description, search)
+
+
+def set_bounds(ctx: Context, keys: Sequence[str], description: str, search: Search) -> PassReport:
+    """Set the bounds of the quantizers of these keys, as `set_all_bounds` does for all."""
     student, operands = ctx.student, ctx.student.operands()
     figures: dict[str, dict[str, float]] = {}
-    with ctx.progress.task(description, len(student.quantizers)) as advance:
-        for key, quantizer in student.quantizers.items():
+    with ctx.progress.task(description, len(keys)) as advance:
+        for key in keys:
+            quantizer = student.quantizers[key]
             try:
                 values = _distribution(ctx, key, quantizer)
                 bounds = search(values, quantizer, operands[key])
