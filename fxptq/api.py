@@ -54,7 +54,8 @@ from fxptq.graph.randomness import OwnRandomNumbers
 from fxptq.graph.tensors import lazy_tensors
 from fxptq.graph.wrappers import network_of
 from fxptq.origin import dtype_name, metadata_of
-from fxptq.passes.base import Context, PassReport, build_pass, run_passes
+from fxptq.passes.base import NO_REPORT, Context, PassReport, build_pass, run_passes
+from fxptq.passes.gate import check_quality
 from fxptq.progress import Progress, Silent
 from fxptq.recipe import DEFAULT, PassEntry, QuantizeSettings, Recipe
 from fxptq.sizes import Sizes
@@ -79,13 +80,17 @@ class QuantizedModel(nn.Module):
         program: the captured network with its quantizers.
         meta: the metadata of its checkpoint.
         report: the report of each pass.
+        quality: figures and warnings of the quality gate (`fxptq.passes.gate`); empty for a network that was loaded.
     """
 
-    def __init__(self, program: Program, meta: Metadata, report: tuple[PassReport, ...] = ()) -> None:
+    def __init__(
+        self, program: Program, meta: Metadata, report: tuple[PassReport, ...] = (), quality: PassReport = NO_REPORT
+    ) -> None:
         super().__init__()
         self.program = program
         self.meta = meta
         self.report = report
+        self.quality = quality
 
     def forward(self, *inputs: Tensor) -> Any:
         """The simulated low-bit output for the inputs of the network, in the dtype of the inputs.
@@ -501,7 +506,11 @@ def quantize_for(
         if after_pass is not None:
             after_pass(step.name, student)
     put_weights_on_grid(student)
-    return QuantizedModel(student, metadata(), reports)
+    with OwnRandomNumbers(seed):
+        quality = check_quality(context, settings.input.range)
+    for warning in quality.warnings:
+        _log.warning("%s", warning)
+    return QuantizedModel(student, metadata(), reports, quality)
 
 
 def install_kernels() -> None:

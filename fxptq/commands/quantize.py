@@ -93,6 +93,8 @@ class Outcome:
             "peak_mb": self.peak_mb,
             "checkpoint": str(self.out),
             "inferred": self.inferred,
+            "quality": dict(self.model.quality.figures),
+            "warnings": list(self.model.quality.warnings),
         }
 
 

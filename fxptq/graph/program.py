@@ -315,6 +315,19 @@ class Program(nn.Module):
         bias: Tensor = attribute(self.holder, target)
         return bias.detach()
 
+    def tensors_in(self, twin: Program, key: str) -> tuple[Tensor, Tensor | None]:
+        """The weight that a quantizer reads and the bias of its layer, as another program of the same network has them.
+
+        Args:
+            twin: a program of the same network.
+            key: the quantizer of a weight; the bias is None where `bias_of` is.
+        """
+        target, bias = self.weight_target(key), self._biases.get(key)
+        if target is None:
+            raise InputError(f"{key} quantizes an activation, which no network holds")
+        weight: Tensor = attribute(twin.holder, target)
+        return weight.detach(), None if bias is None else attribute(twin.holder, bias).detach()
+
     def set_bias(self, key: str, value: Tensor) -> None:
         """Overwrites the bias of the layer whose weight that quantizer reads, in place, so that every graph sees it."""
         bias = self.bias_of(key)

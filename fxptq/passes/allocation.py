@@ -18,10 +18,10 @@ from fxptq.errors import InputError
 Errors = Mapping[str, Mapping[int, float]]
 """By operand, the error for each width that it may have; an operand whose width is fixed has one."""
 
-_GAP = 1e-3
+_GAP = 1e-2
 """Relative gap to the least sum of errors at which the search may stop."""
 
-_NODES = 2000
+_NODES = 100
 """Nodes of the search tree after which the best choice so far is taken: unlike a time, the same on every machine."""
 
 _TOLERANCE = 1e-5
@@ -55,7 +55,7 @@ class Limit:
 
 
 def allocate(errors: Errors, limits: Sequence[Limit]) -> dict[str, int]:
-    """Chooses the widths of least total error within the limits, to a part in a thousand.
+    """Chooses the widths of least total error within the limits, to one part in a hundred.
 
     Args:
         errors: see `Errors`; the errors of an operand add to those of the others.

@@ -134,6 +134,10 @@ class QuantizedNetwork(Protocol):
         """The bias of the layer whose weight the quantizer reads; None where no bias can be changed."""
         ...
 
+    def tensors_in(self, twin: Any, key: str) -> tuple[Tensor, Tensor | None]:
+        """The weight that the quantizer reads and its layer's bias, as a program of the same network has them."""
+        ...
+
     def set_bias(self, key: str, value: Tensor) -> None:
         """Overwrite the bias of the layer whose weight the quantizer reads, in place."""
         ...
@@ -215,6 +219,10 @@ class PassReport:
     warnings: tuple[str, ...] = ()
     name: str = ""
     seconds: float = 0.0
+
+
+NO_REPORT = PassReport()
+"""The report of a pass that did not run."""
 
 
 class Pass(ABC):

@@ -69,11 +69,11 @@ def test_the_estimate_of_a_linear_network_tends_to_the_exact_sensitivity() -> No
     ctx = context(Affine(), bits=3)
     batch = batches(ctx, ctx.images)
     exact = measure(ctx, batch, ctx.student.quantizers)
-    found = estimate(ctx, batch, draws=400)
+    found = estimate(ctx, batch, draws=200)
     activations = [key for key in exact if ctx.student.weight_of(key) is None]
     assert activations
     for key in activations:  # of a weight the errors of several outputs are taken as uncorrelated
-        assert found[key] == pytest.approx(exact[key], rel=0.2), key
+        assert found[key] == pytest.approx(exact[key], rel=0.25), key
 
 
 @pytest.mark.parametrize("make", [edsr, swinir], ids=["edsr", "swinir"])
@@ -82,12 +82,13 @@ def test_estimated_sensitivities_are_ranked_like_exact_ones(make: type) -> None:
     batch = batches(ctx, ctx.images)
     before = {key: quantizer.mode for key, quantizer in ctx.student.quantizers.items()}
     exact = measure(ctx, batch, ctx.student.quantizers)
-    found = estimate(ctx, batch, draws=16)
+    found = estimate(ctx, batch, draws=64)
     assert {key: quantizer.mode for key, quantizer in ctx.student.quantizers.items()} == before
     assert all(parameter.grad is None for parameter in ctx.student.parameters())
     pairs = np.array([(exact[key], found[key]) for key in exact if exact[key] > 0])
     ranks = pairs.argsort(0).argsort(0)
-    assert np.corrcoef(ranks.T)[0, 1] > 0.93
+    assert np.corrcoef(ranks.T)[0, 1] > 0.9
+    assert np.corrcoef(np.log(pairs).T)[0, 1] > 0.95
     assert pairs.sum(0)[1] == pytest.approx(pairs.sum(0)[0], rel=0.35)
     assert estimate(ctx, batch, draws=2) == estimate(ctx, batch, draws=2)
 
