@@ -363,7 +363,10 @@ def quantize(
     inputs = example if isinstance(example, tuple) else (example,)
     facts = gather_facts(make_weights_plain(independent_copy(model)), settings, inputs, overrides)
     _log.log(logging.WARNING if facts.fault else logging.INFO, "%s", facts.fault or facts.inferred or settings.title)
-    return quantize_for(facts, model, example, checked, calib, progress=progress, after_pass=after_pass)
+    quantized = quantize_for(facts, model, example, checked, calib, progress=progress, after_pass=after_pass)
+    for warning in quantized.quality.warnings:
+        _log.warning("%s", warning)
+    return quantized
 
 
 @dataclass(frozen=True)
@@ -508,8 +511,6 @@ def quantize_for(
     put_weights_on_grid(student)
     with OwnRandomNumbers(seed):
         quality = check_quality(context, settings.input.range)
-    for warning in quality.warnings:
-        _log.warning("%s", warning)
     return QuantizedModel(student, metadata(), reports, quality)
 
 

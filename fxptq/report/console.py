@@ -63,6 +63,8 @@ def show_quantized(console: Console, outcome: Outcome, report: Path) -> None:
         times.add_row(stage, f"{seconds:.1f}")
     console.print(times)
     show_bits(console, outcome.model.sites)
+    for warning in outcome.model.quality.warnings:
+        console.print(f"warning     {warning}")
     console.print(f"peak memory {outcome.peak_mb:,.0f} MB")
     console.print(f"checkpoint  {outcome.out}")
     console.print(f"report      {report}")
