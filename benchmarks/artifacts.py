@@ -4,7 +4,8 @@
     python -m benchmarks.artifacts edsr_x4 --bits 4 --calib DIR --passes refit biases
 
 The network is a recipe, or a weights file that spandrel recognises. Pictures are compared with the float network's, on
-inputs that no pass has seen. `smooth` is the mesh in the tenth of the picture where the float picture varies least.
+inputs that no pass has seen. `mesh` is the height of the mesh that all pictures share, and `smooth` the mean height in
+the blocks where the float pictures vary least, a tenth of all.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.study import Study, common_options, inputs_of, open_study_network
-from fxptq.evaluate.artifacts import Floats, phase_errors
+from fxptq.evaluate.artifacts import Floats, mesh, phase_errors
 from fxptq.passes.gate import check_quality
 from fxptq.progress import Silent
 from fxptq.recipe import PassEntry
@@ -48,7 +49,7 @@ def main() -> None:
             context.images = known
             error = float(np.square(ours - floats).mean())
             whole = float(np.ptp(phase_errors(ours, floats, period), axis=(0, 1)).max())
-            smooth = float(np.ptp(phase_errors(*_smooth(ours, floats), period), axis=(0, 1)).max())
+            smooth = float(np.mean([mesh(a, b, period) for a, b in zip(*_smooth(ours, floats), strict=True)]))
             print(
                 f"| {source.name} W{options.bits}A{options.bits} | {name} | {error:.3g} | {whole:.2f} | {smooth:.2f} "
                 f"| {figures['colour_shift']:+.2f} | {figures['banding']:.2f} |",
