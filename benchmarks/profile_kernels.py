@@ -3,8 +3,8 @@
     python benchmarks/profile_kernels.py edsr.safetensors --size 64x64
 
 The network runs on one thread, uncompiled, so that every operator is timed alone. The limit is the largest rate of the
-processor's byte products, measured by peak.cpp on the spot (x86 with AVX512-VNNI; on other processors the column is
-empty). GMAC/s are counted as for a direct convolution (9 products an output); Winograd does 4.
+processor's byte products by the instructions of the kernels' path, measured by peak.cpp on the spot (x86; on other
+processors the column is empty). GMAC/s are counted as for a direct convolution (9 products an output); Winograd does 4.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import fx
 
 from fxptq.bench.ways import subject
 from fxptq.kernels.stopwatch import TimedGraph
+from fxptq.kernels.targets import TARGETS
 
 
 class Timed(TimedGraph):
@@ -55,7 +56,7 @@ def main() -> None:
         runner = Timed(model.of(what.quantized.program.variant((what.x,))).module)
         for _ in range(options.rounds):
             runner.run(what.x)
-    limits = peak()
+    limits = peak(model.lowering.backend.name)
     print(f"{options.checkpoint.stem}, {options.size}, one thread")
     if limits:
         print(f"limit: {limits[0]:.0f} GMAC/s of bytes, {limits[1]:.0f} GB/s read from memory")
@@ -64,8 +65,12 @@ def main() -> None:
         print(line)
 
 
-def peak() -> tuple[float, float] | None:
-    """Measures GMAC/s and GB/s of this machine; returns None if peak.cpp does not build or run."""
+def peak(path: str) -> tuple[float, float] | None:
+    """Measures GMAC/s and GB/s of this machine with the instructions of a path of the kernels.
+
+    Returns None if peak.cpp does not build or run.
+    """
+    flags = next((target.flags for target in TARGETS if target.name == path), ("-march=native",))
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         return None
@@ -74,7 +79,7 @@ def peak() -> tuple[float, float] | None:
         try:
             # The command is the user's own compiler with a file of the project.
             source = str(Path(__file__).parent / "peak.cpp")
-            subprocess.run([compiler, "-O3", "-march=native", source, "-o", str(program)], check=True)  # noqa: S603
+            subprocess.run([compiler, "-O3", *flags, source, "-o", str(program)], check=True)  # noqa: S603
             printed = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout  # noqa: S603
         except subprocess.CalledProcessError:
             return None

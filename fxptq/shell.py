@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 _MOMENT = 0.02  # seconds
+_POSTPONED = 500  # moments, after which an import is left in the middle
+_COMPILED = {"numpy", "torch"}  # as they load, their C code calls Python, and dies of an exception
 
 
 class Output(io.TextIOBase):
@@ -76,13 +78,16 @@ class Output(io.TextIOBase):
 
 
 class Interrupts:
-    """Notes Ctrl-C, which an import of compiled code may turn into another error, or report and forget.
+    """Notes Ctrl-C, which an import of compiled code may turn into another error, report and forget, or die of.
+
+    It strikes once the import of such a package is over.
 
     Attributes:
         struck: whether it was pressed.
     """
 
     struck = False
+    _postponed = 0
 
     def __enter__(self) -> Interrupts:
         """Begins to note, where nobody else handles interrupts."""
@@ -108,7 +113,20 @@ class Interrupts:
 
     def _strike(self, number: int, frame: FrameType | None) -> None:
         self.struck = True
-        signal.default_int_handler(number, frame)
+        if _loads_compiled(frame) and self._postponed < _POSTPONED:
+            self._postponed += 1
+            threading.Timer(_MOMENT, _thread.interrupt_main).start()
+        else:
+            signal.default_int_handler(number, frame)
+
+
+def _loads_compiled(frame: FrameType | None) -> bool:
+    """Whether one of the calls that lead to `frame` is the import of a compiled package."""
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__", "").split(".")[0] in _COMPILED:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def prepare_streams() -> None:

@@ -173,5 +173,37 @@ def test_an_interrupt_that_python_would_only_report_strikes_again() -> None:
     assert (ran.stdout, ran.stderr) == ("struck\n", "")
 
 
+IMPORTED = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from fxptq import shell
+shell._POSTPONED = {limit}
+loads = "import signal, time\\nsignal.raise_signal(2)\\n[time.sleep(0.01) for _ in range(9)]\\nprint('loaded')"
+
+with shell.Interrupts() as interrupts:
+    try:
+        exec(compile(loads, "init.py", "exec"), {{"__name__": "{name}"}})
+        import time
+        time.sleep(30)
+    except KeyboardInterrupt:
+        print("struck", interrupts.struck)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "printed"),
+    [
+        ("torch.autograd", 500, "loaded\nstruck True\n"),
+        ("torch.autograd", 3, "struck True\n"),  # an import that does not end cannot hold it back
+        ("net", 500, "struck True\n"),
+    ],
+    ids=["compiled package", "it hangs", "a user's file"],
+)
+def test_an_interrupt_waits_for_the_import_of_a_compiled_package(name: str, limit: int, printed: str) -> None:
+    command = [sys.executable, "-c", IMPORTED.format(name=name, limit=limit)]
+    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603  # ourselves
+    assert (ran.stdout, ran.stderr) == (printed, "")
+
+
 def test_one_line_moves_no_cursor() -> None:
     assert shell.one_line("a\n  b\x1b[31m\x07c\udc80é") == "a b\\x1b[31m\\x07c\\udc80é"

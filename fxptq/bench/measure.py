@@ -33,6 +33,11 @@ ROUNDS, FEWEST_ROUNDS = 7, 3
 
 PATIENCE = 40  # seconds of turns
 
+PREPARATION = 60  # seconds in which a way that nobody named must be ready
+
+ALWAYS = ("eager-fp32", "fxptq-int")
+"""The ways that are waited for, because every figure is compared with theirs."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -89,7 +94,7 @@ def run(
         size: HEIGHTxWIDTH of the input.
         factory: `module:function` that builds the network if it is no bundled one.
         progress: shows the state of the work.
-        only: names of the ways to measure; all that are installed if empty.
+        only: names of the ways to measure; if empty, all that are installed and get ready in time.
         threads: number of threads that each way may use; torch's own number if 0.
 
     Raises:
@@ -101,12 +106,18 @@ def run(
     open_checkpoint(checkpoint, factory)  # a file that cannot be measured is refused before the work
     threads = threads or torch.get_num_threads()
     workers: dict[str, Worker] = {}
+    end = time.monotonic() + PREPARATION
     with contextlib.ExitStack() as scope:
 
         def prepare(way: str) -> Ready:
+            hurried = not only and way not in ALWAYS
+            late = Ready(note=f"not ready within {PREPARATION} s; --ways {way},... waits for it")
+            if hurried and time.monotonic() > end:
+                return late
             workers[way] = Worker(checkpoint, way, size, threads, factory)
             scope.callback(workers[way].stop)
-            return workers[way].ready()
+            ready = workers[way].ready(end - time.monotonic() if hurried else None)
+            return late if hurried and ready.note and time.monotonic() > end else ready
 
         ready = _prepared(chosen, prepare, progress)
         times = _timed({way: workers[way] for way in chosen if not ready[way].note}, progress)

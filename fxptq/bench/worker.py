@@ -22,7 +22,7 @@ from fxptq.bench.memory import Memory, of_call
 from fxptq.bench.ways import subject, ways
 
 WARMUP = 2  # calls
-_TIMEOUT = 900  # seconds until a way is ready
+_TIMEOUT = 900.0  # seconds until a way is ready
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,13 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
 
-    def ready(self) -> Ready:
-        """Waits until the way is prepared, or cannot be."""
-        impatience = threading.Timer(_TIMEOUT, self._process.kill)
+    def ready(self, within: float | None = None) -> Ready:
+        """Waits until the way is prepared, or cannot be.
+
+        Args:
+            within: seconds after which the process is ended; a quarter of an hour if None.
+        """
+        impatience = threading.Timer(_TIMEOUT if within is None else max(within, 0.0), self._process.kill)
         impatience.start()
         try:
             said = self._answer()

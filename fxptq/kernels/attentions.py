@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from fxptq.graph.calls import ADD, argument, name_of
+from fxptq.graph.calls import ADD, argument, name_of, words
 from fxptq.kernels import patterns
 from fxptq.kernels.shapes import Shape, Shapes
+
+_COPIES = words("dropout contiguous clone float")
+"""Calls that give the values of their argument in its shape; networks are quantized in evaluation."""
 
 
 @dataclass(frozen=True)
@@ -58,24 +61,54 @@ def attention_of(mix: fx.Node, lowered: frozenset[fx.Node], shapes: Shapes) -> A
         shapes: the shapes of the graph's values.
     """
     probabilities = mix.args[0]
-    if not isinstance(probabilities, fx.Node) or patterns.only_reader(probabilities) is not mix:
+    if not isinstance(probabilities, fx.Node) or _only_reader(probabilities) is not mix:
         return None
-    softmax = probabilities.args[0]
-    if (
-        not isinstance(softmax, fx.Node)
-        or name_of(softmax) != "softmax"
-        or patterns.only_reader(softmax) is not probabilities
-    ):
+    behind = _through_copies(probabilities.args[0], probabilities)
+    softmax = behind[-1] if behind else probabilities
+    if name_of(softmax) != "softmax":
         return None
     if len(softmax.meta.get("shape", ())) != 4 or argument(softmax, 1, "dim") not in (-1, 3):
         return None
     for factor, terms, path in _logits(softmax.args[0], softmax, lowered, shapes):
         scores = path[-1]
         if scores is not mix and shapes.same(scores, softmax) and _fit(scores, mix, shapes):
-            return AttentionPattern(
-                scores, mix, probabilities, factor, terms, frozenset({*path, softmax, probabilities})
-            )
+            computing = frozenset({*path, *behind, probabilities})
+            sizes = _sizes_within(computing)
+            if sizes is not None:
+                return AttentionPattern(scores, mix, probabilities, factor, terms, computing | sizes)
     return None
+
+
+def _sizes_within(inner: frozenset[fx.Node]) -> frozenset[fx.Node] | None:
+    """The nodes that ask for sizes of inner nodes, or compute with them; None if any serves another node."""
+    found: set[fx.Node] = set()
+    waiting = [user for node in inner for user in node.users if patterns.asks_for_shape(user)]
+    while waiting:
+        node = waiting.pop()
+        if node in inner or node in found:
+            continue
+        if node.op == "output" or "shape" in node.meta:
+            return None
+        found.add(node)
+        waiting.extend(node.users)
+    return frozenset(found)
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    """The one reader of a node's values; None when there are more."""
+    readers = patterns.readers(node)
+    return readers[0] if len(readers) == 1 else None
+
+
+def _through_copies(node: object, reader: fx.Node) -> list[fx.Node]:
+    """A node and its sources back to the first that computes values; empty if others read one of them."""
+    path: list[fx.Node] = []
+    while isinstance(node, fx.Node) and _only_reader(node) is reader:
+        path.append(node)
+        if name_of(node) not in _COPIES:
+            return path
+        reader, node = node, node.args[0]
+    return []
 
 
 def _fit(scores: fx.Node, mix: fx.Node, shapes: Shapes) -> bool:
@@ -89,7 +122,7 @@ def _logits(
     node: object, reader: fx.Node, lowered: frozenset[fx.Node], shapes: Shapes
 ) -> Iterator[tuple[float, tuple[Term, ...], tuple[fx.Node, ...]]]:
     """Ways to read a node as factor * product + terms: the factor, the terms and the nodes down to the product."""
-    if not isinstance(node, fx.Node) or patterns.only_reader(node) is not reader:
+    if not isinstance(node, fx.Node) or _only_reader(node) is not reader:
         return
     scaled = patterns.factor_of(node)
     if node in lowered:
@@ -97,7 +130,7 @@ def _logits(
     elif scaled is not None:
         for factor, terms, path in _logits(node.args[0], node, lowered, shapes):
             yield factor * scaled, tuple(Term(t.tensor, t.factor * scaled, t.per_window) for t in terms), (node, *path)
-    elif name_of(node) in ("view", "reshape", "contiguous"):
+    elif name_of(node) in _COPIES or name_of(node) in ("view", "reshape"):
         for factor, terms, path in _logits(node.args[0], node, lowered, shapes):
             yield factor, terms, (node, *path)
     elif name_of(node) in ADD and len(node.args) == 2 and not node.kwargs:

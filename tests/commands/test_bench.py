@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fxptq.bench import measure
 from tests.tiny import run, write_checkpoint, write_recipe
 
 
@@ -78,6 +79,16 @@ PEERS = {
     "dies": ("import os; os.kill(os.getpid(), 9)", "openvino-fp32: its process was ended by signal 9"),
     "leaves": ("import os; os._exit(3)", "openvino-fp32: its process ended with status 3"),
 }
+
+
+def test_a_way_that_nobody_named_and_that_is_late_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "PREPARATION", 0)
+    monkeypatch.setattr(measure, "ways", lambda: dict.fromkeys(("eager-fp32", "fxptq-int", "compile-fp32")))
+    ran = run("bench", "tiny.safetensors", "--size", "16x16", "--model", "mod:tiny", "--json", "b.json")
+    assert ran.status == 0
+    assert "compile-fp32: not ready within 0 s; --ways compile-fp32,... waits for it" in ran.out
+    rows = json.loads(Path("b.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["eager-fp32", "fxptq-int"]
 
 
 @pytest.mark.parametrize(("body", "note"), PEERS.values(), ids=PEERS)

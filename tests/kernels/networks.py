@@ -96,6 +96,33 @@ class Channels(nn.Module):
         return self.last(y + x)
 
 
+class Rectangles(nn.Module):
+    """Attention in masked windows of 4x2, as in DAT: dropout after the softmax, and logits asked for their sizes."""
+
+    def __init__(self, width: int = 8, heads: int = 2) -> None:
+        super().__init__()
+        self.heads, self.drop = heads, nn.Dropout(0.1)
+        self.embed, self.last = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 3, 1)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.bias = nn.Parameter(torch.randn(heads, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        batch, width, height, breadth = x.shape
+        windows = x.reshape(batch, width, height // 4, 4, breadth // 2, 2).permute(0, 2, 4, 3, 5, 1).contiguous()
+        parts = self.qkv(windows.reshape(-1, 8, width)).reshape(-1, 8, 3, self.heads, width // self.heads)
+        q, k, v = (part.permute(0, 2, 1, 3).contiguous() for part in parts.unbind(2))
+        attn = (q * (width // self.heads) ** -0.5) @ k.transpose(-2, -1)
+        attn = attn + self.bias.unsqueeze(0)
+        tokens, count = attn.shape[3], height // 4 * (breadth // 2)
+        mask = -100.0 * (torch.arange(count).view(-1, 1, 1) + torch.arange(8).view(1, 8, 1) > torch.arange(8) + 5)
+        attn = attn.view(batch, count, self.heads, tokens, tokens) + mask.unsqueeze(1).unsqueeze(0)
+        attn = self.drop(F.softmax(attn.view(-1, self.heads, tokens, tokens), dim=-1, dtype=attn.dtype))
+        y = self.drop(self.proj((attn @ v).transpose(1, 2).reshape(-1, 8, width)))
+        y = y.reshape(batch, height // 4, breadth // 2, 4, 2, width).permute(0, 5, 1, 3, 2, 4)
+        return self.last(x + y.reshape(x.shape))
+
+
 class InPlace(nn.Module):
     """Writes into tensors whose codes and values are both read, and gives one of them back."""
 
@@ -129,7 +156,15 @@ class Fused(nn.Module):
         return self.out(y + tokens).transpose(1, 2).reshape(x.shape[0], 3, *x.shape[2:])
 
 
-NETWORKS = {"plain": Plain, "odd": Odd, "windows": Windows, "channels": Channels, "in-place": InPlace, "fused": Fused}
+NETWORKS = {
+    "plain": Plain,
+    "odd": Odd,
+    "windows": Windows,
+    "rectangles": Rectangles,
+    "channels": Channels,
+    "in-place": InPlace,
+    "fused": Fused,
+}
 
 
 def quantized(name: str, bits: int, granularity: str = "channel", size: int = 8) -> tuple[Program, Tensor]:

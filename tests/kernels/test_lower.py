@@ -24,6 +24,7 @@ KERNELS = {
         "fc1": "linear",
         "last": "narrow_conv2d",
     },
+    "rectangles": {"matmul_0": "attention", "matmul_1": "attention", "proj": "linear"},
     "channels": {"matmul_0": "matmul", "matmul_1": "matmul", "qkv": "conv2d"},
     "in-place": {"a": "conv2d", "b": "conv2d", "c": "narrow_conv2d"},
     "fused": {"q": "linear", "kv": "linear", "out": "linear"},
