@@ -42,7 +42,7 @@ def main() -> None:
         floats = _levels(context.picture.pick(study.teacher(unseen)), white)
         period = floats.shape[2] // unseen.shape[3]
         for name in ("dobi2d", *options.passes):
-            study.run(context, [PassEntry(name=name)])
+            reports = study.run(context, [PassEntry(name=name)])
             ours = _levels(context.picture.pick(context.student(unseen)), white)
             context.images, known = images[options.images :], context.images
             figures = check_quality(context, white).figures
@@ -53,6 +53,7 @@ def main() -> None:
             print(
                 f"| {source.name} W{options.bits}A{options.bits} | {name} | {error:.3g} | {whole:.2f} | {smooth:.2f} "
                 f"| {figures['colour_shift']:+.2f} | {figures['banding']:.2f} |",
+                *(f"\n<!-- {note} -->" for report in reports for note in report.notes),
                 flush=True,
             )
 
