@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo wheel test lint types unit api test-networks test-slow test-fuzz test-faults test-native test-cuda zoo clean
+.PHONY: demo wheel docs test lint types unit api test-networks test-slow test-fuzz test-faults test-native test-cuda zoo clean
 
 $(STAMP): pyproject.toml fxptq/_version.py
 	$(PYTHON) -m venv $(VENV)
@@ -37,9 +37,22 @@ unit: $(STAMP)
 test-networks: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/networks
 
-# docs/api.md, from the docstrings.
+# docs/api.md, docs/passes.md and docs/recipes.md, from the code.
 api: $(STAMP)
 	$(BIN)/python -m docs.make_api
+	$(BIN)/python -m docs.make_settings
+
+# The docs as a site, out/docs/index.html; a link that leads nowhere is an error. The environment is its own, without torch.
+DOCS ?= .venv-docs
+
+$(DOCS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet "mkdocs-material>=9.5,<10"
+	touch $@
+
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
+	@echo out/docs/index.html
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
@@ -78,4 +91,4 @@ zoo: $(ZOO)/.installed
 	$(ZOO)/bin/python -m benchmarks.zoo --results $(ZOO_RESULTS)
 
 clean:
-	rm -rf $(VENV) $(ZOO) out build dist *.egg-info
+	rm -rf $(VENV) $(ZOO) $(DOCS) out build dist *.egg-info

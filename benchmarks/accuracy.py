@@ -1,10 +1,12 @@
-"""PSNR of a network after each pass: minmax, percentile, DOBI, DOBI over both bounds, then DQC, then GPTQ.
+"""PSNR and SSIM of networks after each pass of a preset: one table, network x bits x pass x set.
 
-    python -m benchmarks.accuracy swinir_x4 --sets Set5 --bits 4 3 2
-    python -m benchmarks.accuracy craft_x4.safetensors --sets Set5 --calib DIR --plan paper --images 8
+    python -m benchmarks.accuracy
+    python -m benchmarks.accuracy craft_x4.safetensors --plan paper --sets Set5 --bits 4 3 --calib DIR --seeds 0 1 2
 
-The network is a recipe, or a weights file that spandrel recognises. The script prints a Markdown table: a row is a
-method, a column a set; figures are PSNR in dB and SSIM, on Y, of the network on integer kernels.
+A network is a recipe, or a weights file that spandrel recognises; a file that is absent is skipped with a line. The
+passes are those of `--preset`; with `--bounds`, rows of other searches for bounds stand before them. The error is the
+mean square of the difference to the float network's output, on inputs that no pass has seen, in units of white. Rows
+and the state after each pass are kept in a folder, and a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -12,63 +14,174 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from benchmarks.study import Study, common_options, inputs_of, open_study_network, parsed, scores
+import torch
+
+from benchmarks.study import ROOT, FigureStore, Study, common_options, inputs_of, open_study_network, scores
 from fxptq.commands.scores import open_sets
 from fxptq.evaluate.sets import BenchmarkSet
 from fxptq.evaluate.tiles import Run
-from fxptq.passes.base import run_passes
+from fxptq.passes.base import Context, QuantizedNetwork
+from fxptq.passes.judge import Snapshot
 from fxptq.progress import RichProgress
+from fxptq.recipe import PassEntry
 
-BOUNDS = {
-    "MinMax": ("minmax", {}),
-    "Percentile": ("percentile", {}),
-    "DOBI, two-sided": ("dobi", {"sided": "two"}),
-    "DOBI": ("dobi", {}),
-    "DOBI over both bounds": ("dobi2d", {}),
-}
+ZOO = ROOT / "../shared/data/zoo"
+NETWORKS = ("swinir_x4", "edsr_x4", str(ZOO / "craft_x4.safetensors"), str(ZOO / "DAT_light_x4.pth"))
+OBSERVE = PassEntry(name="observe")
+BOUNDS = (
+    PassEntry(name="minmax"),
+    PassEntry(name="percentile"),
+    PassEntry.model_validate({"name": "dobi", "sided": "two"}),
+    PassEntry(name="dobi"),
+)
 
 
 def main() -> None:
-    parser = common_options(__doc__)
-    parser.set_defaults(images=16)
-    parser.add_argument("--calib", default="synthetic")
-    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
-    parser.add_argument("--plan", default="standard", help="the preset whose choice of sites and widths is used")
-    parser.add_argument("--dqc", default="", metavar="KEY=NUMBER,...", help="settings of DQC beyond the preset's")
+    parser = common_options(__doc__, networks=NETWORKS)
+    parser.set_defaults(images=0)
+    parser.add_argument("--calib", default="synthetic", help="a folder of pictures, or synthetic")
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
+    parser.add_argument("--preset", default="accurate", help="the preset whose passes and schemes are used")
+    parser.add_argument("--plan", default="", help="the preset whose sites and bits are used; that of --preset")
+    parser.add_argument("--granularity", choices=["channel", "tensor"], default="channel", help="bounds of weights")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--unseen", type=int, default=4, help="further inputs, for the error of the output")
+    parser.add_argument("--bounds", action="store_true", help="rows of other searches for bounds, too")
+    parser.add_argument("--integers", action="store_true", help="score on integer kernels instead of the simulation")
+    parser.add_argument("--out", type=Path, default=Path("out/accuracy"), help="where rows and states are kept")
     options = parser.parse_args()
-    source = open_study_network(options.network)
-    sets = open_sets([f"{name}={options.benchmarks / name}" for name in options.sets], source.recipe)
-    inputs = inputs_of(source.recipe, options.calib, options.images, options.seed)
-    study = Study(source, inputs, source.recipe.preset(options.plan), options.seed, RichProgress())
-    print(f"{source.name}, calibrated on {options.calib}, plan of the preset {options.plan}\n")
-    print("| bits | method | " + " | ".join(benchmark.name for benchmark in sets) + " |")
-    print("|---|---|" + "---|" * len(sets))
-    row("32", "float", source.model, study, sets)
-    for bits in options.bits:
-        run(study, sets, bits, options)
+    store = FigureStore(options.out / "rows.json")
+    print("| network | bits | seed | after | seconds | error | " + " | ".join(options.sets) + " |")
+    print("|---" * (6 + len(options.sets)) + "|")
+    for name in options.networks:
+        if name.endswith((".pth", ".safetensors", ".pt")) and not Path(name).is_file():
+            print(f"<!-- {name} is not there, and is skipped -->", flush=True)
+            continue
+        for seed in options.seeds:
+            table = Table(name, seed, options, store)
+            for bits in options.bits:
+                table.rows(bits)
 
 
-def run(study: Study, sets: Sequence[BenchmarkSet], bits: int, options: argparse.Namespace) -> None:
-    context = study.at(bits)
-    for label, step in BOUNDS.items():
-        run_passes([step], context)
-        row(f"W{bits}A{bits}", label, study.integer(context), study, sets)
-    settings = dict(next((step.settings for step in study.preset.passes if step.name == "dqc"), {}))
-    for label, passes in (
-        ("+ DQC", [("dqc", settings | parsed(options.dqc))]),
-        ("+ GPTQ", [("moments", {}), ("gptq", {})]),
-    ):
-        started = time.perf_counter()
-        run_passes(passes, context)
-        seconds = time.perf_counter() - started
-        row(f"W{bits}A{bits}", f"{label}, {seconds:.0f} s", study.integer(context), study, sets)
+class Table:
+    """The rows of one network and seed.
+
+    Args:
+        name: a recipe's name, or a weights file.
+        seed: seed of all random numbers.
+        options: the command's.
+        store: finished rows.
+    """
+
+    def __init__(self, name: str, seed: int, options: argparse.Namespace, store: FigureStore) -> None:
+        source = open_study_network(name)
+        preset = source.recipe.preset(options.preset)
+        plan = source.recipe.preset(options.plan or options.preset).quantize
+        changes = {"schemes": preset.quantize.schemes, "weight_granularity": options.granularity}
+        preset = preset.model_copy(update={"quantize": plan.model_copy(update=changes)})
+        count = options.images or preset.images
+        images, described = inputs_of(source.recipe, options.calib, count + options.unseen, seed)
+        self._unseen = images[count:]
+        self._study = Study(source, (images[:count], described), preset, seed, RichProgress())
+        self._sets: Sequence[BenchmarkSet] = open_sets(
+            [f"{each}={options.benchmarks / each}" for each in options.sets], source.recipe
+        )
+        self._options, self._store = options, store
+        self._float_row()
+
+    def rows(self, bits: int) -> None:
+        """Measures and prints the rows of one number of bits."""
+        for entry in BOUNDS if self._options.bounds else ():
+            self._chain(bits, (OBSERVE, entry))
+        self._chain(bits, self._study.preset.passes)
+
+    def _chain(self, bits: int, passes: Sequence[PassEntry]) -> None:
+        """The rows after each pass but `observe`; passes whose rows and states are kept are not run again."""
+        keys = [self._key(bits, passes[: index + 1]) for index in range(len(passes))]
+        shown = [index for index, entry in enumerate(passes) if entry.name != "observe"]
+        rows = {index: self._store.get(keys[index]) for index in shown}
+        known = [index for index in shown if rows[index] is not None]
+        todo = [index for index in shown if rows[index] is None]
+        for index in known:
+            self._print(bits, passes[index], rows[index])
+        if not todo:
+            return
+        before = [index for index in known if index < todo[0] and self._state(keys[index]).is_file()]
+        context = self._study.at(bits, observe=not before)
+        if before:
+            _load(context.student, self._state(keys[before[-1]]))
+        first = before[-1] + 1 if before else 0
+        for index in range(first, len(passes)):
+            started = time.process_time()
+            self._study.run(context, [passes[index]])
+            seconds = time.process_time() - started
+            if index not in shown:
+                continue
+            _save(context.student, self._state(keys[index]))
+            model = self._study.integer(context) if self._options.integers else context.student
+            row = {"seconds": seconds, "error": self._error(context), "scores": self._scores(model)}
+            self._print(bits, passes[index], self._store.put(keys[index], row))
+
+    def _float_row(self) -> None:
+        key = {**self._study.key, "bits": 32, "sets": self._options.sets}
+        row = self._store.get(key)
+        if row is None:
+            row = self._store.put(key, {"seconds": 0.0, "error": 0.0, "scores": self._scores(self._study.source.model)})
+        self._print(32, PassEntry(name="float"), row)
+
+    def _key(self, bits: int, passes: Sequence[PassEntry]) -> dict[str, Any]:
+        return {
+            **self._study.key,
+            "bits": bits,
+            "sets": self._options.sets,
+            "integers": self._options.integers,
+            "unseen": self._options.unseen,
+            "passes": [entry.model_dump() for entry in passes],
+        }
+
+    def _state(self, key: dict[str, Any]) -> Path:
+        return self._options.out / f"{self._store.digest(key)}.pt"
+
+    @torch.no_grad()
+    def _error(self, context: Context) -> float:
+        total, count = 0.0, 0
+        for x in self._unseen:
+            off = context.picture.pick(context.student(x)) - context.picture.pick(context.teacher(x))
+            total, count = total + float(off.double().square().sum()), count + off.numel()
+        return total / max(1, count) / self._study.source.recipe.input.range**2
+
+    def _scores(self, model: Run) -> list[str]:
+        by_set = scores(model, self._sets, self._study.source).values()
+        return [f"{score['psnr_y']:.2f}/{score['ssim_y']:.4f}" for score in by_set]
+
+    def _print(self, bits: int, entry: PassEntry, row: dict[str, Any] | None) -> None:
+        if row is None:
+            return
+        sided = entry.settings.get("sided")
+        after = f"{entry.name}, {sided}-sided" if sided else entry.name
+        name = "float" if bits == 32 else f"W{bits}A{bits}"
+        figures = f"{row['seconds']:.0f} | {row['error']:.3g} | " + " | ".join(row["scores"])
+        print(f"| {self._study.source.name} | {name} | {self._study.seed} | {after} | {figures} |", flush=True)
 
 
-def row(bits: str, label: str, model: Run, study: Study, sets: Sequence[BenchmarkSet]) -> None:
-    by_set = scores(model, sets, study.source).values()
-    cells = " | ".join(f"{score['psnr_y']:.2f}/{score['ssim_y']:.4f}" for score in by_set)
-    print(f"| {bits} | {label} | {cells} |", flush=True)
+def _save(student: QuantizedNetwork, file: Path) -> None:
+    snapshot = Snapshot.of(student, student.quantizers)
+    vectors = {name: vector.detach().clone() for name, vector in student.vectors().items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save((snapshot.stored, snapshot.weights, snapshot.biases, vectors), file)
+
+
+@torch.no_grad()
+def _load(student: QuantizedNetwork, file: Path) -> None:
+    stored, weights, biases, vectors = torch.load(file, weights_only=True)
+    Snapshot(student, stored, weights, biases).restore()
+    for name, vector in student.vectors().items():
+        vector.copy_(vectors[name])
+    for quantizer in student.quantizers.values():
+        quantizer.mode = "on"
 
 
 if __name__ == "__main__":

@@ -52,10 +52,19 @@ def open_study_network(name: str) -> Source:
     return open_network(None, weights=Path(name))
 
 
-def common_options(description: str | None) -> argparse.ArgumentParser:
-    """Makes a parser with the options that every study has."""
+def common_options(description: str | None, networks: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Makes a parser with the options that every study has.
+
+    Args:
+        description: the text of the help.
+        networks: the networks of a study of several, by default; none for a study of one.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", help="a recipe's name, or a weights file that spandrel recognises")
+    what = "a recipe's name, or a weights file that spandrel recognises"
+    if networks:
+        parser.add_argument("networks", nargs="*", default=networks, metavar="NETWORK", help=what)
+    else:
+        parser.add_argument("network", help=what)
     parser.add_argument("--benchmarks", type=Path, default=ROOT / "../shared/data/benchmarks", metavar="DIR")
     parser.add_argument("--sets", nargs="*", default=list(SETS), help="folders of DIR")
     parser.add_argument("--images", type=int, default=100, help="calibration inputs, one from a picture")
@@ -218,6 +227,11 @@ class FigureStore:
     def get(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """Returns the figures stored for these settings, or None."""
         return self._rows.get(_key(settings))
+
+    @staticmethod
+    def digest(settings: Mapping[str, Any]) -> str:
+        """Returns a short name for settings, which files may have."""
+        return hashlib.sha256(_key(settings).encode()).hexdigest()[:16]
 
     def put(self, settings: Mapping[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
         """Stores figures; figures of another run that shares the file stay."""

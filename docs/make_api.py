@@ -122,6 +122,10 @@ def _docstring(member: griffe.Object) -> Iterator[str]:
                 yield from ("**Raises**", "")
                 yield from (_entry(entry.annotation, None, entry) for entry in section.value)
                 yield ""
+            case griffe.DocstringSectionKind.examples:
+                code = "\n".join(text for _, text in section.value)
+                plain = "\n".join(line.removeprefix(">>> ").removeprefix("... ") for line in code.splitlines())
+                yield from ("**Examples**", "", "```python", plain, "```", "")
             case other:
                 raise ValueError(f"{member.path}: its docstring has a section {other.value!r}, unknown to {__name__}")
 

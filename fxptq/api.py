@@ -31,10 +31,12 @@ from fxptq.checkpoint.state import (
     to_checkpoint,
 )
 from fxptq.data.degrade import Degradation
-from fxptq.data.sources import Inputs, calibration_images
+from fxptq.data.sources import SYNTHETIC, Inputs, calibration_images
 from fxptq.errors import CaptureError, CheckpointError, InputError
 from fxptq.evaluate.restore import Picture
 from fxptq.evaluate.restore import restore as restore_picture
+from fxptq.evaluate.tiles import OVERLAP
+from fxptq.evaluate.tiling import Tiling
 from fxptq.facts import BEYOND_WHITE, Facts, Overrides, gather_facts
 from fxptq.formats import PictureFormat
 from fxptq.graph import Plan, Program, Site
@@ -51,16 +53,21 @@ from fxptq.graph.precision import (
     without_autocast,
 )
 from fxptq.graph.randomness import OwnRandomNumbers
+from fxptq.graph.summary import as_html, in_one_line
 from fxptq.graph.tensors import lazy_tensors
 from fxptq.graph.wrappers import network_of
-from fxptq.origin import dtype_name, metadata_of
+from fxptq.origin import dtype_name, inputs_digest, metadata_of, weights_digest
 from fxptq.passes.base import NO_REPORT, Context, PassReport, build_pass, run_passes
 from fxptq.passes.gate import check_quality
 from fxptq.progress import Progress, Silent
+from fxptq.ranks import current
 from fxptq.recipe import DEFAULT, PassEntry, QuantizeSettings, Recipe
 from fxptq.sizes import Sizes
 
 _log = logging.getLogger("fxptq")
+
+_ELSEWHERE = 8
+"""Number of inputs of another origin that a training is evaluated on."""
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -81,6 +88,12 @@ class QuantizedModel(nn.Module):
         meta: the metadata of its checkpoint.
         report: the report of each pass.
         quality: figures and warnings of the quality gate (`fxptq.passes.gate`); empty for a network that was loaded.
+
+    Examples:
+        >>> q = fxptq.quantize(model, example, bits=4)
+        >>> q(x)  # the simulated low-bit output; in a notebook, q alone shows the table of sites
+        >>> q.save("network.safetensors")
+        >>> q.train()(x).mean().backward()  # gradients, for training of your own
     """
 
     def __init__(
@@ -91,13 +104,29 @@ class QuantizedModel(nn.Module):
         self.meta = meta
         self.report = report
         self.quality = quality
+        self.eval()
 
     def forward(self, *inputs: Tensor) -> Any:
         """The simulated low-bit output for the inputs of the network, in the dtype of the inputs.
 
-        A warning names the place where the network makes NaN of a finite input.
+        In evaluation mode, in which a quantized network begins, gradients are kept only for an input that asks for
+        them. A warning names the place where the network makes NaN of a finite input.
         """
-        return in_precision(self.program.dtype, self._run, inputs)
+        keeps = torch.is_grad_enabled() and (self.training or any(x.requires_grad for x in inputs))
+        with torch.set_grad_enabled(keeps):
+            return in_precision(self.program.dtype, self._run, inputs)
+
+    def __repr__(self) -> str:
+        """The network in one line."""
+        return f"QuantizedModel({self._title}: {in_one_line(self.sites)})"
+
+    def _repr_html_(self) -> str:
+        """The table of sites, for notebooks."""
+        return as_html(self._title, self.sites)
+
+    @property
+    def _title(self) -> str:
+        return f"{self.meta.recipe or self.task.name}, W{self.meta.bits_w}A{self.meta.bits_a}, {self.task.task}"
 
     def _run(self, *inputs: Tensor) -> Any:
         output = self.program(*inputs)
@@ -150,13 +179,18 @@ class QuantizedModel(nn.Module):
 
         Raises:
             InputError: there is no such back end.
+
+        Examples:
+            >>> fast = q.to_integer()
+            >>> fast.lowering.simulated  # the sites that no integer kernel serves, with the reason
+            >>> fast.save("network.safetensors")
         """
         from fxptq.kernels.backend import get_backend  # noqa: PLC0415  # building kernels is only for those who ask
         from fxptq.kernels.lower import lower  # noqa: PLC0415
 
         chosen = None if backend is None else get_backend(backend)
         integer = lower(self.program, compile=compile, backend=chosen, compare=compare)
-        integer.task = self.task
+        integer.task, integer.writer = self.task, self.save
         return integer
 
 
@@ -174,6 +208,10 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     Raises:
         CheckpointError: the file is damaged, of a newer format, or of another architecture.
         InputError: the network is not a bundled one and `model` was not given.
+
+    Examples:
+        >>> fast = fxptq.load("swinir_x4_w4a4.safetensors").to_integer()
+        >>> q = fxptq.load("mine.safetensors", model=MyNetwork())
     """
     if model is not None:
         check_network(model, "load")
@@ -215,8 +253,9 @@ def _make_lazy_layers(model: nn.Module, meta: Metadata, source: str) -> None:
 def restore(
     model: nn.Module,
     picture: Picture,
-    tile: int = 0,
+    tile: int | None = None,
     *,
+    overlap: int = OVERLAP,
     scale: int | None = None,
     value_range: float | None = None,
     channels: int | None = None,
@@ -228,8 +267,10 @@ def restore(
         model: a `QuantizedModel`, its integer model, or any network; it is run in evaluation mode.
         picture: a Pillow image; an array [H, W] or [H, W, C], of uint8, uint16 or floating point with white at 1; or a
             tensor [N, C, H, W] in the network's own range.
-        tile: height and width of overlapping tiles in pixels, to bound memory; 0 for the whole picture at once. A
-            network of one size runs in tiles of that size.
+        tile: height and width of overlapping tiles in pixels, to bound memory; 0 for the whole picture at once; None
+            for the whole picture where the free memory suffices, and else for the largest tiles that it holds. Where
+            memory ends all the same, tiles become smaller. A network of one size runs in tiles of that size.
+        overlap: context in pixels that neighbouring tiles share on each side.
         scale: ratio of the output's height and width to the input's; by default the scale of the quantized network,
             and 1 for any other network. The next three arguments have such defaults, too.
         value_range: the value of white in the network's input, 1 or 255; 1 for any other network.
@@ -242,6 +283,10 @@ def restore(
     Raises:
         InputError: the picture or the tile does not fit the network.
         FxptqError: the network fails, or gives no finite picture of the right size.
+
+    Examples:
+        >>> large = fxptq.restore(fxptq.load("swinir_x4_w4a4.safetensors"), Image.open("small.png"))
+        >>> array = fxptq.restore(model, np.asarray(Image.open("small.png")), tile=256)
     """
     check_network(model, "restore")
     task = getattr(model, "task", None)
@@ -253,7 +298,7 @@ def restore(
         sizes=default.sizes if multiple is None else Sizes(multiple),
     )
     with _evaluating(model):
-        return restore_picture(model, picture, pictures, tile)
+        return restore_picture(model, picture, pictures, Tiling(tile, overlap))
 
 
 @contextmanager
@@ -324,6 +369,9 @@ def quantize(
 ) -> QuantizedModel:
     """Quantizes a trained network.
 
+    Within a process group of torch.distributed, all processes must make the same call: they share the work, and all of
+    them return the same network, which one of them should save.
+
     Without a recipe the network's scale, value range and sizes are found by trying it on small pictures; they are in
     `task` of the result.
 
@@ -333,8 +381,9 @@ def quantize(
             a network of several inputs, the picture first.
         bits: bit widths of weights and activations: Bits(w=4, a=4), 4 for both, (4, 4), or "W4A4". A budget of average
             bits takes their place.
-        calib: a folder of pictures, "synthetic" for generated ones, or input tensors in the model's own range
-            (tuples of them, if the example is one).
+        calib: a folder of pictures or of pairs (`input/` and `target/`), "synthetic" for generated ones, input tensors
+            in the model's own range (tuples of them, if the example is one), or a data loader that yields BasicSR's
+            dictionaries (`lq`, `gt`) or pairs.
         recipe: a recipe's name, file or object; None for the settings that suit most networks.
         preset: the name of a preset: quick, standard, paper, accurate, or one of the recipe's own.
         budget: gives each operand its own bits within a budget: 3.0 for average bits, "600k" for the bytes of the
@@ -354,6 +403,11 @@ def quantize(
         InputError: bits, recipe, pattern or calibration source are not valid for the network, or a weight holds NaN.
         CaptureError: the network cannot be captured; the message says where and why.
         CalibrationError: a pass met a value that is not finite.
+
+    Examples:
+        >>> q = fxptq.quantize(MyNetwork().eval(), torch.rand(1, 3, 64, 64), bits=4)
+        >>> q = fxptq.quantize(model, example, "W3A4", calib="photographs/", sites={"head": 8, "*.attn": "float"})
+        >>> q = fxptq.quantize(model, example, 4, calib=DataLoader(train_set, batch_size=4), preset="accurate")
     """
     check_network(model, "quantize")
     _check_example(example)
@@ -445,7 +499,8 @@ def quantize_for(
     settings, bits, seed = facts.recipe, work.bits, work.seed
     chosen = settings.preset(work.preset)
     dtype = _DTYPES[chosen.quantize.float_dtype]
-    progress = progress or Silent()
+    ranks = current()
+    progress = progress if progress is not None and ranks.first else Silent()
     model = network_of(model)
     lazy = next(lazy_tensors(model), None)
     if lazy is not None:
@@ -455,6 +510,10 @@ def quantize_for(
     inputs = example if isinstance(example, tuple) else (example,)
     images, described = _images(calib, facts, inputs, chosen.images, seed)
     images = [converted_inputs(image) for image in images]
+    if ranks.world > 1:
+        ranks.check_same("bits, settings or a seed", (work, chosen))
+        ranks.check_same("calibration inputs", inputs_digest(images))
+        ranks.check_same("weights", weights_digest(model))
     with progress.task("capture", 2) as advance:
         plain = make_weights_plain(independent_copy(model))
         if own_dtype in OTHERS:
@@ -485,11 +544,13 @@ def quantize_for(
         student=student,
         teacher=teacher,
         images=images,
+        elsewhere=_elsewhere(calib, facts, inputs, seed),
         sizes=facts.sizes,
         batches=facts.batches,
         picture=picture,
         seed=seed,
         progress=progress,
+        ranks=ranks,
         install_kernels=install_kernels,
     )
     patterns = (*work.sites, *chosen.quantize.sites)
@@ -502,16 +563,21 @@ def quantize_for(
 
     context.overhead = lambda: overhead(student, metadata(), dtype)
     context.drop = drop_of(facts, context, calib)
-    reports: tuple[PassReport, ...] = ()
-    for step in work.passes:
-        with OwnRandomNumbers(seed):
-            reports += run_passes([(step.name, step.settings)], context)
-        if after_pass is not None:
-            after_pass(step.name, student)
+    reports = _run(work.passes, context, lambda name: after_pass(name, student) if after_pass is not None else None)
     put_weights_on_grid(student)
     with OwnRandomNumbers(seed):
         quality = check_quality(context, settings.input.range)
     return QuantizedModel(student, metadata(), reports, quality)
+
+
+def _run(passes: tuple[PassEntry, ...], context: Context, after_pass: Callable[[str], None]) -> tuple[PassReport, ...]:
+    """Runs passes, each with the same random numbers whatever the passes before it drew."""
+    reports: tuple[PassReport, ...] = ()
+    for step in passes:
+        with OwnRandomNumbers(context.seed):
+            reports += run_passes([(step.name, step.settings)], context)
+        after_pass(step.name)
+    return reports
 
 
 def install_kernels() -> None:
@@ -580,12 +646,22 @@ def _images(
         count=count,
         size=min(picture.shape[-2:]),
         seed=seed,
+        tensors=len(example),
     )
     for index, image in enumerate(images):
         tensors = len(image) if isinstance(image, tuple) else 1
         if tensors != len(example):
             raise InputError(f"calibration input {index} has {tensors} tensors, and the example has {len(example)}")
     return images, described
+
+
+def _elsewhere(
+    calib: str | Path | Iterable[Inputs], facts: Facts, example: tuple[Tensor, ...], seed: int
+) -> list[Inputs]:
+    """Generated inputs for a network that is calibrated on a folder of pictures; none otherwise."""
+    if not isinstance(calib, str | Path) or calib == SYNTHETIC:
+        return []
+    return _images(SYNTHETIC, facts, example, _ELSEWHERE, seed)[0]
 
 
 def _check_pictures_will_do(example: tuple[Tensor, ...], white: float) -> None:

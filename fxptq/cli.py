@@ -7,31 +7,46 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, cast
 
 import typer
-from rich.console import Console
 
 from fxptq import __version__, shell
 from fxptq.errors import FxptqError
 from fxptq.io.files import check_writable, write_json
 from fxptq.io.outputs import CHECKPOINT, GRAPHML, JSON, PAGE, Output, check_outputs
-from fxptq.progress import Progress, RichProgress, Silent
+from fxptq.report.tables import FORMS, Form, TableConsole, parse_form
 
-app = typer.Typer(name="fxptq", add_completion=False, pretty_exceptions_enable=False)
+if TYPE_CHECKING:
+    from fxptq.progress import Overall
+
+app = typer.Typer(
+    name="fxptq", pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 
 # Names of files and sites may look like markup; where there is no terminal no line is too long.
 _stdout = shell.Output()
-out = Console(
-    file=cast("Any", _stdout),
-    soft_wrap=True,
-    markup=False,
-    highlight=False,
-    width=None if _stdout.isatty() else 1000,
-)
+
+
+def _console(form: Form | None = None) -> TableConsole:
+    """Standard output; tables are drawn on a terminal and plain elsewhere, unless a form is given."""
+    terminal = _stdout.isatty()
+    return TableConsole(
+        form or ("table" if terminal else "plain"),
+        file=cast("Any", _stdout),
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+        width=None if terminal else 1000,
+    )
+
+
+out = _console()
 
 # Bad usage as click reports it; newer typers carry a click of their own, older ones use the package.
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
@@ -45,18 +60,64 @@ def _writable(path: Optional[Path]) -> Optional[Path]:
     return path
 
 
-Eval = Annotated[
+def _known_form(text: Optional[str]) -> Optional[str]:
+    return None if text is None else parse_form(text)
+
+
+def _recipe_names(incomplete: str) -> list[str]:
+    from fxptq.recipe import Recipe
+
+    return [name for name in Recipe.names() if name.startswith(incomplete)]
+
+
+def _one_of(*values: str) -> Callable[[str], list[str]]:
+    """Completes an option of a few values in the shell."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+NETWORK, SCORES, OWN, RESULT = "The network", "Scores", "Facts about a network of your own", "Results"
+"""Groups of options in a help."""
+FILES, MEANS = "Files", "Speed and memory"
+MAKE, USE, LOOK = "Make a checkpoint", "Use a checkpoint", "Look around"
+"""Groups of commands."""
+
+Data = Annotated[
     Optional[list[str]],
-    typer.Option("--eval", metavar="NAME=DIR", help="Score on a benchmark: DIR holds HR/ and LR_bicubic/X{2,3,4}/."),
+    typer.Option(
+        "--data",
+        "--eval",
+        metavar="NAME=DIR",
+        help="A benchmark to score on, may be repeated: DIR holds HR/ and LR_bicubic/X{2,3,4}/, or input/ and target/. "
+        "Without it, generated samples are scored.",
+        rich_help_panel=SCORES,
+    ),
 ]
 JsonOut = Annotated[
     Optional[Path],
-    typer.Option("--json", metavar="FILE", help="Also write the result as JSON.", callback=_writable),
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Also write the result as JSON.",
+        callback=_writable,
+        rich_help_panel=RESULT,
+    ),
+]
+Format = Annotated[
+    Optional[str],
+    typer.Option(
+        "--format",
+        metavar="table|plain|md",
+        help="Form of tables: drawn, aligned or Markdown. Drawn on a terminal and aligned elsewhere unless given.",
+        callback=_known_form,
+        autocompletion=_one_of(*FORMS),
+        rich_help_panel=RESULT,
+    ),
 ]
 Model = Annotated[
     Optional[str],
     typer.Option(
         "--model",
+        rich_help_panel=NETWORK,
         metavar="PACKAGE.MODULE:FACTORY",
         help="A network of your own, built without arguments; or the recipe's .toml file that builds it; or a weights "
         "file that spandrel recognises.",
@@ -67,7 +128,7 @@ Sites = Annotated[
     typer.Option("--site", metavar="GLOB=W3A4|float", help="Bits of sites by their names; may be repeated."),
 ]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint that `fxptq quantize` wrote.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", autocompletion=_one_of("auto", "cpu", "cuda"))]
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:
@@ -75,13 +136,24 @@ def _write_json(path: Path | None, content: dict[str, Any]) -> None:
         write_json(path, content)
 
 
+def _command_line() -> str:
+    return shlex.join(["fxptq", *sys.argv[1:]])
+
+
 def _outputs(json_out: Path | None, *others: Output) -> list[Output]:
     return [*others, *([Output("--json", json_out, JSON)] if json_out is not None else [])]
 
 
-def _progress() -> Progress:
-    """Bars on a terminal; elsewhere standard error is for errors alone."""
-    return RichProgress() if sys.stderr.isatty() else Silent()
+def _tables(form: Optional[str]) -> TableConsole:
+    """Standard output with tables in the form that `--format` names."""
+    return _console(None if form is None else parse_form(form))
+
+
+def _progress() -> Overall:
+    """Bars on a terminal; elsewhere a line a minute."""
+    from fxptq.progress import Lines, RichProgress
+
+    return RichProgress() if sys.stderr.isatty() else Lines(_say)
 
 
 def _show_version(asked: bool) -> None:
@@ -90,7 +162,10 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(
+    invoke_without_command=True,
+    epilog="Example: fxptq quantize --recipe swinir_x4, then: fxptq upscale swinir_x4_w4a4.safetensors IN.png OUT.png",
+)
 def overview(
     ctx: typer.Context,
     version: Annotated[  # noqa: ARG001  # its callback answers
@@ -103,24 +178,40 @@ def overview(
         raise typer.Exit(2)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MAKE,
+    epilog="Example: fxptq quantize --recipe swinir_x4 --w 3 --a 3 --data Set5=data/Set5 -o small.safetensors",
+)
 def quantize(
-    recipe: Annotated[Optional[str], typer.Option(help="A recipe's name, or the path of a .toml file.")] = None,
+    recipe: Annotated[
+        Optional[str],
+        typer.Option(
+            help="A recipe's name, or the path of a .toml file.",
+            autocompletion=_recipe_names,
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
     w: Annotated[int, typer.Option("--w", help="Bits of weights, 2 to 8.")] = 4,
     a: Annotated[int, typer.Option("--a", help="Bits of activations, 2 to 8.")] = 4,
     model: Model = None,
-    weights: Annotated[Optional[Path], typer.Option(help="A weights file instead of the recipe's.")] = None,
-    calib: Annotated[str, typer.Option(help="A folder of pictures, or synthetic: no pictures needed.")] = "synthetic",
-    data: Eval = None,
+    weights: Annotated[
+        Optional[Path], typer.Option(help="A weights file instead of the recipe's.", rich_help_panel=NETWORK)
+    ] = None,
+    calib: Annotated[
+        str,
+        typer.Option(help="A folder of pictures, or of pairs (input/ and target/), or synthetic: no pictures needed."),
+    ] = "synthetic",
+    data: Data = None,
     preset: Annotated[
         str,
         typer.Option(
-            help="quick (bounds alone), standard, paper (the published method), or accurate (best for few bits; "
-            "its attentions and many layers are simulated so far)."
+            help="quick (bounds alone), standard, paper (the published method), or accurate (best for few bits).",
+            autocompletion=_one_of("quick", "standard", "paper", "accurate"),
         ),
     ] = "standard",
     file: Annotated[
-        Optional[Path], typer.Option("--out", help="Where to write the checkpoint, as .safetensors.")
+        Optional[Path],
+        typer.Option("--out", "-o", help="Where to write the checkpoint, as .safetensors.", rich_help_panel=RESULT),
     ] = None,
     budget: Annotated[
         Optional[str],
@@ -145,25 +236,49 @@ def quantize(
     site: Sites = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    scale: Annotated[Optional[int], typer.Option(help="Of the output over the input, if it is not found.")] = None,
-    white: Annotated[
-        Optional[float], typer.Option("--range", help="The value of white in the input: 1 or 255.")
+    scale: Annotated[
+        Optional[int], typer.Option(help="Of the output over the input, if it is not found.", rich_help_panel=OWN)
     ] = None,
-    multiple: Annotated[Optional[int], typer.Option(help="Height and width are padded to multiples of this.")] = None,
+    white: Annotated[
+        Optional[float],
+        typer.Option("--range", help="The value of white in the input: 1 or 255.", rich_help_panel=OWN),
+    ] = None,
+    multiple: Annotated[
+        Optional[int], typer.Option(help="Height and width are padded to multiples of this.", rich_help_panel=OWN)
+    ] = None,
     degradation: Annotated[
-        Optional[str], typer.Option(help="What the network repairs: bicubic, noise:SIGMA, jpeg:QUALITY or none.")
+        Optional[str],
+        typer.Option(
+            help="What the network repairs: bicubic, noise:SIGMA, jpeg:QUALITY, pairs or none.", rich_help_panel=OWN
+        ),
     ] = None,
     size: Annotated[
-        Optional[str], typer.Option(help="HEIGHTxWIDTH of an input that the network takes, if no usual square is.")
+        Optional[str],
+        typer.Option(
+            help="HEIGHTxWIDTH of an input that the network takes, if no usual square is.", rich_help_panel=OWN
+        ),
     ] = None,
     json_out: JsonOut = None,
+    form: Format = None,
+    page: Annotated[
+        bool,
+        typer.Option(
+            "--report/--no-report",
+            help="Write a page with pictures and figures beside the checkpoint.",
+            rich_help_panel=RESULT,
+        ),
+    ] = True,
 ) -> None:
     """Quantize a network and write it as one small file."""
     from fxptq.bits import Bits
     from fxptq.commands import quantize as command
     from fxptq.commands.budgets import asked_budget
     from fxptq.facts import Overrides
-    from fxptq.report import console, page
+    from fxptq.progress import Silent
+    from fxptq.ranks import joined
+    from fxptq.report import console
+    from fxptq.report import page as pages
+    from fxptq.report.gather import of_quantize
     from fxptq.sizes import parse_size
 
     bits = Bits(w, a)
@@ -171,9 +286,10 @@ def quantize(
     name = Path(recipe or (weights and weights.stem) or (model or "network").split(":")[-1]).stem
     target = file or Path(f"{name}_{asked.label if asked else f'w{w}a{a}'}.safetensors")
     command.check_name(target)
-    report = target.with_suffix(".html")
+    report = target.with_suffix(".html") if page else None
+    beside = [Output("the report", report, PAGE)] if report is not None else []
     check_outputs(
-        _outputs(json_out, Output("--out", target, CHECKPOINT), Output("the report", report, PAGE)),
+        _outputs(json_out, Output("--out", target, CHECKPOINT), *beside),
         {"--weights": weights, "--recipe": recipe, "--model": model},
     )
     options = command.Options(
@@ -189,27 +305,32 @@ def quantize(
         seed,
         tuple(site or ()),
         Overrides(scale, white, multiple, degradation, None if size is None else parse_size(size)),
-        asked,
-        uniform,
+        budget=asked,
+        uniform=uniform,
+        contrast=page,
     )
-    outcome = command.run(options, _progress())
-    page.write(outcome, report)
-    _write_json(json_out, outcome.as_json())
-    console.show_quantized(out, outcome, report)
+    with joined(device) as ranks:
+        outcome = command.run(options, _progress() if ranks.first else Silent())
+        if ranks.first:
+            if report is not None:
+                pages.write(of_quantize(outcome, _command_line()), report)
+            _write_json(json_out, outcome.as_json())
+            console.show_quantized(_tables(form), outcome, report)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=USE, epilog="Example: fxptq evaluate small.safetensors --data Set5=data/Set5 --integer --format md"
+)
 def evaluate(
     checkpoint: Checkpoint,
-    data: Annotated[
-        Optional[list[str]], typer.Option("--data", metavar="NAME=DIR", help="A benchmark; may be repeated.")
-    ] = None,
+    data: Data = None,
     integer: Annotated[
         bool, typer.Option("--integer", help="Run on integer kernels instead of the simulation.")
     ] = False,
     model: Model = None,
     device: Device = "auto",
     json_out: JsonOut = None,
+    form: Format = None,
 ) -> None:
     """Score a checkpoint on benchmarks."""
     from fxptq.commands import evaluate as command
@@ -218,33 +339,150 @@ def evaluate(
     check_outputs(_outputs(json_out), {"CKPT": checkpoint, "--model": model})
     scores = command.run(checkpoint, tuple(data or ()), model, _progress(), integer=integer, device=device)
     _write_json(json_out, command.as_json(scores))
-    console.show_scores(out, scores)
+    console.show_scores(_tables(form), scores)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=USE,
+    epilog="Example: fxptq compare w4.safetensors w3.safetensors --data Set5=data/Set5",
+)
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A checkpoint, or float.")],
+    second: Annotated[
+        Optional[str], typer.Argument(metavar="B", help="Another checkpoint; without it, A is compared with float.")
+    ] = None,
+    data: Data = None,
+    file: Annotated[
+        Path, typer.Option("--out", "-o", help="Where to write the page, as .html.", rich_help_panel=RESULT)
+    ] = Path("comparison.html"),
+    model: Model = None,
+    weights: Annotated[
+        Optional[Path],
+        typer.Option(help="Weights of the network in float, instead of the recipe's.", rich_help_panel=NETWORK),
+    ] = None,
+    device: Device = "auto",
+    json_out: JsonOut = None,
+    form: Format = None,
+) -> None:
+    """Compare two checkpoints, or a checkpoint with its network in float, on one page.
+
+    The page shows B where it differs most from A; of one checkpoint, where it differs most from float.
+    """
+    from fxptq.commands import compare as command
+    from fxptq.report import console, page
+    from fxptq.report.gather import of_compare
+
+    subjects = ("float", first) if second is None else (first, second)
+    check_outputs(
+        _outputs(json_out, Output("--out", file, PAGE)),
+        {"A": subjects[0], "B": subjects[1], "--model": model, "--weights": weights},
+    )
+    comparison = command.run(subjects, tuple(data or ()), model, weights, _progress(), device=device)
+    page.write(of_compare(comparison, _command_line()), file)
+    _write_json(json_out, comparison.as_json())
+    console.show_comparison(_tables(form), comparison, file)
+
+
+@app.command(
+    rich_help_panel=USE,
+    epilog="Example: fxptq upscale small.safetensors photos/ large/ --ext webp --suffix _x4 --jobs 2",
+)
 def upscale(
     checkpoint: Checkpoint,
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture, or a folder of pictures.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="A .png file, or a folder.")],
-    tile: Annotated[int, typer.Option(help="Run in tiles of so many input pixels; 0 for the whole picture.")] = 0,
-    integer: Annotated[
-        bool, typer.Option("--integer", help="Run on integer kernels instead of the simulation.")
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A picture, a folder (with the folders below it), or - for stdin.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A .png, .jpg, .webp or .tif file, a folder, or - for stdout.")
+    ],
+    ext: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Format in a folder or on stdout: png (unless given), jpg, webp, tiff, or same as IN.",
+            rich_help_panel=FILES,
+        ),
+    ] = None,
+    suffix: Annotated[
+        str, typer.Option(help="Added to the names in a folder, such as _x4.", rich_help_panel=FILES)
+    ] = "",
+    quality: Annotated[
+        Optional[int],
+        typer.Option(
+            help="1 to 100, of JPEG (95 unless given) and WebP (lossless unless given).", rich_help_panel=FILES
+        ),
+    ] = None,
+    alpha: Annotated[
+        str,
+        typer.Option(
+            help="What enlarges transparency: bicubic or network.", autocompletion=_one_of("bicubic", "network")
+        ),
+    ] = "bicubic",
+    skip: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave pictures that are there; do the rest.", rich_help_panel=FILES)
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write pictures that are there anew.", rich_help_panel=FILES)
+    ] = False,
+    tile: Annotated[
+        str,
+        typer.Option(
+            help="Input pixels of a tile; 0 for the whole picture; auto asks the free memory.", rich_help_panel=MEANS
+        ),
+    ] = "auto",
+    overlap: Annotated[
+        int, typer.Option(min=0, help="Input pixels that tiles share on each side.", rich_help_panel=MEANS)
+    ] = 16,
+    integer: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--integer/--simulated",
+            help="Integer kernels or the simulation; by default the faster one.",
+            rich_help_panel=MEANS,
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Number of processes for a folder.", rich_help_panel=MEANS)] = 1,
     model: Model = None,
     device: Device = "auto",
 ) -> None:
     """Restore pictures with a checkpoint."""
     from fxptq.commands import upscale as command
+    from fxptq.commands.pictures import STREAM, Existing, Names
+    from fxptq.commands.restorer import Settings
+    from fxptq.evaluate.tiling import Tiling
 
-    done = command.run(checkpoint, source, target, model, _progress(), tile=tile, integer=integer, device=device)
-    for path in done.written:
+    settings = Settings(
+        checkpoint,
+        model,
+        tiling=Tiling(command.parse_tile(tile), overlap),
+        computation="auto" if integer is None else "integer" if integer else "simulated",
+        device=device,
+        alpha=cast("Any", alpha),
+        quality=quality,
+        names=Names(ext, suffix),
+        existing=Existing(skip, overwrite),
+        jobs=jobs,
+    )
+    done = command.run(source, target, settings, _progress())
+    for path in done.written if target != STREAM else ():
         out.print(str(path))
     for pace in done.paces:
         if pace.gains:  # where integers lose, a warning has said so already
             _say(str(pace))
+    if done.skipped:
+        _say(f"{_counted(len(done.skipped), 'picture')} existed already (--overwrite writes them anew)")
+    for failure in done.failed:
+        _say(failure)
+    if done.failed:
+        whole = len(done.failed) + len(done.written)
+        _say(f"{len(done.failed)} of {_counted(whole, 'picture')} could not be restored; the others are written")
+        raise typer.Exit(1)
 
 
-@app.command()
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
+
+
+@app.command(rich_help_panel=LOOK, epilog="Example: fxptq inspect swinir_x4 --w 3 --a 3 --graphml swinir.graphml")
 def inspect(
     subject: Annotated[
         Optional[str], typer.Argument(metavar="[RECIPE|CKPT]", help="A recipe or a checkpoint; may be left out.")
@@ -255,6 +493,7 @@ def inspect(
     site: Sites = None,
     graphml: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Also write the graph as GraphML.")] = None,
     json_out: JsonOut = None,
+    form: Format = None,
 ) -> None:
     """Show the sites of a network: name, kind, shapes, cost, role and bits."""
     from fxptq.bits import Bits
@@ -265,10 +504,10 @@ def inspect(
     check_outputs(_outputs(json_out, *drawn), {"RECIPE|CKPT": subject, "--model": model})
     sites = command.run(subject, Bits(w, a), model, graphml, tuple(site or ()))
     _write_json(json_out, command.as_json(sites))
-    console.show_sites(out, sites)
+    console.show_sites(_tables(form), sites)
 
 
-@app.command()
+@app.command(rich_help_panel=USE, epilog="Example: fxptq bench small.safetensors --size 128x128 --threads 1")
 def bench(
     checkpoint: Checkpoint,
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input.")] = "64x64",
@@ -279,6 +518,7 @@ def bench(
     ] = None,
     model: Model = None,
     json_out: JsonOut = None,
+    form: Format = None,
 ) -> None:
     """Measure a checkpoint on this machine, beside the float network and the peers that are installed."""
     from fxptq.bench import measure
@@ -288,23 +528,51 @@ def bench(
     chosen = [name for group in way or () for name in group.split(",") if name]
     measured = measure.run(checkpoint, size, model, _progress(), only=chosen, threads=threads)
     _write_json(json_out, measured.as_json())
-    console.show_bench(out, measured)
+    console.show_bench(_tables(form), measured)
 
 
-@app.command()
-def recipes() -> None:
-    """List the bundled recipes."""
+@app.command(rich_help_panel=LOOK, epilog="Example: fxptq recipes --format md")
+def recipes(form: Format = None) -> None:
+    """List the bundled recipes, and which of them run without a download."""
+    from fxptq.commands import weights as command
     from fxptq.recipe import Recipe
     from fxptq.report import console
 
-    console.show_recipes(out, [Recipe.load(name) for name in Recipe.names()])
+    found = [Recipe.load(name) for name in Recipe.names()]
+    console.show_recipes(_tables(form), found, command.known())
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK, epilog="Example: fxptq passes dqc")
+def passes(
+    name: Annotated[Optional[str], typer.Argument(metavar="NAME", help="A pass whose settings to list.")] = None,
+    form: Format = None,
+) -> None:
+    """List the passes that recipes are made of, or the settings of one."""
+    from fxptq.commands import passes as command
+    from fxptq.report import console
+
+    console.show_passes(_tables(form), command.run(name), settings=name is not None)
+
+
+@app.command(rich_help_panel=LOOK, epilog="Example: fxptq doctor")
+def doctor(json_out: JsonOut = None, form: Format = None) -> None:
+    """Show what this machine can run, and what is missing."""
+    from fxptq.commands import doctor as command
+    from fxptq.report import console
+
+    check_outputs(_outputs(json_out), {})
+    checks = command.run()
+    _write_json(json_out, command.as_json(checks))
+    console.show_checks(_tables(form), checks)
+
+
+@app.command(rich_help_panel=LOOK, epilog="Example: fxptq weights --download edsr_x4")
 def weights(
     download: Annotated[
-        Optional[str], typer.Option(metavar="RECIPE", help="Fetch a recipe's published weights.")
+        Optional[str],
+        typer.Option(metavar="RECIPE", help="Fetch a recipe's published weights.", autocompletion=_recipe_names),
     ] = None,
+    form: Format = None,
 ) -> None:
     """List the weights known, bundled and cached, and where a published file belongs."""
     from fxptq.commands import weights as command
@@ -312,7 +580,7 @@ def weights(
 
     if download is not None:
         out.print(str(command.fetch(download, _progress())))
-    console.show_weights(out, command.known())
+    console.show_weights(_tables(form), command.known())
 
 
 def main() -> NoReturn:

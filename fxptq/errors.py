@@ -30,3 +30,7 @@ class CheckpointError(InputError):
 
 class CalibrationError(FxptqError):
     """A pass that could not go on: a loss or a bound that is not finite."""
+
+
+class MemoryEndedError(FxptqError):
+    """A network that needs more memory than there is; on smaller pictures it may succeed."""

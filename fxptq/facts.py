@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxptq.data.degrade import Degradation
-from fxptq.data.tasks import TASKS
+from fxptq.data.tasks import TASKS, task_named
 from fxptq.errors import InputError
 from fxptq.graph.outputs import picture_output
 from fxptq.graph.verify import run_network
 from fxptq.probe import Taken, Trials, first_taken, pictures_of, sizes_of, takes_batches
-from fxptq.recipe import DEFAULT, DegradationTable, Recipe
+from fxptq.recipe import DEFAULT, PAIRS, DegradationTable, Recipe
 from fxptq.sizes import ANY_SIZE, Size, Sizes
 
 BEYOND_WHITE = 16
@@ -135,8 +135,8 @@ class Facts:
                 f"the network enlarges pictures {self.found_scale} times, and the scale is said to be {scale}: "
                 f"say {self.found_scale} (`scale` in the recipe, or --scale)"
             )
-        if scale > 1 and kind != "bicubic":
-            return f"the scale is {scale} and the degradation {kind}: a scale above 1 goes with bicubic"
+        if scale > 1 and task_named(kind).level != "scale":
+            return f"the scale is {scale} and the degradation {kind}: a scale above 1 goes with bicubic or pairs"
         return ""
 
     def checked(self) -> Facts:
@@ -164,7 +164,7 @@ def gather_facts(
     Raises:
         InputError: the overrides do not fit the network, or no picture was found that the network takes.
     """
-    if recipe == Recipe.load(DEFAULT):
+    if recipe in (Recipe.load(DEFAULT), Recipe.load(PAIRS)):
         return _inferred(model, recipe, example, overrides)
     recipe = overrides.applied(recipe)
     known = _taken(model, recipe, example)
@@ -225,10 +225,11 @@ def _inferred(model: nn.Module, base: Recipe, example: tuple[Tensor, ...] | None
 
 
 def _of_scale(recipe: Recipe, scale: int) -> Recipe:
-    """The recipe for another scale; inputs of a network that enlarges are made by bicubic shrinking."""
+    """The recipe for another scale; inputs of a network that enlarges are made by bicubic shrinking, or are real."""
     if scale == recipe.scale:
         return recipe
-    return recipe.model_copy(update={"scale": scale, "degradation": DegradationTable(kind="bicubic")})
+    kind = recipe.degradation.kind if recipe.name == PAIRS else "bicubic"
+    return recipe.model_copy(update={"scale": scale, "degradation": DegradationTable(kind=kind)})
 
 
 def _shown_scale(model: nn.Module, example: tuple[Tensor, ...], scale: int | None) -> int:

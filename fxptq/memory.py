@@ -1,9 +1,10 @@
-"""The memory of this process: the largest so far, on every system, and the return of freed memory to the system."""
+"""The memory of this process and of the machine: the largest so far, what is free, and the return of freed memory."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 
 try:
     import resource
@@ -19,6 +20,49 @@ def peak_mb() -> float:
         return _peak_on_windows()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def free_bytes() -> int | None:
+    """The memory that this process may still take without others being pushed out, in bytes; None where nobody knows.
+
+    The limit of a container or of `ulimit -v` counts, where it is lower.
+    """
+    if sys.platform == "win32":
+        return _free_on_windows()
+    found = [_free_on_linux(), _free_in_group(), _free_below_limit()]
+    known = [value for value in found if value is not None]
+    return max(0, min(known)) if known else None
+
+
+def _free_on_linux() -> int | None:
+    return _field(Path("/proc/meminfo"), "MemAvailable")
+
+
+def _free_in_group() -> int | None:
+    """Below the limit of the control group that a container runs in."""
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii").strip()
+        return None if limit == "max" else int(limit) - int(used)
+    except (OSError, ValueError):
+        return None
+
+
+def _free_below_limit() -> int | None:
+    """Below the limit of the process's address space."""
+    if resource is None:
+        return None
+    limit, used = resource.getrlimit(resource.RLIMIT_AS)[0], _field(Path("/proc/self/status"), "VmSize")
+    return None if limit == resource.RLIM_INFINITY or used is None else limit - used
+
+
+def _field(file: Path, name: str) -> int | None:
+    """A number of kilobytes out of a file of /proc, in bytes."""
+    try:
+        lines = file.read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
 
 
 def return_freed_memory() -> None:
@@ -56,3 +100,21 @@ def _peak_on_windows() -> float:
     process = ctypes.c_void_p(kernel.GetCurrentProcess())
     kernel.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.cb)
     return float(counters.PeakWorkingSetSize) / (1 << 20)
+
+
+class _Status(ctypes.Structure):
+    """MEMORYSTATUSEX of sysinfoapi.h."""
+
+    _fields_ = (
+        ("length", ctypes.c_ulong),
+        ("load", ctypes.c_ulong),
+        *((name, ctypes.c_ulonglong) for name in ("total", "free", "page", "page_free", "virtual", "virtual_free")),
+        ("extended", ctypes.c_ulonglong),
+    )
+
+
+def _free_on_windows() -> int | None:
+    status = _Status()
+    status.length = ctypes.sizeof(status)
+    sound = ctypes.CDLL("kernel32").GlobalMemoryStatusEx(ctypes.byref(status))
+    return int(status.free) if sound else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +64,18 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 over the names and values of a network's state, hexadecimal."""
+    return _digest(sorted(_own_tensors(model).items()))
+
+
+def inputs_digest(inputs: Iterable[Inputs]) -> str:
+    """SHA-256 over calibration inputs, hexadecimal."""
+    tuples = [item if isinstance(item, tuple) else (item,) for item in inputs]
+    return _digest([(str(index), tensor) for index, item in enumerate(tuples) for tensor in item])
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(_own_tensors(model).items()):
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

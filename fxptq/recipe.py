@@ -44,6 +44,9 @@ Positive = Annotated[int, Field(gt=0, le=4096)]
 DEFAULT = "default"
 """The recipe whose presets all others share."""
 
+PAIRS = "pairs"
+"""The recipe for networks of one's own with pairs of real pictures."""
+
 _LONGEST = 1 << 20  # bytes of a recipe
 _SHOWN = 200  # characters of a value that does not fit
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import fxptq
-from tests.tiny import OWN, RECIPE, environment, run, spawn, write_checkpoint, write_recipe
+from tests.test_start import COMMANDS
+from tests.tiny import OWN, RECIPE, environment, picture, run, spawn, write_checkpoint, write_recipe
 
 ENDLESS = RECIPE.replace("steps = 2,", "steps = 1000000,")
 BROKEN = OWN.replace("/ 0.0", "/ (0.0 * x.mean())")
@@ -205,6 +207,77 @@ def test_a_message_of_many_lines_becomes_one(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("fxptq.recipe.Recipe.load", fail)
     ran = run("recipes")
     assert (ran.status, ran.line) == (1, "one two three  [red]four[/red]")
+
+
+def test_recipes_say_which_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rows = {line.split()[0]: line for line in run("recipes").out.splitlines() if line.strip()}
+    assert " at once " in rows["swinir_x4"]
+    assert " after a download " in rows["swinir_x2"]
+    assert all(" with a network of yours " in rows[name] for name in ("default", "pairs"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example_that_parses(command: str) -> None:
+    shown = " ".join(run(command, "--help").out.split())
+    example = shown.partition("Example: fxptq ")[2]
+    assert example.startswith(command)
+    options = {word for word in example.split() if word.startswith("--")}
+    assert all(shown.count(option) > 1 for option in options), options
+
+
+@pytest.mark.parametrize("alias", ["--data", "--eval"])
+@pytest.mark.parametrize("command", ["quantize", "evaluate"])
+def test_benchmarks_have_one_name_and_an_alias(command: str, alias: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    first = ["--recipe", "swinir_x4"] if command == "quantize" else [tmp_path / "tiny.safetensors", "--model", "x:y"]
+    out = ["-o", tmp_path / "m.safetensors"] if command == "quantize" else []
+    ran = run(command, *first, *out, alias, "nonsense")
+    assert ran.status == 2
+    assert "nonsense" in ran.line or "x:y" in ran.line
+    assert "No such option" not in ran.line
+
+
+def test_tables_in_markdown(tmp_path: Path) -> None:
+    ran = run("recipes", "--format", "md")
+    assert "| name | network | runs | presets |" in ran.out.splitlines()
+    assert run("recipes", "--format", "html").line == "--format 'html': expected table, plain or md"
+    assert not set(run("recipes").out) & set("│┃─━")
+
+
+def test_the_next_command_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe, weights = write_recipe(tmp_path)
+    ran = run("quantize", "--recipe", recipe, "--weights", weights, "--preset", "quick", "-o", "a b.safetensors")
+    (line,) = [line for line in ran.out.splitlines() if line.startswith("next ")]
+    picture(tmp_path / "in.png", 9)
+    program, *words = shlex.split(line.removeprefix("next"))
+    assert program == "fxptq"
+    ran = run(*words[:-2], "in.png", "out.png")
+    assert (ran.status, ran.out) == (0, "out.png\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("fxptq qu", {"quantize"}),
+        ("fxptq quantize --recipe edsr", {"edsr_x2", "edsr_x3", "edsr_x4"}),
+        ("fxptq quantize --preset q", {"quick"}),
+        ("fxptq upscale --al", {"--alpha"}),
+        ("fxptq evaluate --format m", {"md"}),
+    ],
+)
+def test_the_shell_completes(typed: str, offered: set[str], tmp_path: Path) -> None:
+    words = {"_FXPTQ_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    ran = subprocess.run(  # our own
+        [sys.executable, "-m", "fxptq"],
+        cwd=tmp_path,
+        env=environment(words),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(ran.stdout.split()) == offered
 
 
 def test_recipes_are_listed_with_their_presets() -> None:

@@ -355,7 +355,7 @@ def test_a_network_of_ones_own_goes_all_the_way(name: str, channels: int, words:
     scores = json.loads(Path("q.json").read_text())["eval"]["samples"]["final"]
     assert json.loads(Path("e.json").read_text())["samples"]["psnr_y"] == pytest.approx(scores["psnr_y"], abs=1e-6)
     for integer in ([], ["--integer"]):
-        assert run("upscale", "m.safetensors", "small.png", "large.png", *model, *integer).status == 0
+        assert run("upscale", "m.safetensors", "small.png", "large.png", "--overwrite", *model, *integer).status == 0
         with Image.open("large.png") as image:
             assert (image.size, len(image.getbands())) == ((42, 42), channels)
     assert run("inspect", *model).status == 0

@@ -53,10 +53,10 @@ passes = [{ name = "observe" }]
 
 
 def test_names_are_the_files() -> None:
-    assert Recipe.names() == ["default", *NETWORKS]
+    assert Recipe.names() == sorted(["default", "pairs", *NETWORKS])
 
 
-@pytest.mark.parametrize("name", ["default", *NETWORKS])
+@pytest.mark.parametrize("name", ["default", "pairs", *NETWORKS])
 def test_bundled_recipe_is_called_what_its_file_is_and_has_every_preset(name: str) -> None:
     recipe = Recipe.load(name)
     assert recipe.name == name
@@ -64,7 +64,7 @@ def test_bundled_recipe_is_called_what_its_file_is_and_has_every_preset(name: st
         assert recipe.preset(preset).passes[0].name == "observe"
 
 
-@pytest.mark.parametrize("name", ["default", *NETWORKS])
+@pytest.mark.parametrize("name", ["default", "pairs", *NETWORKS])
 @pytest.mark.parametrize("preset", ["quick", "standard", "paper", "accurate"])
 def test_every_pass_knows_its_settings(name: str, preset: str) -> None:
     for entry in Recipe.load(name).preset(preset).passes:

@@ -11,7 +11,7 @@ import pytest
 from fxptq import __version__
 from tests.tiny import environment
 
-COMMANDS = ("quantize", "evaluate", "upscale", "inspect", "bench", "recipes", "weights")
+COMMANDS = ("quantize", "evaluate", "compare", "passes", "doctor", "upscale", "inspect", "bench", "recipes", "weights")
 HEAVY = ("torch", "networkx", "safetensors")
 """Libraries that only work on a network needs."""
 

@@ -113,7 +113,9 @@ def to_checkpoint(program: Program, meta: Metadata, dtype: torch.dtype) -> Check
     for key, target in coded.items():
         weight, quantizer = program.weight_of(key), program.quantizers[key]
         assert weight is not None  # a coded key names a weight  # noqa: S101
-        codes[target] = PackedCodes(pack(quantizer.encode(weight), quantizer.bits), quantizer.bits, tuple(weight.shape))
+        codes[target] = PackedCodes(
+            pack(_codes_of(quantizer, weight, key), quantizer.bits), quantizer.bits, tuple(weight.shape)
+        )
     stored = set(coded.values())
     floats = {
         name: _compact(tensor.detach(), dtype)
@@ -128,6 +130,27 @@ def to_checkpoint(program: Program, meta: Metadata, dtype: torch.dtype) -> Check
         else:
             floats |= {_name_of(key, name): tensor.detach() for name, tensor in tensors.items()}
     return Checkpoint(meta, codes, bounds, floats)
+
+
+def _codes_of(quantizer: Quantizer, weight: Tensor, key: str) -> Tensor:
+    """The codes of a weight, which are no more than its bits allow.
+
+    Raises:
+        CheckpointError: a code is beyond 2**bits - 1, or the weight is none of the values that its codes stand for, so
+            that the network computes with more levels than its bits say.
+    """
+    codes, bits = quantizer.encode(weight), quantizer.bits
+    highest = int(codes.max())
+    if highest >> bits:
+        raise CheckpointError(
+            f"{key}: the scheme {quantizer.scheme!r} made the code {highest}, and {bits} bits have the codes 0 to "
+            f"{2**bits - 1}: a scheme must clamp its codes"
+        )
+    if not torch.equal(quantizer.quantize(weight), weight):
+        raise CheckpointError(
+            f"{key}: the weight is not on its grid; save a network that `quantize` or `load` returned"
+        )
+    return codes
 
 
 def _name_of(key: str, name: str) -> str:

@@ -14,7 +14,7 @@ from fxptq.errors import InputError
 from fxptq.facts import gather_facts
 from fxptq.graph import Program, Site, as_graphml
 from fxptq.io.files import check_writable, write_bytes
-from fxptq.recipe import DEFAULT, Recipe
+from fxptq.recipe import DEFAULT, PAIRS, Recipe
 
 
 def run(
@@ -46,7 +46,7 @@ def _program(subject: str, bits: Bits, factory: str | None, sites: Sequence[str]
         return open_checkpoint(Path(subject), factory).program
     recipe = Recipe.load(subject)
     model = from_factory(factory) if factory is not None else recipe.build_model()
-    if recipe.name == DEFAULT:
+    if recipe.name in (DEFAULT, PAIRS):
         recipe = gather_facts(model, recipe).recipe
     return Program(model, example_of(recipe), plan_of(recipe.quantize, bits, exceptions))
 

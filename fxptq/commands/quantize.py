@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,25 +14,27 @@ from fxptq.bits import Bits, Budget
 from fxptq.checkpoint.file import ByteCounts, byte_counts
 from fxptq.commands.scores import open_sets, score_sets
 from fxptq.commands.source import Source, device_of, example_of, open_network, parse_site
-from fxptq.data.sources import SYNTHETIC
+from fxptq.data.sources import SYNTHETIC, check_calibration
 from fxptq.errors import InputError
+from fxptq.evaluate.contrast import NOTHING_SEEN, Contrast, Watch
 from fxptq.evaluate.restore import NetworkRun
 from fxptq.evaluate.score import SetScore
 from fxptq.facts import NO_OVERRIDES, Overrides, gather_facts
 from fxptq.graph import Program
 from fxptq.graph.sites import mean_bits
 from fxptq.io.files import check_writable
-from fxptq.io.images import list_images
 from fxptq.memory import peak_mb
 from fxptq.passes.base import get_pass
-from fxptq.progress import Progress
+from fxptq.progress import Overall
+from fxptq.ranks import current
+from fxptq.stages import Stage
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for; see `fxptq quantize --help`."""
+    """What the command line asked for; see `fxptq quantize --help`. `contrast`: whether pictures are kept to show."""
 
     bits: Bits
     recipe: str | None = None
@@ -47,6 +50,7 @@ class Options:
     overrides: Overrides = NO_OVERRIDES
     budget: Budget | None = None
     uniform: bool = False
+    contrast: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Outcome:
         peak_mb: largest memory of the process so far, MB.
         out: the checkpoint.
         inferred: one line on what was found of a network without a recipe; else empty.
+        opened_with: the options that commands need to open the checkpoint.
+        contrast: the pictures that were scored, in float and quantized, for the report.
     """
 
     source: Source
@@ -74,6 +80,8 @@ class Outcome:
     peak_mb: float
     out: Path
     inferred: str = ""
+    opened_with: tuple[str, ...] = ()
+    contrast: Contrast = NOTHING_SEEN
 
     def as_json(self) -> dict[str, Any]:
         """The shape scripts rely on."""
@@ -98,14 +106,20 @@ class Outcome:
         }
 
 
-def run(options: Options, progress: Progress) -> Outcome:
-    """Quantizes, scores and writes.
+def run(options: Options, progress: Overall) -> Outcome:
+    """Quantizes, scores and writes; of several processes, all score, and the first one writes.
 
     Raises:
         FxptqError: as `fxptq.quantize` and the readers of weights, pictures and sets do.
     """
+    with ExitStack() as shown:
+        return _run(options, progress, shown)
+
+
+def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     check_name(options.out)
-    check_writable(options.out)
+    if current().first:
+        check_writable(options.out)
     exceptions = dict(map(parse_site, options.sites))
     seconds: dict[str, float] = {}
     source = open_network(options.recipe, options.factory, options.weights)
@@ -120,32 +134,40 @@ def run(options: Options, progress: Progress) -> Outcome:
         seed=options.seed,
     )
     if options.calib != SYNTHETIC:
-        list_images(Path(options.calib))
+        check_calibration(Path(options.calib))
     model = source.model.to(device)
     facts = gather_facts(model, source.recipe, overrides=options.overrides).checked()
     recipe, scale = facts.recipe, facts.recipe.scale
     source = replace(source, recipe=recipe)
     sets = open_sets(options.data, recipe)
+    # The scores after the last pass that sets bounds are reported as `dobi`.
+    last_bounds = max((i for i, step in enumerate(work.passes) if get_pass(step.name).sets_bounds), default=-1)
+    names = [step.name for step in work.passes]
+    next_stage = shown.enter_context(progress.run(f"quantize {source.name}", stages_of(names, last_bounds)))
+    watch = Watch(recipe.task, recipe.input.range) if options.contrast else None
     scores = {
         "fp": _timed(
             seconds,
             "evaluate",
-            lambda: score_sets(NetworkRun(model, device, scale), sets, recipe, progress, "float"),
+            lambda: score_sets(
+                NetworkRun(model, device, scale), sets, recipe, progress, "float", watch.first if watch else None
+            ),
         )
     }
 
-    # The scores after the last pass that sets bounds are reported as `dobi`.
-    last_bounds = max((i for i, step in enumerate(work.passes) if get_pass(step.name).sets_bounds), default=-1)
+    next_stage()
     done: list[str] = []
 
     def after_pass(name: str, student: Program) -> None:
         done.append(name)
-        if len(done) - 1 == last_bounds:
+        next_stage()
+        if len(done) - 1 == last_bounds and len(done) < len(names):  # else the final scores are those of the bounds
             scores["dobi"] = _timed(
                 seconds,
                 "evaluate",
                 lambda: score_sets(NetworkRun(student, device, scale), sets, recipe, progress, "bounds"),
             )
+            next_stage()
 
     started, scoring = time.perf_counter(), seconds["evaluate"]
     quantized = quantize_for(
@@ -158,12 +180,61 @@ def run(options: Options, progress: Progress) -> Outcome:
     scores["final"] = _timed(
         seconds,
         "evaluate",
-        lambda: score_sets(NetworkRun(quantized, device, scale), sets, recipe, progress, "quantized"),
+        lambda: score_sets(
+            NetworkRun(quantized, device, scale), sets, recipe, progress, "quantized", watch.second if watch else None
+        ),
     )
-    quantized.save(options.out)
+    if last_bounds == len(names) - 1:
+        scores = {"fp": scores["fp"], "dobi": scores["final"], "final": scores["final"]}
+    next_stage()
     parameters = sum(p.numel() for p in model.parameters()) * 4
-    parts, peak = byte_counts(options.out), peak_mb()
-    return Outcome(source, quantized, scores, parameters, parts, seconds, peak, options.out, facts.inferred)
+    parts, peak = _written(quantized, options.out), peak_mb()
+    contrast = watch.result() if watch else NOTHING_SEEN
+    opened_with = () if quantized.meta.recipe else ("--model", opener(options))
+    return Outcome(
+        source, quantized, scores, parameters, parts, seconds, peak, options.out, facts.inferred, opened_with, contrast
+    )
+
+
+def opener(options: Options) -> str:
+    """The value of --model that opens the checkpoint of a network without a bundled recipe."""
+    own = options.recipe if options.recipe and options.recipe.endswith(".toml") else None
+    return options.factory or own or str(options.weights or "package.module:factory")
+
+
+_WEIGHTS = {"dqc": 20.0, "gptq": 4.0, "channels": 4.0, "attention": 4.0, "refit": 4.0}
+"""How long passes take beside a score or a pass that sets bounds: for the first estimate of the time left."""
+
+
+def stages_of(passes: Sequence[str], last_bounds: int) -> list[Stage]:
+    """The stages of a run, for its bar.
+
+    Args:
+        passes: their names, in order.
+        last_bounds: the position of the last pass that sets bounds.
+    """
+    stages = [Stage("scores in float", 0.5)]
+    for index, name in enumerate(passes):
+        weight = _WEIGHTS.get(name, 1.0)
+        stages.append(Stage(name, weight) if index else Stage(f"capture, {name}", weight + 0.5))
+        if index == last_bounds and index < len(passes) - 1:
+            stages.append(Stage("scores with bounds"))
+    return [*stages, Stage("scores quantized")]
+
+
+def _written(quantized: QuantizedModel, out: Path) -> ByteCounts:
+    """Writes a checkpoint, in the first of the processes; its sizes."""
+    ranks = current()
+
+    def write() -> ByteCounts | None:
+        if not ranks.first:
+            return None
+        quantized.save(out)
+        return byte_counts(out)
+
+    sizes = ranks.from_first(ranks.together(write))
+    assert sizes is not None  # noqa: S101  # the first process has written
+    return sizes
 
 
 def check_name(out: Path) -> None:

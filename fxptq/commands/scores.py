@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from fxptq.errors import InputError
 from fxptq.evaluate.restore import fitted
 from fxptq.evaluate.score import SetScore, evaluate
-from fxptq.evaluate.sets import BenchmarkSet, open_set, parse_data, samples
+from fxptq.evaluate.sets import BenchmarkSet, Pair, open_set, parse_data, samples
 from fxptq.evaluate.tiles import Run
 from fxptq.progress import Advance, Progress
 from fxptq.recipe import Recipe
@@ -32,8 +34,15 @@ def open_sets(options: Sequence[str], recipe: Recipe) -> list[BenchmarkSet]:
     return [open_set(name, folder, recipe.task, channels=channels) for name, folder in named]
 
 
-def score_sets(run: Run, sets: Sequence[BenchmarkSet], recipe: Recipe, progress: Progress, what: str) -> list[SetScore]:
-    """Scores a network on each set."""
+def score_sets(
+    run: Run,
+    sets: Sequence[BenchmarkSet],
+    recipe: Recipe,
+    progress: Progress,
+    what: str,
+    seen: Callable[[str, Pair, Tensor], None] | None = None,
+) -> list[SetScore]:
+    """Scores a network on each set; `seen` gets the set's name, each pair, and the output for it."""
     scores = []
     for benchmark in sets:
         with progress.task(f"{what} on {benchmark.name}", len(benchmark)) as advance:
@@ -43,6 +52,7 @@ def score_sets(run: Run, sets: Sequence[BenchmarkSet], recipe: Recipe, progress:
                     benchmark,
                     value_range=recipe.input.range,
                     progress=partial(_advance, advance),
+                    seen=partial(seen, benchmark.name) if seen is not None else None,
                 )
             )
     return scores

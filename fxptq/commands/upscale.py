@@ -1,25 +1,29 @@
-"""`fxptq upscale`: pictures through a checkpoint, whole or in tiles."""
+"""`fxptq upscale`: pictures through a checkpoint, with their depth, transparency and metadata.
+
+Promises: one bad picture of a folder does not end the run; each picture is written whole or not at all, so that a run
+that was interrupted is taken up by the next one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from fxptq.commands.evaluate import open_checkpoint, runnable
-from fxptq.commands.source import device_of
-from fxptq.data.resize import imresize
+from fxptq.commands.pictures import STREAM, Job, Jobs, plan_jobs
+from fxptq.commands.restorer import Restorer, Settings
 from fxptq.errors import FxptqError, InputError
-from fxptq.evaluate.restore import NetworkRun, fitted
-from fxptq.io.files import check_writable
-from fxptq.io.images import SUFFIXES, Picture, Samples, list_images, read_picture, to_samples, to_tensor, write_picture
-from fxptq.kernels.lower import IntegerModel
+from fxptq.io.files import check_writable, write_bytes
 from fxptq.kernels.pace import Pace
-from fxptq.progress import Progress
+from fxptq.progress import Advance, Progress
 
 
 @dataclass(frozen=True)
@@ -28,110 +32,169 @@ class Upscaled:
 
     Attributes:
         written: the pictures.
+        skipped: pictures that were there already and stay.
+        failed: why each other picture could not be restored, one line each.
         paces: how fast integers were beside float, by size of input; empty without integers.
     """
 
-    written: tuple[Path, ...]
-    paces: tuple[Pace, ...]
+    written: tuple[Path, ...] = ()
+    skipped: tuple[Path, ...] = ()
+    failed: tuple[str, ...] = ()
+    paces: tuple[Pace, ...] = ()
 
 
-def run(
-    checkpoint: Path,
-    source: Path,
-    target: Path,
-    factory: str | None,
-    progress: Progress,
-    *,
-    tile: int,
-    integer: bool,
-    device: str,
-) -> Upscaled:
-    """Restores a picture, or every picture of a folder.
+def parse_tile(text: str) -> int | None:
+    """Reads `--tile`: a number of pixels, 0 for the whole picture, or auto (None).
 
     Raises:
-        InputError: a picture cannot be read, or the target is unfit.
+        InputError: it is none of them.
     """
-    if tile < 0:
-        raise InputError(f"--tile {tile}: expected 0 for the whole picture, or a size in pixels")
-    jobs = _jobs(source, target, checkpoint)
-    check_writable(jobs[0][1])
-    quantized = open_checkpoint(checkpoint, factory)
-    task, where = quantized.task, device_of(device)
-    model = runnable(quantized.to(where), integer=integer)
-    restore = fitted(NetworkRun(model, where, task.scale), task.pictures, tile)
-    with progress.task("upscale", len(jobs)) as advance:
-        for read, write in jobs:
-            picture = read_picture(read, task.input.channels)
-            write_picture(write, restored(picture, restore, task.input.range))
-            advance(note=read.name)
-    return Upscaled(tuple(write for _, write in jobs), model.lowering.paces if isinstance(model, IntegerModel) else ())
+    if text == "auto":
+        return None
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise InputError(f"--tile {text}: expected 0 for the whole picture, a size in pixels, or auto")
 
 
-def restored(picture: Picture, restore: Callable[[Tensor], Tensor], value_range: float) -> Picture:
-    """A picture through a network, in its own depth and with its profile; its transparency is resized with it.
+def run(source: Path, target: Path, settings: Settings, progress: Progress) -> Upscaled:
+    """Restores a picture, or every picture of a folder and the folders below it.
 
     Args:
-        picture: what to restore.
-        restore: the network, [1, C, H, W] to [1, C, H * scale, W * scale].
-        value_range: the value of white.
+        source: a picture, a folder, or `-` for standard input.
+        target: a file, a folder, or `-` for standard output.
+        settings: how.
+        progress: shows pictures and tiles.
 
     Raises:
-        FxptqError: the network gave no picture.
+        InputError: nothing can be read, the target is unfit, or a file cannot be written.
+        FxptqError: the only picture cannot be restored.
     """
-    with torch.no_grad():
-        output = restore(to_tensor(picture.levels, value_range))
-    colour = to_samples(output, value_range, picture.white)
-    return Picture(colour, _resized(picture.alpha, colour.shape[:2]), picture.profile)
+    jobs = plan_jobs(source, target, settings.checkpoint, settings.names, settings.existing)
+    if not jobs.todo:
+        return Upscaled(skipped=jobs.skipped)
+    first = jobs.todo[0].write
+    if first != STREAM:
+        check_writable(first)
+    elif sys.stdout.isatty():
+        raise InputError("OUT -: standard output is a terminal; send it to a file or a program")
+    count = min(settings.jobs, len(jobs.todo))
+    done = _in_processes(jobs, settings, count, progress) if count > 1 else _one_by_one(jobs, settings, progress)
+    return replace(done, skipped=jobs.skipped)
 
 
-def _resized(alpha: Samples | None, size: tuple[int, ...]) -> Samples | None:
-    """A plane of transparency in another size."""
-    if alpha is None or alpha.shape == size:
-        return alpha
-    scale = size[0] / alpha.shape[0]
-    resized = imresize(alpha.astype(np.float64), scale)
-    if resized.shape != size:
-        raise FxptqError(f"the network made {size} of {alpha.shape}; expected one scale for height and width")
-    rounded = np.round(np.clip(resized, 0, np.iinfo(alpha.dtype).max))
-    return rounded.astype(np.uint8) if alpha.dtype == np.uint8 else rounded.astype(np.uint16)
+def _one_by_one(jobs: Jobs, settings: Settings, progress: Progress) -> Upscaled:
+    restorer = Restorer(settings)
+    written: list[Path] = []
+    failed: list[str] = []
+    with progress.task("upscale", len(jobs.todo)) as advance:
+        for job in jobs.todo:
+            try:
+                with TileBar(progress, job.read.name) as tiles:
+                    content = restorer.content(job, tiles)
+            except FxptqError as error:
+                if not jobs.folder:
+                    raise
+                failed.append(str(error))
+            else:
+                _write(job.write, content)
+                written.append(job.write)
+            advance(note=job.read.name)
+    return Upscaled(tuple(written), (), tuple(failed), restorer.paces)
 
 
-def _jobs(source: Path, target: Path, checkpoint: Path) -> list[tuple[Path, Path]]:
-    """What is read and what is written, none of which is anything that is read."""
-    jobs = _folder_jobs(source, target) if source.is_dir() else [_single_job(source, target)]
-    taken = {_identity(read): read for read in (*(read for read, _ in jobs), checkpoint)}
-    for read, write in jobs:
-        there = taken.get(_identity(write)) if write.exists() else None
-        if there is not None:
-            what = "the picture it is made from" if there == read else str(there)
-            raise InputError(f"{write}: would overwrite {what}; give another OUT")
-    return jobs
-
-
-def _identity(path: Path) -> tuple[int, int]:
+def _in_processes(jobs: Jobs, settings: Settings, count: int, progress: Progress) -> Upscaled:
+    """Each process restores one picture at a time, and takes its part of the processor's cores and of the memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    tiling = replace(settings.tiling, share=settings.tiling.share / count)
+    own = replace(settings, tiling=tiling, threads=max(1, cores // count))
+    failures: dict[Job, str] = {}
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_leave_interrupts)
     try:
-        found = path.stat()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return found.st_dev, found.st_ino
+        waiting = {pool.submit(_restore_one, own, job): job for job in jobs.todo}
+        with progress.task(f"upscale in {count} processes", len(jobs.todo)) as advance:
+            for job, found in _finished(waiting):
+                failures |= {job: found} if found else {}
+                advance(note=job.read.name)
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        if not isinstance(error, BrokenProcessPool):
+            raise
+        raise FxptqError(
+            f"a process was killed, perhaps because memory has ended: give fewer than {count} --jobs, or a smaller "
+            "--tile; the pictures that are written stay (--skip-existing goes on from there)"
+        ) from None
+    pool.shutdown()
+    written = tuple(job.write for job in jobs.todo if job not in failures)
+    return Upscaled(written, (), tuple(failures[job] for job in jobs.todo if job in failures))
 
 
-def _single_job(source: Path, target: Path) -> tuple[Path, Path]:
-    if not source.exists():
-        raise InputError(f"{source}: there is no such file")
-    if target.is_dir():
-        return source, target / f"{source.stem}.png"
-    if target.suffix.lower() != ".png":
-        raise InputError(f"{target}: pictures are written as .png")
-    return source, target
+def _finished(waiting: dict[Future[str], Job]) -> Iterator[tuple[Job, str]]:
+    """The pictures as they are done, with the reason of each failure."""
+    left = set(waiting)
+    while left:
+        done, left = wait(left, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield waiting[future], future.result()
 
 
-def _folder_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    if target.is_file() or target.suffix.lower() in SUFFIXES:
-        raise InputError(f"{target}: {source} is a folder, so OUT must be a folder too")
-    found: dict[str, Path] = {}
-    for file in list_images(source):
-        if file.stem in found:
-            raise InputError(f"{source}: {found[file.stem].name} and {file.name} would both become {file.stem}.png")
-        found[file.stem] = file
-    return [(file, target / f"{stem}.png") for stem, file in found.items()]
+def _leave_interrupts() -> None:
+    """A process of the pool ends silently at Ctrl-C; the first process says what has happened."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _restore_one(settings: Settings, job: Job) -> str:
+    """Restores a picture in a process of the pool; why it cannot be restored, or nothing."""
+    try:
+        content = _restorer(settings).content(job)
+    except FxptqError as error:
+        return str(error)
+    _write(job.write, content)
+    return ""
+
+
+@lru_cache(maxsize=1)
+def _restorer(settings: Settings) -> Restorer:
+    return Restorer(settings)
+
+
+def _write(path: Path, content: bytes) -> None:
+    if path == STREAM:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    else:
+        write_bytes(path, content)
+
+
+class TileBar:
+    """The bar of a picture's tiles, which appears where there is more than one.
+
+    Args:
+        progress: shows it.
+        name: of the picture.
+    """
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress, self._name = progress, name
+        self._stack = ExitStack()
+        self._advance: Advance | None = None
+        self._total = 0
+
+    def __enter__(self) -> TileBar:
+        """See the class."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Takes the bar away."""
+        self._stack.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Shows that `done` tiles of `total` are done."""
+        if total > 1 and total != self._total:  # the first tile, or the first of smaller ones
+            self._stack.close()
+            self._total = total
+            self._advance = self._stack.enter_context(self._progress.task(f"tiles of {self._name}", total))
+            self._advance(done - 1)
+        if self._advance is not None:
+            self._advance()

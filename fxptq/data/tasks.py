@@ -122,6 +122,16 @@ TASKS: tuple[Task, ...] = (
         figures=("psnr_y", "ssim_y"),
         protocol="output rounded to 8 bits, nothing cropped.",
     ),
+    Task(
+        name="pairs",  # a folder of pairs brings real inputs; where there is none, pictures are shrunk to the scale
+        damage=_shrunk,
+        figures=("psnr", "psnr_y", "ssim_y"),
+        level="scale",
+        allows=lambda scale: scale >= 1,
+        expected="1 or more",
+        protocol="pairs of pictures as they are; output rounded to 8 bits, {scale} pixels cropped at each border\n"
+        "above scale 1.",
+    ),
 )
 
 

@@ -16,11 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fxptq.errors import FxptqError, InputError
+from fxptq.errors import FxptqError, InputError, MemoryEndedError
 from fxptq.evaluate.tiles import OVERLAP, Run, run_padded, run_tiled
+from fxptq.evaluate.tiling import Tiling, by_memory, is_memory_end
 from fxptq.formats import PictureFormat
 from fxptq.graph.outputs import PictureOutput, picture_output
-from fxptq.io.images import describes, in_srgb
+from fxptq.io.images import in_srgb
+from fxptq.io.picture import describes
 
 Picture = TypeVar("Picture", Image.Image, npt.NDArray[Any], Tensor)
 
@@ -45,16 +47,20 @@ class NetworkRun:
         """[N, C, H, W] to [N, C', H * scale, W * scale].
 
         Raises:
-            FxptqError: the network fails (out of memory, or a size that it does not take).
+            MemoryEndedError: there is not enough memory for the picture.
+            FxptqError: the network fails otherwise (a size that it does not take).
             InputError: no output of the network is a picture.
         """
         try:
             output = self._model(x.to(self._device))
-        except FxptqError:
+        except FxptqError as error:
+            if is_memory_end(error):  # in the capture of another size
+                raise MemoryEndedError(str(error)) from error
             raise
         except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise FxptqError(f"the network failed on an input of shape {tuple(x.shape)}: {reason}") from error
+            kind = MemoryEndedError if is_memory_end(error) else FxptqError
+            raise kind(f"the network failed on an input of shape {tuple(x.shape)}: {reason}") from error
         if isinstance(output, Tensor):
             return output.cpu()
         if self._chosen is None:
@@ -76,7 +82,7 @@ def fitted(run: Run, pictures: PictureFormat, tile: int = 0) -> Run:
     return lambda x: run_padded(run, x, sizes=sizes, scale=scale)
 
 
-def restore(model: nn.Module, picture: Picture, pictures: PictureFormat, tile: int = 0) -> Picture:
+def restore(model: nn.Module, picture: Picture, pictures: PictureFormat, tiling: Tiling | None = None) -> Picture:
     """Restores one picture.
 
     Args:
@@ -84,7 +90,7 @@ def restore(model: nn.Module, picture: Picture, pictures: PictureFormat, tile: i
         picture: a Pillow image; an array [H, W] or [H, W, C], of uint8, uint16 or floating point with white at 1; or a
             tensor [N, C, H, W] in the network's own range.
         pictures: what the network takes and gives.
-        tile: height and width of tiles in pixels; 0 for the whole picture at once.
+        tiling: how the picture is cut into tiles; None to decide by the free memory.
 
     Returns:
         The restored picture, of the type and dtype of `picture`. Whole numbers are rounded and clipped; floating point
@@ -96,9 +102,8 @@ def restore(model: nn.Module, picture: Picture, pictures: PictureFormat, tile: i
         InputError: the picture or the tile is unfit.
         FxptqError: the network fails, or gives no finite picture of the right size.
     """
-    if tile < 0:
-        raise InputError(f"the tile is {tile}; expected 0 for the whole picture, or a size in pixels")
-    run = _finite(fitted(_in_its_own_type(model, pictures.scale), pictures, tile))
+    own, device = _in_its_own_type(model, pictures.scale)
+    run = _finite(by_memory(own, pictures, tiling or Tiling(), device))
     if isinstance(picture, Image.Image):
         return _image(run, picture, pictures)
     if isinstance(picture, np.ndarray):
@@ -111,11 +116,11 @@ def restore(model: nn.Module, picture: Picture, pictures: PictureFormat, tile: i
     )
 
 
-def _in_its_own_type(model: nn.Module, scale: int) -> Run:
-    """The network where it is and in the type of its weights, for pictures of float32 on the CPU."""
+def _in_its_own_type(model: nn.Module, scale: int) -> tuple[Run, torch.device]:
+    """The network where it is and in the type of its weights, for pictures of float32 on the CPU; and its device."""
     tensor = next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), torch.empty(0))
     run = NetworkRun(model, tensor.device, scale)
-    return lambda x: run(x.to(tensor.dtype)).float()
+    return lambda x: run(x.to(tensor.dtype)).float(), tensor.device
 
 
 def _finite(run: Run) -> Run:

@@ -70,6 +70,7 @@ def evaluate(
     *,
     value_range: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
+    seen: Callable[[Pair, Tensor], None] | None = None,
 ) -> SetScore:
     """Score a network on a set.
 
@@ -79,6 +80,7 @@ def evaluate(
         benchmark: the set.
         value_range: what the network takes white to be.
         progress: called after each picture with (done, total).
+        seen: called with each pair and the network's output for it, `[1, C, H, W]`, once it is scored.
 
     Raises:
         InputError: a picture cannot be read, is too small to score, or has the name of another.
@@ -94,6 +96,8 @@ def evaluate(
             scores[pair.name] = score_pair(output, pair, benchmark.task, value_range)
         except FxptqError as error:
             raise type(error)(f"{benchmark.name}, {pair.name}: {error}") from None
+        if seen is not None:
+            seen(pair, output)
         if progress is not None:
             progress(done, len(benchmark))
     columns = [score.figures for score in scores.values()]

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxptq.data.degrade import Degradation
+from fxptq.data.pairs import INPUT, TARGET, is_paired, pairs_in
 from fxptq.data.sources import clean_pictures
 from fxptq.data.synthetic import synthetic_image
 from fxptq.errors import InputError
@@ -86,7 +87,8 @@ def open_set(name: str, folder: Path, degradation: Degradation, *, channels: int
     For super-resolution, `folder` holds HR/ and LR_bicubic/X2, X3, X4 with the inputs named after the clean pictures
     (HR/baby.png, LR_bicubic/X4/babyx4.png: the layout of BasicSR); clean pictures are cropped at the bottom and right
     to the input's size times the scale. For everything else it holds HR/, or the clean pictures themselves, and the
-    degradation is applied as they are read, with noise that depends only on the seed and the picture's name.
+    degradation is applied as they are read, with noise that depends only on the seed and the picture's name. A folder
+    that holds input/ and target/ has real inputs, which are taken as they are, whatever the task.
 
     Args:
         name: what to call the set.
@@ -99,6 +101,11 @@ def open_set(name: str, folder: Path, degradation: Degradation, *, channels: int
         InputError: a folder or a picture is missing; the message names it and what was expected.
     """
     scale = degradation.scale
+    if is_paired(folder):
+        stored = (_Stored(pair.input, pair.target, scale, channels, pair.name) for pair in pairs_in(folder))
+        return BenchmarkSet(name, degradation, tuple(stored))
+    if degradation.kind == "pairs":
+        raise InputError(f"{name}: {folder} holds no pairs; expected {folder / INPUT} and {folder / TARGET}")
     if scale == 1:
         files = list_images(folder / "HR" if (folder / "HR").is_dir() else folder)
         stems = Counter(file.stem for file in files)
@@ -206,6 +213,7 @@ class _Stored:
     hr: Path
     scale: int
     channels: int
+    name: str = ""
 
     def __call__(self) -> Pair:
         lr, hr = read_image(self.lr, self.channels), read_image(self.hr, self.channels)
@@ -214,9 +222,10 @@ class _Stored:
         if not all(0 <= pixels < self.scale for pixels in spare):
             raise InputError(
                 f"{self.lr}: is {lr.shape[1]}x{lr.shape[0]}; expected {hr.shape[1] // self.scale}x"
-                f"{hr.shape[0] // self.scale}, a {self.scale}th of {self.hr}"
+                f"{hr.shape[0] // self.scale}, "
+                + (f"a {self.scale}th of {self.hr}" if self.scale > 1 else f"the size of {self.hr}")
             )
-        return Pair(self.hr.stem, lr.astype(np.float32), hr[:height, :width])
+        return Pair(self.name or self.hr.stem, lr.astype(np.float32), hr[:height, :width])
 
 
 @dataclass(frozen=True)

@@ -335,6 +335,24 @@ class Program(nn.Module):
             raise InputError(f"{key}: the layer has no bias that can be set")
         bias.copy_(value)
 
+    def vectors(self) -> dict[str, nn.Parameter]:
+        """The network's own parameters with one axis that the graph reads and no quantizer does, by target.
+
+        These are biases, and the scales and shifts of norms. A vector from which a constant was computed, once and for
+        all, is left out.
+        """
+        nodes = self._first.graph.nodes
+        folded = {str(node.target) for node in nodes if node.op == "get_attr" and node.meta.get("folded")}
+        read = {str(node.target) for node in nodes if node.op == "get_attr" and str(node.target).startswith(_OWN)}
+        found = {
+            target: attribute(self.holder, target) for target in sorted(read - folded - set(self._sources.values()))
+        }
+        return {
+            target: tensor
+            for target, tensor in found.items()
+            if isinstance(tensor, nn.Parameter) and tensor.dim() == 1 and tensor.is_floating_point()
+        }
+
 
 def _as_calibrated(site: Site, known: Site | None) -> Site:
     """A site of a later graph: as the site of that name in the first graph, or in float, as it was not calibrated.

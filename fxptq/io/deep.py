@@ -20,6 +20,7 @@ Samples = npt.NDArray[np.uint16]
 
 WHITE = 65535
 _OTHER_ORDER = {"16B": "16L", "16L": "16B", "16N": "16B" if np.little_endian else "16L"}
+_METRE = 0.0254  # of an inch
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # of a PNG, by the number of channels
 
 
@@ -65,13 +66,21 @@ def decode(reopen: Callable[[], ImageFile.ImageFile]) -> Deep | None:
     return Deep(samples)
 
 
-def encode_png(colour: Samples, alpha: Samples | None = None, profile: bytes = b"") -> bytes:
+def encode_png(
+    colour: Samples,
+    alpha: Samples | None = None,
+    profile: bytes = b"",
+    exif: bytes = b"",
+    dpi: tuple[float, float] | None = None,
+) -> bytes:
     """A PNG of 16 bits a sample.
 
     Args:
         colour: `[H, W, 1]` or `[H, W, 3]`, values up to 65535.
         alpha: `[H, W]`, None for none.
         profile: an ICC profile, empty for none.
+        exif: EXIF, with or without its prefix of six bytes; empty for none.
+        dpi: dots per inch, None for unknown.
     """
     samples = colour if alpha is None else np.concatenate([colour, alpha[:, :, None]], axis=2)
     height, width, channels = samples.shape
@@ -80,6 +89,10 @@ def encode_png(colour: Samples, alpha: Samples | None = None, profile: bytes = b
     filtered = np.hstack([np.full((height, 1), 2, np.uint8), rows - above])  # filter 2: the difference from above
     header = struct.pack(">IIBBBBB", width, height, 16, _COLOUR_TYPES[channels], 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b"")]
+    if exif:
+        chunks.insert(1, (b"eXIf", exif.removeprefix(b"Exif\0\0")))
+    if dpi is not None:
+        chunks.insert(1, (b"pHYs", struct.pack(">IIB", *(round(dots / _METRE) for dots in dpi), 1)))
     if profile:
         chunks.insert(1, (b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile)))
     return b"\x89PNG\r\n\x1a\n" + b"".join(

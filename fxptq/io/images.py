@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,43 +25,20 @@ from torch import Tensor
 from fxptq.errors import FxptqError, InputError
 from fxptq.io import deep
 from fxptq.io.deep import Deep
-from fxptq.io.files import write_bytes
+from fxptq.io.exif import kept_exif, resolution
+from fxptq.io.picture import Picture, Samples
 
 _log = logging.getLogger("fxptq")
 
 T = TypeVar("T")
-Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Source = Path | bytes
+"""A file by its path, or its content."""
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 # Formats of pictures alone: Pillow would run another program to show a PostScript file.
 _FORMATS = "AVIF BMP DIB GIF JPEG JPEG2000 MPO PCX PNG PPM QOI SGI TGA TIFF WEBP".split()  # noqa: SIM905  # a list
 _CLAIMED = 1 << 24, 4096  # pixels, and pixels for each byte of the file: more is a claim that no file keeps
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture with all that is kept of it when it is restored.
-
-    Attributes:
-        colour: `[H, W, 1]` or `[H, W, 3]`, uint8, or uint16 of a picture of 16 bits a sample.
-        alpha: `[H, W]` of the same type, the largest value where nothing shows through; None for no transparency.
-        profile: its ICC colour profile, empty for none.
-    """
-
-    colour: Samples
-    alpha: Samples | None = None
-    profile: bytes = b""
-
-    @property
-    def white(self) -> int:
-        """The largest value of a sample: 255, or 65535."""
-        return int(np.iinfo(self.colour.dtype).max)
-
-    @property
-    def levels(self) -> npt.NDArray[np.float32]:
-        """The colour on the scale 0..255, whatever the depth."""
-        return (self.colour / np.float32(self.white / 255)).astype(np.float32)
 
 
 def read_image(path: Path, channels: int = 3) -> npt.NDArray[np.uint8]:
@@ -80,26 +58,31 @@ def read_image(path: Path, channels: int = 3) -> npt.NDArray[np.uint8]:
     Raises:
         InputError: the file is missing, not a picture, damaged, or of 32-bit or L*a*b* samples.
     """
-    return _reading(path, lambda: _as_seen(_decoded(path), channels))
+    return _reading(str(path), lambda: _as_seen(_decoded(path, str(path)), channels))
 
 
-def read_picture(path: Path, channels: int = 3) -> Picture:
-    """Read one picture with its transparency, its depth and its colour profile; otherwise as `read_image` does.
+def read_picture(path: Path, channels: int | None = 3) -> Picture:
+    """Read one picture with its transparency, its depth and its metadata; otherwise as `read_image` does.
 
-    Colours under transparency are those of the file. CMYK and grey of 8 bits that become RGB are converted to sRGB by
-    their profile, which has done its work then; a profile that cannot be used is kept.
+    Colours under transparency are those of the file. CMYK, and grey of 8 bits that becomes RGB, are converted to sRGB
+    by their profile, which has done its work then; a profile that cannot be used is kept.
 
     Args:
         path: a file of any usual format of pixels; its suffix does not matter.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for grey, None for as many as the picture has.
 
     Raises:
         InputError: as `read_image`.
     """
-    return _reading(path, lambda: _whole(_decoded(path), channels, _profile(path)))
+    return _reading(str(path), lambda: _whole(path, str(path), channels))
 
 
-def _reading(path: Path, read: Callable[[], T]) -> T:
+def decode_picture(content: bytes, name: str, channels: int | None = 3) -> Picture:
+    """As `read_picture`, from the content of a file, which errors call `name`."""
+    return _reading(name, lambda: _whole(content, name, channels))
+
+
+def _reading(name: str, read: Callable[[], T]) -> T:
     try:
         # Pillow warns of damage before it fails on it; the one line of the error is enough.
         with warnings.catch_warnings(action="ignore"):
@@ -107,50 +90,45 @@ def _reading(path: Path, read: Callable[[], T]) -> T:
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
+        raise InputError(f"{name}: there is no such file") from None
     except UnidentifiedImageError:
         raise InputError(
-            f"{path}: not a picture in a format that can be read (PNG, JPEG, BMP, TIFF, WebP, ...)"
+            f"{name}: not a picture in a format that can be read (PNG, JPEG, BMP, TIFF, WebP, ...)"
         ) from None
     except Exception as error:  # noqa: BLE001  # whatever decoders raise on damage
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read as a picture: {reason}") from None
+        raise InputError(f"{name}: cannot be read as a picture: {reason}") from None
 
 
-def _decoded(path: Path) -> Deep | Image.Image:
+def _decoded(source: Source, name: str) -> Deep | Image.Image:
     """The picture upright: of 16 bits a sample, or of 8 as Pillow has it."""
-    _check_claims(path)
-    found = deep.decode(lambda: _opened(path))
+    _check_claims(source, name)
+    found = deep.decode(lambda: _opened(source))
     if found is not None:
         return found
-    with _opened(path) as opened:
+    with _opened(source) as opened:
         picture: Image.Image = ImageOps.exif_transpose(opened)
         picture.load()
     if picture.mode in {"I", "F", "LAB"}:
         kind = {"I": "32-bit integer", "F": "floating-point", "LAB": "L*a*b*"}[picture.mode]
-        raise InputError(f"{path}: has {kind} samples; save it as grey or RGB of 8 or 16 bits")
+        raise InputError(f"{name}: has {kind} samples; save it as grey or RGB of 8 or 16 bits")
     return picture
 
 
-def _opened(path: Path) -> ImageFile.ImageFile:
+def _opened(source: Source) -> ImageFile.ImageFile:
     Image.init()
-    return Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
+    file = source if isinstance(source, Path) else io.BytesIO(source)
+    return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
-def _check_claims(path: Path) -> None:
+def _check_claims(source: Source, name: str) -> None:
     """Refuses, before anything is allocated, a size that the file cannot hold."""
-    with _opened(path) as opened:
+    with _opened(source) as opened:
         width, height = opened.size
     least, times = _CLAIMED
-    size = path.stat().st_size
+    size = source.stat().st_size if isinstance(source, Path) else len(source)
     if width * height > max(least, times * size):
-        raise InputError(f"{path}: claims to be of {width}x{height} pixels, and the file has {size} bytes")
-
-
-def _profile(path: Path) -> bytes:
-    with _opened(path) as opened:
-        profile = opened.info.get("icc_profile")
-    return profile if isinstance(profile, bytes) else b""
+        raise InputError(f"{name}: claims to be of {width}x{height} pixels, and the file has {size} bytes")
 
 
 def _as_seen(picture: Deep | Image.Image, channels: int) -> npt.NDArray[np.uint8]:
@@ -162,7 +140,28 @@ def _as_seen(picture: Deep | Image.Image, channels: int) -> npt.NDArray[np.uint8
     return _array(picture, channels)
 
 
-def _whole(picture: Deep | Image.Image, channels: int, profile: bytes = b"") -> Picture:
+def _whole(source: Source, name: str, channels: int | None) -> Picture:
+    decoded = _decoded(source, name)
+    with _opened(source) as opened:
+        found, format_name = opened.info.get("icc_profile"), opened.format
+        dpi = resolution(opened)
+        try:
+            exif = kept_exif(opened)
+        except ValueError:
+            exif = b""
+            _log.warning("%s: its EXIF is damaged and is left out", name)
+    profile = found if isinstance(found, bytes) else b""
+    picture = _coloured(decoded, channels or (1 if _is_grey(decoded) else 3), profile)
+    if channels is None and format_name == "WEBP" and (picture.colour[:, :, :1] == picture.colour).all():
+        picture = replace(picture, colour=picture.colour[:, :, :1])  # the format has no grey of its own
+    return replace(picture, exif=exif, dpi=dpi)
+
+
+def _is_grey(picture: Deep | Image.Image) -> bool:
+    return picture.colour.shape[2] == 1 if isinstance(picture, Deep) else picture.mode in {"1", "L", "LA"}
+
+
+def _coloured(picture: Deep | Image.Image, channels: int, profile: bytes) -> Picture:
     if isinstance(picture, Deep):
         return Picture(_with_channels(picture.colour, channels), picture.alpha, profile)
     alpha, converted = None, in_srgb(picture, profile) if channels == 3 else None
@@ -231,6 +230,36 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.name)
 
 
+def find_images(folder: Path, besides: Path | None = None) -> list[Path]:
+    """The pictures in `folder` and in the folders below it, as `list_images` finds them, in order of path.
+
+    Args:
+        folder: where to look; links to other folders are not followed.
+        besides: a folder within it that is passed over.
+
+    Raises:
+        InputError: as `list_images`.
+    """
+    found = list(_below(folder, besides))
+    return found or list_images(folder)  # which says what is wrong
+
+
+def _below(folder: Path, besides: Path | None) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be listed: {error.strerror}")
+
+    for place, folders, files in os.walk(folder, onerror=fail):
+        here = Path(place)
+        folders[:] = sorted(name for name in folders if name[0] != "." and not _same(here / name, besides))
+        for name in sorted(files):
+            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES and (here / name).is_file():
+                yield here / name
+
+
+def _same(folder: Path, other: Path | None) -> bool:
+    return other is not None and other.exists() and folder.samefile(other)
+
+
 def to_tensor(image: npt.NDArray[np.uint8] | npt.NDArray[np.float32], value_range: float = 1.0) -> Tensor:
     """A picture as a network's input.
 
@@ -275,55 +304,3 @@ def _levels(tensor: Tensor, value_range: float, white: int) -> npt.NDArray[np.fl
         raise FxptqError("the network returned values that are not finite; no picture can be made of them")
     levels = (values.clamp(0, value_range) * (float(white) / value_range)).round()
     return np.ascontiguousarray(levels.permute(1, 2, 0).numpy())
-
-
-def write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
-    """Write `[H, W, 3]` or `[H, W, 1]` uint8 as PNG, whole or not at all; folders are made as needed.
-
-    Raises:
-        InputError: the name does not end in .png, or the file cannot be written there.
-    """
-    write_picture(path, Picture(image))
-
-
-def write_picture(path: Path, picture: Picture) -> None:
-    """Write a picture as PNG, in its own depth, with its transparency and its profile; otherwise as `write_png`.
-
-    A profile of another kind of colour than the picture's (CMYK, or grey where the network makes colour of it) would be
-    wrong: it is left out, and a warning says so.
-
-    Raises:
-        InputError: the name does not end in .png, or the file cannot be written there.
-    """
-    if path.suffix.lower() != ".png":
-        raise InputError(f"{path}: pictures are written as PNG; give a name ending in .png")
-    channels, profile = picture.colour.shape[2], picture.profile
-    if profile and not describes(profile, channels):
-        space, kind = profile[16:20].decode("ascii", "replace").strip(), "RGB" if channels == 3 else "grey"
-        _log.warning(
-            "%s: the colour profile of its original is for %s; a picture in %s is written without", path, space, kind
-        )
-        profile = b""
-    write_bytes(path, _encoded(path, picture, profile))
-
-
-def _encoded(path: Path, picture: Picture, profile: bytes) -> bytes:
-    if picture.colour.dtype == np.uint16:
-        alpha = None if picture.alpha is None else picture.alpha.astype(np.uint16)
-        return deep.encode_png(picture.colour.astype(np.uint16), alpha, profile)
-    planes = [picture.colour] if picture.alpha is None else [picture.colour, picture.alpha[:, :, None]]
-    samples = np.concatenate(planes, axis=2)
-    written = io.BytesIO()
-    try:
-        Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples).save(
-            written, format="PNG", icc_profile=profile or None
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
-    return written.getvalue()
-
-
-def describes(profile: bytes, channels: int) -> bool:
-    """Whether an ICC profile is for RGB, or grey if there is one channel, as far as it says so."""
-    space = profile[16:20] if profile[36:40] == b"acsp" else b""
-    return bool(profile) and space in (b"", b"RGB " if channels == 3 else b"GRAY")

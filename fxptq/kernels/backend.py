@@ -78,10 +78,13 @@ class Backend(ABC):
     Attributes:
         name: the name that the class is registered under.
         device: the type of the torch.device whose networks use this back end by default; "" for none.
+        maps: whether its operators carry maps and shares (fxptq.quant.coding); other back ends see no site that has
+            them, because the grids do not say everything there.
     """
 
     name: ClassVar[str] = ""
     device: ClassVar[str] = ""
+    maps: bool = False
 
     @abstractmethod
     def install(self) -> Installed:

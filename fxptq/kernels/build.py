@@ -98,7 +98,7 @@ def library(flags: Sequence[str] = NATIVE) -> Path:
         UnavailableError: there is no compiler, or what it makes cannot be used.
     """
     cxx = compiler.find()
-    path = cache_folder() / "kernels" / _digest(cxx, flags) / "fxptq_kernels.so"
+    path = _place(cxx, flags)
     if is_sound(path):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +106,21 @@ def library(flags: Sequence[str] = NATIVE) -> Path:
         if not is_sound(path):  # or another process has built it meanwhile
             _build(path, cxx, flags)
     return path
+
+
+def compiled(flags: Sequence[str] = NATIVE) -> Path | None:
+    """Path of the library that was compiled here before; None where `library` would compile it.
+
+    Raises:
+        InputError: there is no folder for a cache.
+        UnavailableError: there is no compiler.
+    """
+    path = _place(compiler.find(), flags)
+    return path if is_sound(path) else None
+
+
+def _place(cxx: str, flags: Sequence[str]) -> Path:
+    return cache_folder() / "kernels" / _digest(cxx, flags) / "fxptq_kernels.so"
 
 
 def _build(path: Path, cxx: str, flags: Sequence[str]) -> None:

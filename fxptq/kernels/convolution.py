@@ -7,7 +7,6 @@ The offsets go into the bias as in layer.py, and a border of real zeros is exact
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -15,7 +14,9 @@ from torch import Tensor, nn
 
 from fxptq.graph.geometry import Geometry
 from fxptq.kernels.layer import signed_columns
-from fxptq.quant.grid import Grid
+from fxptq.kernels.maps import layer_map
+from fxptq.quant.coding import Coding
+from fxptq.refusal import Refusal
 
 
 class GeneralConvolution(nn.Module):
@@ -23,9 +24,9 @@ class GeneralConvolution(nn.Module):
 
     Args:
         codes: codes of the weight, uint8 [N, C / groups, h, w], or transposed [C, N / groups, h, w].
-        grids: grids of the weight, one for each block along its output axis.
+        coding: the coding of the weight, one grid for each block along its output axis.
         bias: [N] or None.
-        grid: grid of the input.
+        entry: the coding of the input.
         geometry: stride, padding, dilation and groups of the convolution.
     """
 
@@ -36,29 +37,38 @@ class GeneralConvolution(nn.Module):
     row_scale: Tensor | None
 
     def __init__(
-        self, codes: Tensor, grids: Sequence[Grid], bias: Tensor | None, *, grid: Grid, geometry: Geometry
+        self, codes: Tensor, coding: Coding, bias: Tensor | None, *, entry: Coding, geometry: Geometry
     ) -> None:
         super().__init__()
         self.geometry = geometry
         axis, blocks = (1, geometry.groups) if geometry.transposed else (0, 1)
         size = codes.shape[axis]
         along = [-1 if i == axis else 1 for i in range(4)]
-        unit, centre = signed_columns(grids, size, codes.device, odd=True)
-        signed = 2 * codes.double() - grids[0].levels
+        maps = layer_map(coding, entry, tuple(codes.shape), geometry)
+        assert not isinstance(maps, Refusal)  # noqa: S101  # Survey has asked
+        unit, centre = signed_columns(coding.grids, size, codes.device, odd=True)
+        signed = 2 * codes.double() - coding.grid.levels
         values = signed * unit.view(along) + centre.view(along)
         depth = prod(codes.shape) // size
         exact = torch.float32 if depth * 255 * 255 < 1 << 24 else torch.float64
         # The weight is contiguous to avoid a fault of torch; `convolved` in ops.py describes it.
         self.register_buffer("weight", signed.to(exact).clone(memory_format=torch.contiguous_format))
-        self.register_buffer("scale", (grid.scale * unit).repeat(blocks).float().view(-1, 1, 1))
+        step = entry.grid.scale * maps.product.to(codes.device)
+        self.register_buffer("scale", (step * unit.repeat(blocks)).float().view(-1, 1, 1))
         self.register_buffer("bias", None if bias is None else bias.detach().float().view(-1, 1, 1))
         # The value that each tap adds where the whole input has code 0, summed over the input channels of its group.
-        inside = self._over_inputs(grid.offset * values)
-        self.register_buffer("inside", inside.float() if grid.offset else None)
+        lowest = (maps.factors * maps.lowest).to(codes.device)
+        inside = self._over_inputs(self._by_input(lowest) * values)
+        self.register_buffer("inside", inside.float() if bool((lowest != 0).any()) else None)
         self.register_buffer(
             "row_scale",
-            (grid.scale * centre).repeat(blocks).float().view(-1, 1, 1) if bool((centre != 0).any()) else None,
+            (step * centre.repeat(blocks)).float().view(-1, 1, 1) if bool((centre != 0).any()) else None,
         )
+
+    def _by_input(self, numbers: Tensor) -> Tensor:
+        """Numbers [inputs of a group, groups, outputs of a group] in a shape that broadcasts to the weight."""
+        ordered = numbers.transpose(0, 1).flatten(0, 1) if self.geometry.transposed else numbers.flatten(1).t()
+        return ordered[..., None, None]
 
     def _over_inputs(self, weight: Tensor) -> Tensor:
         """The sum of a weight over its input channels: on one channel it acts as `weight` does on equal channels."""

@@ -5,8 +5,10 @@ that a symmetric grid has o = 0). Then
 
     sum a w + bias = s_a s sum(A W) + s_a o sum(A) + (o_a sum(w) + bias)
 
-and the kernel computes only the first two sums. Where a convolution pads, o_a w is added only for the taps that lie
-inside the image, so that the real zero of the border is exact. This module computes everything once, in float64.
+and the kernel computes only the first two sums. With maps, s_a includes the product of both factors, and the value
+of the input's code 0, o_a, is another number for each channel. Where a convolution pads, o_a w is added only for the
+taps that lie inside the image, so that the real zero of the border is exact. This module computes everything once, in
+float64.
 """
 
 from __future__ import annotations
@@ -17,8 +19,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fxptq.graph.geometry import Geometry
+from fxptq.kernels.maps import layer_map
 from fxptq.kernels.panels import centred, pad_columns, with_sums
+from fxptq.quant.coding import Coding
 from fxptq.quant.grid import Grid
+from fxptq.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -83,29 +89,34 @@ class Layer:
 
 
 def integer_layer(
-    codes: Tensor, grids: Sequence[Grid], bias: Tensor | None, grid: Grid, *, padded: bool = False
+    codes: Tensor, weight: Coding, bias: Tensor | None, entry: Coding, geometry: Geometry | None = None
 ) -> Layer:
-    """A linear layer, or a convolution with zero padding, on codes.
+    """A linear layer, or a convolution that is not transposed, on codes.
 
     Args:
-        codes: codes of the weight, uint8 [N, K] or [N, C, kernel height, kernel width].
-        grids: grids of the weight, one for each contiguous block of the N outputs.
+        codes: codes of the weight, uint8 [N, K] or [N, C / groups, kernel height, kernel width].
+        weight: the coding of the weight, one grid for each contiguous block of the N outputs.
         bias: [N] or None.
-        grid: grid of the input.
-        padded: whether the input has a border of real zeros, which may lie between two grid values.
+        entry: the coding of the input.
+        geometry: of a convolution; where it pads, the input has a border of real zeros, which may lie between two grid
+            values.
     """
-    columns, bits = len(codes), grids[0].bits
+    columns, bits = len(codes), weight.grid.bits
+    maps = layer_map(weight, entry, tuple(codes.shape), geometry)
+    assert not isinstance(maps, Refusal)  # noqa: S101  # Survey has asked
     signed = centred(codes, bits)
-    scale, offset = signed_columns(grids, columns, codes.device)
+    scale, offset = signed_columns(weight.grids, columns, codes.device)
     values = signed.reshape(columns, codes.shape[1], -1) * scale.view(-1, 1, 1) + offset.view(-1, 1, 1)
-    inside = grid.offset * values.sum(1)  # [N, taps]
+    lowest = (maps.factors * maps.lowest).flatten(1).t().to(codes.device)  # [N, inputs of a group]
+    inside = torch.einsum("nct,nc->nt", values, lowest)
     constant = inside.new_zeros(columns) if bias is None else bias.detach().double()
-    by_tap = padded and grid.offset != 0.0
+    by_tap = geometry is not None and any(geometry.padding) and bool((lowest != 0).any())
+    step = entry.grid.scale * maps.product.to(codes.device)
     return Layer(
         weight=signed,
-        scale=grid.scale * scale,
+        scale=step * scale,
         bias=constant if by_tap else constant + inside.sum(1),
-        row_scale=grid.scale * offset if bool((offset != 0).any()) else None,
+        row_scale=step * offset if bool((offset != 0).any()) else None,
         taps=inside.t().contiguous() if by_tap else None,
     )
 
@@ -117,13 +128,3 @@ def signed_columns(
     pairs = torch.tensor([grid.signed(odd=odd) for grid in grids], dtype=torch.float64, device=device)
     scale, offset = pairs.repeat_interleave(columns // len(grids), 0).unbind(1)
     return scale, offset
-
-
-def product_terms(lhs: Grid, rhs: Grid) -> list[float]:
-    """The numbers (a, b, c, d, e) that turn sums of codes into a product of values.
-
-    With A the left codes, B the signed right codes and `depth` products a sum, the product of the values is
-    a sum(A B) + b sum(A) + c sum(B) + d depth + e.
-    """
-    scale, offset = rhs.signed()
-    return [lhs.scale * scale, lhs.scale * offset, lhs.offset * scale, lhs.offset * offset, 0.0]

@@ -11,18 +11,31 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fxptq.errors import InputError
 from fxptq.graph.exclusive import CAPTURING, OwnLock
 from fxptq.graph.finite import warn_of_nan
 from fxptq.graph.precision import in_precision, without_autocast
 from fxptq.graph.program import Program, Variant
 from fxptq.kernels.backend import Backend, Installed, backend_for
 from fxptq.kernels.ops import NO_CODE
-from fxptq.kernels.pace import MOST_PIXELS, Pace, Setting, Sparing, alike, losers, own_inputs, pace_of, pixels
+from fxptq.kernels.pace import (
+    MOST_PIXELS,
+    Pace,
+    Setting,
+    Sparing,
+    alike,
+    gains_on_simulation,
+    losers,
+    own_inputs,
+    pace_of,
+    pixels,
+)
 from fxptq.kernels.patterns import written
 from fxptq.kernels.rewrite import Rewritten, rewrite
 
@@ -63,12 +76,15 @@ class IntegerModel(nn.Module):
         backend: what computes the sites; None for the bundled back end of the device the network is on.
         compare: whether to time integers beside float on this machine, once a network and size: kernels that lose are
             left to the simulation, and `lowering.paces` says what the network gains.
+        pace: whether the whole network is timed beside float, too; None as `compare`.
 
     Attributes:
         task: the recipe of what the network restores, for `fxptq.restore`; None where nobody said.
+        writer: writes the quantized network as a checkpoint; None for a program that has no metadata.
     """
 
     task: Any = None
+    writer: Callable[[str | Path], None] | None = None
 
     def __init__(
         self,
@@ -77,10 +93,12 @@ class IntegerModel(nn.Module):
         compile: bool = True,  # noqa: A002  # the name torch uses for it
         backend: Backend | None = None,
         compare: bool = False,
+        pace: bool | None = None,
     ) -> None:
         super().__init__()
         self.program = program
         self._compile, self._asked_for, self._compare = compile, backend, compare
+        self._pace = compare if pace is None else pace
         self._paces: dict[tuple[int, int], Pace] = {}  # by pixels and threads; replaced, never changed
         self._comparing = OwnLock()
         self._lowered: dict[int, _Lowered] = {}  # replaced, never changed
@@ -93,6 +111,24 @@ class IntegerModel(nn.Module):
         """What became of the sites, in the first graph."""
         first = self.of(self.program.variants[0])
         return Lowering(self.backend.install(), first.kernels, first.simulated, tuple(self._paces.values()))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the checkpoint of the quantized network, from which `fxptq.load` makes the same integers.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+            InputError: the model was lowered from a program alone, which has no metadata.
+        """
+        if self.writer is None:
+            raise InputError("this integer model was made of a program alone; save the QuantizedModel it came from")
+        self.writer(path)
+
+    def __repr__(self) -> str:
+        """The network in one line."""
+        lowering = self.lowering
+        name = f"{self.task.name}, {self.task.task}: " if self.task is not None else ""
+        simulated = f", {len(lowering.simulated)} simulated" if lowering.simulated else ""
+        return f"IntegerModel({name}{len(lowering.kernels)} sites on {lowering.backend.name} kernels{simulated})"
 
     @property
     def backend(self) -> Backend:
@@ -115,7 +151,7 @@ class IntegerModel(nn.Module):
             if lowered.writes_inputs:
                 inputs = tuple(x.clone() for x in inputs)
             output = lowered.run(inputs)
-            if self._compare:
+            if self._pace:
                 self._compare_at(variant, lowered, inputs)
         except RuntimeError as error:
             if NO_CODE not in str(error):
@@ -139,6 +175,18 @@ class IntegerModel(nn.Module):
                 inputs, run = own_inputs(variant, setting.device), lowered.run_uncompiled
             pace = pace_of(variant, self.program.holder, run, inputs, setting)
             self._paces = self._paces | {size: pace}
+
+    def beats_simulation(self) -> bool:
+        """Whether integers run on compiled kernels here and take no longer than the simulation.
+
+        It is timed once a network and machine, at the size that the network was captured at.
+        """
+        variant = self.program.variants[0]
+        lowered = self._of(variant)
+        setting = self._setting(compiled=False)
+        return setting.installed.native and gains_on_simulation(
+            variant, self.program.holder, lowered.run_uncompiled, setting
+        )
 
     def _knows(self, size: tuple[int, int]) -> bool:
         return any(threads == size[1] and alike(many, size[0]) for many, threads in self._paces)
@@ -237,6 +285,7 @@ def lower(
     compile: bool = True,  # noqa: A002  # the name torch uses for it
     backend: Backend | None = None,
     compare: bool = False,
+    pace: bool | None = None,
 ) -> IntegerModel:
     """The program on integer kernels; see `IntegerModel`."""
-    return IntegerModel(program, compile=compile, backend=backend, compare=compare)
+    return IntegerModel(program, compile=compile, backend=backend, compare=compare, pace=pace)

@@ -32,7 +32,8 @@ class Epilogue(TypedDict):
 
     y = scale * sum(A W) + bias [+ row_scale * sum(A)]; the activation; + residual; then the output is y, or with
     `levels` the codes round(clip(z, 0, levels)). After an activation or a residual z = y * out_scale + out_offset;
-    otherwise z = y, because scale and bias then include the next grid.
+    otherwise z = y, because scale and bias then include the next grid. Every tensor but the residual has one number for
+    each column.
 
     Attributes:
         scale: factor of the sum of products, for each column.
@@ -42,8 +43,8 @@ class Epilogue(TypedDict):
         slope: the slope of the leaky activation below zero; 0 is ReLU.
         residual: float32 of the output's shape, or None.
         levels: largest code of each column, or None for float32 output.
-        out_scale: factor from a value to the next grid.
-        out_offset: zero point of the next grid.
+        out_scale: factor from a value to the next grid; None where the scale includes it.
+        out_offset: zero point of the next grid; None where the bias includes it.
     """
 
     scale: Tensor
@@ -52,18 +53,20 @@ class Epilogue(TypedDict):
     slope: float
     residual: Tensor | None
     levels: Tensor | None
-    out_scale: float
-    out_offset: float
+    out_scale: Tensor | None
+    out_offset: Tensor | None
 
 
 EPILOGUE = (
     "Tensor scale, Tensor? row_scale, int activation, float slope, Tensor? residual, Tensor? levels, "
-    "float out_scale, float out_offset"
+    "Tensor? out_scale, Tensor? out_offset"
 )
 """The arguments of an `Epilogue` in the schema of an operator."""
 
 _SCHEMAS = {
     "quantize": "(Tensor x, *, float lower, float step, int levels) -> Tensor",
+    "affine_codes": "(Tensor x, *, Tensor scale, Tensor offset, int levels) -> Tensor",
+    "share_codes": "(Tensor x, *, float scale, int levels) -> Tensor",
     "layer_norm_codes": "(Tensor x, *, Tensor scale, Tensor offset, float eps, int levels) -> Tensor",
     "linear": f"(Tensor codes, Tensor weight, *, int columns, int largest=255, Tensor bias, {EPILOGUE}) -> Tensor",
     "conv2d": (
@@ -82,10 +85,14 @@ _SCHEMAS = {
         "(Tensor codes, Tensor weight, *, int columns, int largest, bool narrow, int[] padding, int shuffle=1, "
         f"Tensor bias, Tensor? taps, {EPILOGUE}) -> Tensor"
     ),
-    "matmul": "(Tensor lhs, Tensor rhs, *, int bits, int largest=255, float[] out) -> Tensor",
+    "matmul": (
+        "(Tensor lhs, Tensor rhs, *, int bits, int largest=255, Tensor left, Tensor right, bool row_sums=True, "
+        "bool shares=False) -> Tensor"
+    ),
     "attention": (
         "(Tensor query, Tensor key, Tensor value, *, Tensor? bias, Tensor? mask, int query_bits=8, int key_bits, "
-        "int value_bits, float[] logit, float[] prob, float[] out, int levels) -> Tensor"
+        "int value_bits, Tensor logit, float[] prob, Tensor out, int levels, bool row_sums=True, bool shares=False) "
+        "-> Tensor"
     ),
 }
 
@@ -115,6 +122,10 @@ NO_CODE = "no code can stand for NaN"
 """The message of the RuntimeError that an operator raises for NaN among the values to encode; kernels say the same."""
 
 
+_LEAST_WEIGHT = 1e-30
+"""The least divisor of a row of weights, for rows without a positive one."""
+
+
 def check_numbers(x: Tensor) -> None:
     """Refuses NaN, which codes would hide.
 
@@ -128,6 +139,20 @@ def check_numbers(x: Tensor) -> None:
 def quantize(x: Tensor, *, lower: float, step: float, levels: int) -> Tensor:
     """Codes of values, uint8. The operations and their order are those of the simulation, so every code is the same."""
     return torch.sub(x, lower).div_(step).clamp_(0, levels).round_().to(torch.uint8)
+
+
+def affine_codes(x: Tensor, *, scale: Tensor, offset: Tensor, levels: int) -> Tensor:
+    """Codes of values behind a map: round(clip(x * scale + offset, 0, levels)).
+
+    `scale` and `offset` have one shape, which broadcasts to the trailing axes of `x`.
+    """
+    return (x * scale).add_(offset).clamp_(0, levels).round_().to(torch.uint8)
+
+
+def share_codes(x: Tensor, *, scale: float, levels: int) -> Tensor:
+    """Codes of the rows of attention weights: round(clip(x / largest of its row * scale, 0, levels))."""
+    factor = scale / x.amax(-1, keepdim=True).clamp_(min=_LEAST_WEIGHT)
+    return (x * factor).clamp_(0, levels).round_().to(torch.uint8).contiguous()
 
 
 def layer_norm_codes(x: Tensor, *, scale: Tensor, offset: Tensor, eps: float, levels: int) -> Tensor:
@@ -303,22 +328,51 @@ def _finish(acc: Tensor, row_sum: Tensor, bias: Tensor, epilogue: Epilogue) -> T
     if levels is None:
         return y
     if epilogue["activation"] != Activation.NONE or residual is not None:
-        y = y * epilogue["out_scale"] + epilogue["out_offset"]
+        out_scale, out_offset = epilogue["out_scale"], epilogue["out_offset"]
+        assert out_scale is not None  # noqa: S101  # the next grid is not linear in the sums
+        assert out_offset is not None  # noqa: S101
+        y = y * out_scale[:columns] + out_offset[:columns]
     return y.clamp(min=0).minimum(levels[:columns]).round().to(torch.uint8)
 
 
-def matmul(lhs: Tensor, rhs: Tensor, *, bits: int, largest: int = 255, out: Sequence[float]) -> Tensor:
-    """The product of codes A [..., M, K] and codes [..., K, N]: float32 [..., M, N], batches broadcast as torch does.
+def matmul(
+    lhs: Tensor,
+    rhs: Tensor,
+    *,
+    bits: int,
+    largest: int = 255,
+    left: Tensor,
+    right: Tensor,
+    row_sums: bool = True,
+    shares: bool = False,
+) -> Tensor:
+    """The product of two factors as codes: float32 [..., H, M, N], batches broadcast as torch does.
 
-    With A at most `largest`, B the centred right codes of `bits` bits and `out` = (a, b, c, d, e) the result is
-    a sum(A B) + b sum(A) + c sum(B) + d K + e.
+    Values are unit * (code + shift): with units u and v and shifts a and b the result is
+    u v (sum(A B) + b sum(A) + a sum(B) + a b K).
+
+    Args:
+        lhs: codes A [..., H, M, K], at most `largest`.
+        rhs: codes [..., H, K, N]; B is their centred form.
+        bits: width of the right codes.
+        largest: largest left code.
+        left: (u, a) for each head and row, float64 [2, H or 1, M or 1].
+        right: (v, b) for each head and column, float64 [2, H or 1, N or 1].
+        row_sums: whether a shift of the right factor is not zero.
+        shares: whether each row of the result is divided by the sum of its left codes.
     """
-    del largest  # as in `linear`
+    del largest, row_sums  # only kernels read them
     exact = holding(lhs.shape[-1])
     a, b = lhs.to(exact), centred(rhs, bits).to(exact)
-    y = (a @ b).to(torch.float32) * out[0]
-    y = y + (b.sum(-2, keepdim=True) * out[2] + (out[3] * lhs.shape[-1] + out[4])).to(torch.float32)
-    return y + (a.sum(-1, keepdim=True) * out[1]).to(torch.float32)
+    if lhs.dim() == rhs.dim() == 2:
+        left, right = left.squeeze(1), right.squeeze(1)
+    (u, left_shift), (v, shift) = left.unsqueeze(-1), right.unsqueeze(-2)
+    y = (a @ b).double() + a.sum(-1, keepdim=True).double() * shift
+    y = y + left_shift * (b.sum(-2, keepdim=True).double() + lhs.shape[-1] * shift)
+    if shares:
+        y = y / a.sum(-1, keepdim=True).clamp(min=1)
+    product: Tensor = u * v * y
+    return product.to(torch.float32)
 
 
 def attention(
@@ -331,10 +385,12 @@ def attention(
     query_bits: int = 8,
     key_bits: int,
     value_bits: int,
-    logit: Sequence[float],
+    logit: Tensor,
     prob: Sequence[float],
-    out: Sequence[float],
+    out: Tensor,
     levels: int,
+    row_sums: bool = True,
+    shares: bool = False,
 ) -> Tensor:
     """Attention on codes: [B, heads, N, D], [B, heads, M, D], [B, heads, M, E] -> [B, heads, N, E].
 
@@ -347,19 +403,23 @@ def attention(
         query_bits: width of the query codes.
         key_bits: width of the key codes.
         value_bits: width of the value codes.
-        logit: (a, b) of the logit a sum(A K) + b sum(K), times log2(e).
+        logit: (a, b) of the logit a sum(A K) + b sum(K), times log2(e), for each head: float64 [2, heads or 1, 1].
         prob: (scale, offset, levels) of the codes P of the softmax: round(clip(p * scale + offset, 0, levels)).
-        out: (a, b, c, d, e) of the output a sum(P V) + b sum(P) + c sum(V) + d M + e.
+        out: (a, b, c, d, e) of the output a sum(P V) + b sum(P) + c sum(V) + d M + e, for each head and column: float64
+            [5, heads or 1, E or 1].
         levels: largest code of the output; 0 for float32 values.
+        row_sums: whether b is not zero.
+        shares: whether p is relative to the largest of its row, and the output is a sum(P V) / sum(P) + d M + e.
 
     Returns:
         [B, heads, N, E], in the memory order of [B, N, heads, E].
     """
-    del query_bits  # as `largest` in `linear`
+    del query_bits, row_sums  # as `largest` in `linear`
     exact = holding(max(key.shape[-1], key.shape[-2]))
+    out = out.unsqueeze(-2)  # [5, heads or 1, 1, E or 1]
     rows = query.shape[-2]
     a, k, v = query.to(exact), centred(key, key_bits).to(exact), centred(value, value_bits).to(exact)
-    x = (a @ k.transpose(-1, -2)).to(torch.float32) * logit[0]
+    x = (a @ k.transpose(-1, -2)).to(torch.float32) * logit[0].unsqueeze(-1).to(torch.float32)
     x = x + (k.sum(-1) * logit[1]).to(torch.float32).unsqueeze(-2)
     if bias is not None:
         x = x + bias[..., :rows].transpose(-1, -2)
@@ -367,9 +427,14 @@ def attention(
         split = x.reshape(-1, mask.shape[0], *x.shape[1:])
         x = (split + mask[..., :rows].transpose(-1, -2).unsqueeze(1)).reshape(x.shape)
     x = torch.exp2(x - x.amax(-1, keepdim=True))
-    p = (x * (prob[0] / x.sum(-1, keepdim=True)) + prob[1]).clamp(0, prob[2]).round().to(exact)
-    y = (p @ v).to(torch.float32) * out[0] + (p.sum(-1, keepdim=True) * out[1]).to(torch.float32)
-    y = y + (v.sum(-2, keepdim=True) * out[2] + (out[3] * v.shape[-2] + out[4])).to(torch.float32)
+    scale = prob[0] if shares else prob[0] / x.sum(-1, keepdim=True)
+    p = (x * scale + prob[1]).clamp(0, prob[2]).round().to(exact)
+    y, row, constant = (p @ v).double(), p.sum(-1, keepdim=True).double(), out[3] * v.shape[-2] + out[4]
+    if shares:
+        y = y / row * out[0] + constant
+    else:
+        y = y * out[0] + row * out[1] + v.sum(-2, keepdim=True).double() * out[2] + constant
+    y = y.to(torch.float32)
     if levels:
         y = y.clamp(0, levels).round().to(torch.uint8)
     return y.transpose(1, 2).contiguous().transpose(1, 2)
@@ -377,6 +442,8 @@ def attention(
 
 PLAIN: dict[str, Callable[..., Tensor]] = {
     "quantize": quantize,
+    "affine_codes": affine_codes,
+    "share_codes": share_codes,
     "layer_norm_codes": layer_norm_codes,
     "linear": linear,
     "conv2d": conv2d,
@@ -411,5 +478,7 @@ def define(name: str, schema: str, plain: Callable[..., Tensor], *, checked: boo
     torch.library.register_fake(f"fxptq::{name}", plain, lib=_library)
 
 
+_CHECKED = ("quantize", "affine_codes", "share_codes", "layer_norm_codes")
+
 for _name, _schema in _SCHEMAS.items():
-    define(_name, _schema, PLAIN[_name], checked=_name in ("quantize", "layer_norm_codes"))
+    define(_name, _schema, PLAIN[_name], checked=_name in _CHECKED)

@@ -90,6 +90,7 @@ class Sparing(Backend):
 
     def __init__(self, inner: Backend, reasons: Mapping[str, str]) -> None:
         self._inner, self._reasons = inner, reasons
+        self.maps = inner.maps
 
     def install(self) -> Installed:
         """See `Backend`."""
@@ -223,6 +224,30 @@ def pace_of(
     pace = Pace(shape, threads, setting.installed.name, float(known["integer_ms"]), float(known["float_ms"]))
     _log.log(logging.INFO if pace.gains else logging.WARNING, "%s", pace)
     return pace
+
+
+def gains_on_simulation(
+    variant: Variant, holder: nn.Module, integer: Callable[[tuple[Tensor, ...]], Any], setting: Setting
+) -> bool:
+    """Whether a graph on integers takes no longer than in the simulation, at its own size; timed unless that is known.
+
+    Args:
+        variant: the graph.
+        holder: the module whose tensors the graph reads.
+        integer: runs the graph on integers.
+        setting: what the answer depends on.
+    """
+    key = setting.key(variant, "simulation")
+    known = read_record("pace", key)
+    if known is None or set(known) != {"integer_ms", "simulated_ms"}:
+        inputs, simulated = own_inputs(variant, setting.device), runnable(holder, variant.inserted)
+        with torch.no_grad():
+            known = {
+                "integer_ms": 1000 * least_seconds(lambda: integer(tuple(x.clone() for x in inputs)), setting.device),
+                "simulated_ms": 1000 * least_seconds(lambda: simulated(*(x.clone() for x in inputs)), setting.device),
+            }
+        keep_record("pace", key, known)
+    return float(known["integer_ms"]) <= float(known["simulated_ms"])
 
 
 def pixels(inputs: tuple[Tensor, ...]) -> int:

@@ -7,6 +7,7 @@ layer with the scaling, activation and residual addition that follow it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from fxptq.kernels.shapes import Shapes
 
 _MOVES = LAYOUT - words("to type type_as half float double bfloat16 cpu cuda unfold data")
 _COPYING_PADS = words("reflect replicate circular")
+_KEEPS_ROWS = words("view reshape contiguous clone float dropout")
+_PRODUCTS = words("mul __mul__ __rmul__ multiply")
 _SHAPE_QUERIES = words("shape size dim ndim numel")
 
 
@@ -116,6 +119,30 @@ def _stored_tensor(node: object, holder: nn.Module) -> Tensor | None:
         return None
     tensor: Tensor = attribute(holder, str(node.target))
     return tensor.detach()
+
+
+def ends_in_softmax(node: fx.Node, shapes: Shapes) -> bool:
+    """Whether a value goes into a softmax over its last axis alone, which does not see a term that a row shares.
+
+    On the way it may be multiplied by numbers that a row shares, added to anything, and moved without touching rows.
+    """
+    own = readers(node)
+    if len(own) != 1:
+        return False
+    user = own[0]
+    name = name_of(user)
+    if name == "softmax":
+        return argument(user, 1, "dim") in (-1, len(node.meta.get("shape", ())) - 1)
+    others = [term for term in user.args if term is not node]
+    if name in _KEEPS_ROWS:
+        keeps = all(new[-1:] == old[-1:] for new, old in zip(shapes.of(user), shapes.of(node), strict=False))
+    elif name in ADD:
+        keeps = len(others) == 1 and not user.kwargs
+    elif name in _PRODUCTS and len(others) == 1 and isinstance(others[0], fx.Node):
+        keeps = bool(shapes.of(others[0])) and all(shape[-1:] in ((), (1,)) for shape in shapes.of(others[0]))
+    else:
+        keeps = factor_of(user) is not None
+    return keeps and ends_in_softmax(user, shapes)
 
 
 @dataclass(frozen=True)
@@ -233,20 +260,21 @@ def uses(node: fx.Node, coded: frozenset[fx.Node]) -> list[Use] | None:
     return quantizers or None
 
 
-def arrivals(end: fx.Node, axis: int, quantizer: fx.Node) -> set[int] | None:
-    """The channels of a value that reach a quantizer, found by carrying out the moves on the channel numbers.
+def arrivals(end: fx.Node, axes: tuple[int, ...], quantizer: fx.Node) -> Tensor | None:
+    """The channel of each element that reaches a quantizer, found by carrying out the moves on the channel numbers.
 
     Args:
         end: the node of the value.
-        axis: the channel axis of the value.
-        quantizer: a quantizer that `uses` returned for the value.
+        axes: the axes of the value along which its channels lie, in ascending order; the last one is the fastest.
+        quantizer: a quantizer that reads the value through moves and scalings.
 
     Returns:
-        None where a move cannot be repeated at the size of the capture.
+        int64 of the shape of the quantizer's input; None where a move cannot be repeated at the size of the capture.
     """
     shape = end.meta["shape"]
-    numbers = torch.arange(shape[axis], dtype=torch.float32, device="cpu")  # the type that every move takes
-    numbers = numbers.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    sizes = [shape[i] if i in axes else 1 for i in range(len(shape))]
+    numbers = torch.arange(prod(sizes), dtype=torch.float32, device="cpu")  # the type that every move takes
+    numbers = numbers.reshape(sizes)
     path: list[fx.Node] = []
     node = quantizer.all_input_nodes[0]
     while node is not end:
@@ -261,7 +289,7 @@ def arrivals(end: fx.Node, axis: int, quantizer: fx.Node) -> set[int] | None:
             return None
         source = node.all_input_nodes[0]
         moved = _call(node, {source: moved})
-    return {int(number) for number in moved.flatten().tolist()}
+    return moved.long()
 
 
 def _call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:

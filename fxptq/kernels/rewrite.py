@@ -23,13 +23,15 @@ from fxptq.kernels import patterns
 from fxptq.kernels.attentions import AttentionPattern, Term
 from fxptq.kernels.backend import Backend, FloatLayer, FusedLayer
 from fxptq.kernels.convolution import GeneralConvolution
-from fxptq.kernels.layer import Layer, integer_layer, product_terms
+from fxptq.kernels.destination import target_of
+from fxptq.kernels.layer import Layer, integer_layer
 from fxptq.kernels.ops import Activation
 from fxptq.kernels.panels import LOG2E, key_major, pad_columns, places_first
-from fxptq.kernels.patterns import Stem
+from fxptq.kernels.patterns import Stem, Use
+from fxptq.kernels.products import logit_terms, output_terms
 from fxptq.kernels.survey import Survey
+from fxptq.quant.coding import Coding
 from fxptq.quant.grid import Grid
-from fxptq.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,12 @@ class Rewritten:
 
 @dataclass(frozen=True)
 class _Operands:
-    """The operands of a layer: the node of the input's codes, the codes and grids of the weight, and the bias."""
+    """The operands of a layer: the node of the input's codes, the codes of the weight, both codings, and the bias."""
 
     input: fx.Node
+    entry: Coding
     weight: Tensor
-    grids: tuple[Grid, ...]
+    coding: Coding
     bias: Tensor | None
 
 
@@ -75,10 +78,11 @@ class _Rewriter:
         self.survey = Survey(variant, holder, backend)
         self.values: dict[fx.Node, fx.Node] = {}
         self.codes: dict[fx.Node, fx.Node] = {}
+        self._device = next((tensor.device for tensor in holder.parameters()), torch.device("cpu"))
         self.attributes: dict[str, Any] = {}
         self._targets: dict[str, str] = {}
         self.kernels: dict[str, str] = {}
-        self._moved: dict[tuple[fx.Node, Grid], fx.Node] = {}
+        self._moved: dict[tuple[fx.Node, Grid | str], fx.Node] = {}
         self._terms: dict[tuple[fx.Node, float], fx.Node] = {}
 
     def run(self) -> Rewritten:
@@ -153,7 +157,7 @@ class _Rewriter:
         return target
 
     def _tensor(self, name: str, value: Tensor | None) -> fx.Node | None:
-        return None if value is None else self.new.get_attr(self._hold(name, value))
+        return None if value is None else self.new.get_attr(self._hold(name, value.to(self._device)))
 
     # -- quantizers ----------------------------------------------------------------------------------------------------
 
@@ -167,24 +171,59 @@ class _Rewriter:
             if any(self.survey.is_product(user) for user in quantizer.users):
                 return self.new.get_attr(self._hold("codes", self.survey.quantizer(quantizer).encode(weight)))
             return self.values[source]  # the weight of a layer: `_layer` encodes it
-        grid = self.survey.grid(quantizer)
+        coding = self.survey.coding(quantizer)
+        # A grid that is the same for all elements; otherwise the codes of this very quantizer and value.
+        grid: Grid | str = coding.grid if coding.is_plain else f"{quantizer.target} {source.name}"
         path: list[fx.Node] = []
         top = source
         while patterns.is_move(top) and not {top, top.all_input_nodes[0]} & self.survey.written:
             path.append(top)
             top = top.all_input_nodes[0]
-        if not path or _count(top) > _count(source):
+        numbers = self._numbers_at(source, quantizer, coding)
+        before_moves = self._numbers_at(top, quantizer, coding) if path else None
+        if before_moves is None or _count(top) > _count(source):
             path, top = [], source
+        else:
+            numbers = before_moves
         codes = self._moved.get((top, grid))
         if codes is None or top in self.survey.written:  # a call may have overwritten the value since
-            terms = {"lower": grid.offset, "step": grid.scale, "levels": grid.levels}
-            codes = self._moved[top, grid] = self._call("quantize", self.values[top], **terms)
+            codes = self._moved[top, grid] = self._encode(self.values[top], coding, numbers)
         for node in reversed(path):
             if (node, grid) not in self._moved:
                 before = self._moved[node.all_input_nodes[0], grid]
                 self._moved[node, grid] = self._copy(node, self.values | {node.all_input_nodes[0]: before})
             codes = self._moved[node, grid]
         return codes
+
+    def _numbers_at(self, node: fx.Node, quantizer: fx.Node, coding: Coding) -> tuple[Tensor, ...] | None:
+        """The numbers of a map for a value that moves take to a quantizer; None where no axis of the value has them.
+
+        Returns:
+            (scale, offset) in a shape that broadcasts to the value; empty without a map.
+        """
+        if coding.is_plain:
+            return ()
+        if node is quantizer.all_input_nodes[0]:
+            return (1 / coding.steps, coding.zero_points)
+        shapes = self.survey.shapes.of(node)
+        for axis in range(len(node.meta["shape"])):
+            same = len({shape[axis] for shape in shapes}) == 1
+            target = target_of(node, (axis,), [(Use(quantizer, 1.0), coding)]) if same else None
+            if target is not None:
+                shape = [-1, *[1] * (len(node.meta["shape"]) - axis - 1)]
+                return target.scale.view(shape), target.offset.view(shape)
+        return None
+
+    def _encode(self, values: fx.Node, coding: Coding, numbers: tuple[Tensor, ...] | None) -> fx.Node:
+        """The call that makes codes of values; `numbers` as of `_numbers_at`."""
+        grid = coding.grid
+        if coding.shares:
+            return self._call("share_codes", values, scale=1.0 / grid.scale, levels=grid.levels)
+        if coding.is_plain:
+            return self._call("quantize", values, lower=grid.offset, step=grid.scale, levels=grid.levels)
+        assert numbers is not None  # noqa: S101  # a map has numbers at its quantizer
+        scale, offset = (self._tensor("map", number.float().contiguous()) for number in numbers)
+        return self._call("affine_codes", values, scale=scale, offset=offset, levels=grid.levels)
 
     # -- sites ---------------------------------------------------------------------------------------------------------
 
@@ -203,13 +242,7 @@ class _Rewriter:
         assert isinstance(served, FusedLayer)  # noqa: S101  # stems begin with layers
         operands = self._operands(node)
         geometry = self.survey.site(node).geometry
-        layer = integer_layer(
-            operands.weight,
-            operands.grids,
-            operands.bias,
-            self.survey.grid(node.args[0]),
-            padded=geometry is not None and any(geometry.padding),
-        )
+        layer = integer_layer(operands.weight, operands.coding, operands.bias, operands.entry, geometry)
         if stem.shuffle > 1:
             layer = layer.reordered(places_first(layer.columns, stem.shuffle))
         layer, epilogue = self._epilogue(stem, layer.times(stem.factor))
@@ -229,10 +262,9 @@ class _Rewriter:
         assert isinstance(second, fx.Node)  # noqa: S101
         quantizer, weight = self.survey.quantizer(second), self.survey.constant(second.all_input_nodes[0])
         assert weight is not None  # noqa: S101
-        grids = quantizer.grids()
-        assert not isinstance(grids, Refusal)  # noqa: S101
+        entry, coding = self.survey.coding(first), self.survey.coding(second)
         bias = self.survey.constant(argument(node, 2, "bias"))
-        return _Operands(self._input(first), quantizer.encode(weight), grids, bias)
+        return _Operands(self._input(first), entry, quantizer.encode(weight), coding, bias)
 
     def _input(self, quantizer: fx.Node) -> fx.Node:
         """The codes of an operand, also where other calls read its simulated values."""
@@ -248,26 +280,19 @@ class _Rewriter:
             "slope": stem.slope,
             "residual": None if stem.residual is None else self.values[stem.residual],
             "levels": None,
-            "out_scale": 1.0,
-            "out_offset": 0.0,
+            "out_scale": None,
+            "out_offset": None,
         }
-        targets = self.survey.targets.get(stem.end)
-        if targets is None:
+        target = self.survey.targets.get(stem.end)
+        if target is None:
             return layer, epilogue
-        levels = torch.zeros_like(layer.scale)
+        if stem.shuffle > 1:
+            target = target.for_shuffle(stem.shuffle).reordered(places_first(layer.columns, stem.shuffle))
+        scale, offset, levels = (x.to(layer.scale.device) for x in (target.scale, target.offset, target.levels))
         if stem.activation is Activation.NONE and stem.residual is None:
-            columns = self.survey.columns(stem.end, targets) or {
-                next(iter(targets.values())): list(range(layer.columns))
-            }
-            scale, offset = torch.zeros_like(layer.scale), torch.zeros_like(layer.scale)
-            for target, members in columns.items():
-                scale[members], offset[members] = target.scale, target.grid.zero_point
-                levels[members] = target.grid.levels
             layer = layer.times(scale).plus(offset)
         else:
-            target = next(iter(targets.values()))
-            levels[:] = target.grid.levels
-            epilogue |= {"out_scale": target.scale, "out_offset": target.grid.zero_point}
+            epilogue |= {"out_scale": pad_columns(scale), "out_offset": pad_columns(offset)}
         epilogue["levels"] = pad_columns(levels)
         return layer, epilogue
 
@@ -277,7 +302,7 @@ class _Rewriter:
         operands, geometry = self._operands(node), self.survey.site(node).geometry
         assert geometry is not None  # noqa: S101  # the back end looked at it
         module = GeneralConvolution(
-            operands.weight, operands.grids, operands.bias, grid=self.survey.grid(node.args[0]), geometry=geometry
+            operands.weight, operands.coding, operands.bias, entry=operands.entry, geometry=geometry
         )
         result = self.new.call_module(self._hold("convolution", module), (operands.input,))
         self.values[node] = self._serving((node,), "integers in floats", result)
@@ -286,30 +311,44 @@ class _Rewriter:
         first, second = site.args[:2]
         assert isinstance(first, fx.Node)  # noqa: S101  # as Survey made sure
         assert isinstance(second, fx.Node)  # noqa: S101
-        lhs, rhs = self.survey.grid(first), self.survey.grid(second)
-        terms = product_terms(lhs, rhs)
-        result = self._call(
-            "matmul", self._input(first), self._input(second), bits=rhs.bits, largest=lhs.levels, out=terms
+        left, right, product = (
+            self.survey.coding(first).grid,
+            self.survey.coding(second).grid,
+            self.survey.product(site),
         )
-        self.values[site] = self._serving((site,), "matmul", result)
+        result = self._call(
+            "matmul",
+            self._input(first),
+            self._input(second),
+            bits=right.bits,
+            largest=left.levels,
+            left=self._tensor("left", product.left),
+            right=self._tensor("right", product.right),
+            row_sums=product.row_sums,
+            shares=product.shares,
+        )
+        result = self._serving((site,), "matmul", result)
+        if product.row_term is not None and not patterns.ends_in_softmax(site, self.survey.shapes):
+            terms = (product.row_term.float().unsqueeze(-1), product.row_constant.float().view(-1, 1, 1))
+            weights, constant = (self._tensor("row", term) for term in terms)
+            result = self.new.call_function(add_row_term, (result, self._input(first), weights, constant))
+        self.values[site] = result
 
     def _layer_norm(self, node: fx.Node) -> None:
-        quantizer, target = next(iter(self.survey.targets[node].items()))
-        width = node.meta["shape"][-1]
-        one = self.survey.quantizer(quantizer).lower.new_ones(width).double()
+        target = self.survey.targets[node]
         weight, bias = (
             self.survey.constant(argument(node, 2, "weight")),
             self.survey.constant(argument(node, 3, "bias")),
         )
-        scale = one if weight is None else weight.double()
-        offset = 0.0 * one if bias is None else bias.double()
+        scale = target.scale if weight is None else target.scale * weight.double().cpu()
+        offset = target.offset if bias is None else target.offset + target.scale * bias.double().cpu()
         self.codes[node] = self._call(
             "layer_norm_codes",
             self.values[node.all_input_nodes[0]],
-            scale=self._tensor("scale", pad_columns(scale * target.scale)),
-            offset=self._tensor("offset", pad_columns(offset * target.scale + target.grid.zero_point)),
+            scale=self._tensor("scale", pad_columns(scale)),
+            offset=self._tensor("offset", pad_columns(offset)),
             eps=float(argument(node, 4, "eps", 1e-5)),
-            levels=target.grid.levels,
+            levels=int(target.levels[0]),
         )
 
     def _attention(self, mix: fx.Node, pattern: AttentionPattern) -> None:
@@ -318,13 +357,10 @@ class _Rewriter:
         assert isinstance(query, fx.Node)  # noqa: S101  # as Survey made sure
         assert isinstance(key, fx.Node)  # noqa: S101
         assert isinstance(value, fx.Node)  # noqa: S101
-        prob, value_grid = self.survey.grid(pattern.probabilities), self.survey.grid(value)
-        target = next(iter(self.survey.targets[mix].values())) if mix in self.survey.targets else None
-        terms = product_terms(self.survey.grid(query), self.survey.grid(key))
-        out = product_terms(prob, value_grid)
-        if target is not None:
-            out = [term * target.scale for term in out]
-            out[4] += target.grid.zero_point
+        weights, values = self.survey.coding(pattern.probabilities), self.survey.coding(value)
+        grids = [self.survey.coding(node).grid for node in (query, key)]
+        target = self.survey.targets.get(mix)
+        mixed = self.survey.product(mix)
         rows = self.new.call_method("transpose", (self._input(key), -2, -1))
         result = self._call(
             "attention",
@@ -333,13 +369,15 @@ class _Rewriter:
             self._input(value),
             bias=self._sum_of([term for term in pattern.terms if not term.per_window]),
             mask=self._sum_of([term for term in pattern.terms if term.per_window]),
-            query_bits=self.survey.grid(query).bits,
-            key_bits=self.survey.grid(key).bits,
-            value_bits=value_grid.bits,
-            logit=[pattern.factor * LOG2E * term for term in (terms[0], terms[2])],
-            prob=[1.0 / prob.scale, prob.zero_point, float(prob.levels)],
-            out=out,
-            levels=0 if target is None else target.grid.levels,
+            query_bits=grids[0].bits,
+            key_bits=grids[1].bits,
+            value_bits=values.grid.bits,
+            logit=self._tensor("logit", pattern.factor * LOG2E * logit_terms(self.survey.product(pattern.scores))),
+            prob=[1.0 / weights.grid.scale, weights.grid.zero_point, float(weights.grid.levels)],
+            out=self._tensor("out", output_terms(mixed, target, mix.meta["shape"][1])),
+            levels=0 if target is None else int(target.levels[0]),
+            row_sums=mixed.row_sums,
+            shares=mixed.shares,
         )
         self._keep(mix, self._serving((pattern.scores, mix), "attention", result))
 
@@ -359,6 +397,18 @@ class _Rewriter:
         if key not in self._terms:
             self._terms[key] = self.new.call_function(key_major, (self.values[term.tensor], term.factor))
         return self._terms[key]
+
+
+def add_row_term(values: Tensor, codes: Tensor, weights: Tensor, constant: Tensor) -> Tensor:
+    """Adds a weighted sum of the left codes to each row of a product.
+
+    Args:
+        values: the product, [..., heads, rows, columns].
+        codes: the left codes, [..., heads, rows, depth].
+        weights: [heads or 1, depth, 1].
+        constant: [heads or 1, 1, 1].
+    """
+    return values + (codes.to(weights.dtype) @ weights + constant)
 
 
 def _count(node: fx.Node) -> int:

@@ -6,7 +6,7 @@ chooses among those that overlap, and gives the reason for every site that stays
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,25 +19,15 @@ from fxptq.graph.sites import Site
 from fxptq.kernels import patterns
 from fxptq.kernels.attentions import AttentionPattern, attention_of
 from fxptq.kernels.backend import Backend, FusedLayer, Product, Served
-from fxptq.kernels.ops import Activation
+from fxptq.kernels.destination import Target, target_of
+from fxptq.kernels.maps import LayerMap, layer_map
 from fxptq.kernels.patterns import Stem
+from fxptq.kernels.products import ProductMap, product_map
 from fxptq.kernels.shapes import Shapes
+from fxptq.quant.coding import Coding
 from fxptq.quant.grid import Grid
 from fxptq.quant.quantizer import Quantizer
 from fxptq.refusal import Refusal
-
-
-@dataclass(frozen=True)
-class Target:
-    """The grid a value goes onto, and the factor between the two: code = value * scale + grid.zero_point."""
-
-    grid: Grid
-    factor: float
-
-    @property
-    def scale(self) -> float:
-        """The factor from the value to the code."""
-        return self.factor / self.grid.scale
 
 
 class Survey:
@@ -56,7 +46,7 @@ class Survey:
         coded: quantizers whose readers all take codes.
         attentions: whole attentions by their last node.
         stems: layers with the calls that are fused with them, by their last node.
-        targets: the nodes whose operator makes codes, with the target of each quantizer that reads the node.
+        targets: the nodes whose operator makes codes, with the codes that it makes.
         skipped: nodes inside an attention or a stem, whose values are never stored.
     """
 
@@ -111,12 +101,12 @@ class Survey:
         module: Quantizer = attribute(self.holder, str(node.target))
         return module
 
-    def grid(self, node: object) -> Grid:
-        """The grid of a quantizer node whose quantizer has one range."""
+    def coding(self, node: object) -> Coding:
+        """The coding of a quantizer node."""
         assert isinstance(node, fx.Node)  # noqa: S101  # a quantizer node, as _served made sure
-        grids = self.quantizer(node).grids()
-        assert not isinstance(grids, Refusal)  # noqa: S101  # likewise
-        return grids[0]
+        coding = self.quantizer(node).coding()
+        assert not isinstance(coding, Refusal)  # noqa: S101  # likewise
+        return coding
 
     def constant(self, node: object) -> Tensor | None:
         """The tensor that a get_attr node reads; None for any other node."""
@@ -130,26 +120,42 @@ class Survey:
         site = self.site(node)
         if site.operands and name_of(node) != site.kind:
             return Refusal(f"no integer kernel for {name_of(node)}")
-        grids: dict[str, tuple[Grid, ...]] = {}
+        codings: dict[str, Coding] = {}
         for operand, factor in zip(site.operands, node.args, strict=False):
-            of_factor = self._grids(factor)
+            of_factor = self._coding(factor)
             if isinstance(of_factor, Refusal):
                 return of_factor
-            grids[operand.slot] = of_factor
+            codings[operand.slot] = of_factor
         obstacle = ""
-        if "weight" in grids:
-            obstacle = self._weight_obstacle(node.args[1], grids["weight"]) or self._bias_obstacle(node)
-        return Refusal(obstacle) if obstacle else self._backend.serves(site, grids)
+        if "weight" in codings:
+            obstacle = self._weight_obstacle(node.args[1], codings["weight"].grids) or self._bias_obstacle(node)
+        if obstacle:
+            return Refusal(obstacle)
+        served = self._backend.serves(site, {slot: coding.grids for slot, coding in codings.items()})
+        if isinstance(served, Refusal) or all(coding.is_plain for coding in codings.values()):
+            return served
+        return self._map_refusal(site, codings) or served
 
-    def _grids(self, factor: object) -> tuple[Grid, ...] | Refusal:
-        """The grids of a factor of a site."""
+    def _map_refusal(self, site: Site, codings: Mapping[str, Coding]) -> Refusal | None:
+        """Why the maps of a site, or its shares, cannot be computed on codes; None if they can."""
+        if not self._backend.maps:
+            return Refusal("this back end carries no maps and no shares")
+        found: LayerMap | ProductMap | Refusal
+        if "weight" in codings:
+            found = layer_map(codings["weight"], codings["input"], site.shapes["weight"], site.geometry)
+        else:
+            found = product_map(codings["lhs"], codings["rhs"])
+        return found if isinstance(found, Refusal) else None
+
+    def _coding(self, factor: object) -> Coding | Refusal:
+        """The coding of a factor of a site."""
         if not isinstance(factor, fx.Node) or not self._is_quantizer(factor):
             return Refusal("one factor is in float")
         quantizer = self.quantizer(factor)
         if quantizer.mode != "on":
             return Refusal("a quantizer is off")
-        grids = quantizer.grids()
-        return Refusal(f"{quantizer.scheme}: {grids.reason}") if isinstance(grids, Refusal) else grids
+        coding = quantizer.coding()
+        return Refusal(f"{quantizer.scheme}: {coding.reason}") if isinstance(coding, Refusal) else coding
 
     def _weight_obstacle(self, factor: object, grids: tuple[Grid, ...]) -> str:
         """Why a weight cannot be taken as codes ahead of time; empty if it can."""
@@ -177,9 +183,20 @@ class Survey:
         for node in self.graph.nodes:
             pattern = attention_of(node, products, self.shapes) if node in products else None
             # Nodes that some in-place call writes into cannot vanish inside the fused operator.
-            if pattern is not None and not pattern.inner & self.written:
+            if pattern is not None and not pattern.inner & self.written and self._carries(pattern):
                 found[node] = pattern
         return found
+
+    def product(self, node: fx.Node) -> ProductMap:
+        """The operands of a product that is computed on codes, in the form of the operators."""
+        found = product_map(*(self.coding(factor) for factor in node.args[:2]))
+        assert not isinstance(found, Refusal)  # noqa: S101  # _served has asked
+        return found
+
+    def _carries(self, pattern: AttentionPattern) -> bool:
+        """Whether the fused operator has the maps of an attention: by head, and of the value by column too."""
+        weights, mix = self.coding(pattern.probabilities), self.product(pattern.mix)
+        return self.product(pattern.scores).is_by_head and mix.row_term is None and (weights.is_plain or weights.shares)
 
     def _find_stems(self) -> dict[fx.Node, Stem]:
         """The stems by their last node."""
@@ -198,9 +215,9 @@ class Survey:
             stems[stem.end] = stem
         return stems
 
-    def _find_targets(self) -> dict[fx.Node, dict[fx.Node, Target]]:
-        """The nodes whose operator makes codes, with the target of each quantizer that reads the node."""
-        found: dict[fx.Node, dict[fx.Node, Target]] = {}
+    def _find_targets(self) -> dict[fx.Node, Target]:
+        """The nodes whose operator makes codes, with the codes that it makes."""
+        found: dict[fx.Node, Target] = {}
         for node in self.graph.nodes:
             stem = self.stems.get(node)
             encodes = node in self.attentions or self._is_plain_layer_norm(node)
@@ -209,10 +226,22 @@ class Survey:
             uses = patterns.uses(node, self.coded)
             if uses is None:
                 continue
-            targets = {use.quantizer: Target(self.grid(use.quantizer), use.factor) for use in uses}
-            if len(set(targets.values())) == 1 or self.columns(node, targets) is not None:
-                found[node] = targets
+            target = target_of(node, self._channel_axes(node), [(use, self.coding(use.quantizer)) for use in uses])
+            if target is not None and self._makes(node, target):
+                found[node] = target
         return found
+
+    def _makes(self, node: fx.Node, target: Target) -> bool:
+        """Whether the operator of a node can make these codes."""
+        return node in self.stems or target.is_even
+
+    def _channel_axes(self, node: fx.Node) -> tuple[int, ...]:
+        """The axes of a node's value along which each channel may have numbers of its own."""
+        last = len(node.meta["shape"]) - 1
+        if node in self.attentions:
+            return 1, last
+        stem = self.stems.get(node)
+        return (last,) if stem is None else (last + 1 + (kind_named(self.site(stem.layer).kind).channel_axis or 0),)
 
     def _is_plain_layer_norm(self, node: fx.Node) -> bool:
         if name_of(node) != "layer_norm" or node.op != "call_function" or node.meta.get("dtype") != torch.float32:
@@ -221,22 +250,6 @@ class Survey:
         parameters = (argument(node, 2, "weight"), argument(node, 3, "bias"))
         constant = all(p is None or (isinstance(p, fx.Node) and p.op == "get_attr") for p in parameters)
         return constant and isinstance(shape, (tuple, list)) and len(shape) == 1 and isinstance(shape[0], int)
-
-    def columns(self, end: fx.Node, targets: dict[fx.Node, Target]) -> dict[Target, list[int]] | None:
-        """The channels of a layer without an epilogue by their target; None unless each channel has exactly one."""
-        stem = self.stems.get(end)
-        if stem is None or stem.activation is not Activation.NONE or stem.residual is not None or stem.shuffle > 1:
-            return None
-        axis = len(end.meta["shape"]) + (kind_named(self.site(stem.layer).kind).channel_axis or 0)
-        by_target: dict[Target, set[int]] = {}
-        for quantizer, target in targets.items():
-            channels = patterns.arrivals(end, axis, quantizer)
-            if channels is None:
-                return None
-            by_target.setdefault(target, set()).update(channels)
-        if sum(len(channels) for channels in by_target.values()) != len(set().union(*by_target.values())):
-            return None
-        return {target: sorted(channels) for target, channels in by_target.items()}
 
     def _find_skipped(self) -> frozenset[fx.Node]:
         """The nodes inside an attention or a stem, whose values are never stored."""

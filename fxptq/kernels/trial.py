@@ -73,8 +73,8 @@ def main(library: str) -> None:
         "slope": 0.0,
         "residual": None,
         "levels": None,
-        "out_scale": 1.0,
-        "out_offset": 0.0,
+        "out_scale": None,
+        "out_offset": None,
     }
     found = operators.fxptq.linear(codes, weight, columns=90, bias=torch.zeros_like(ones), **epilogue)
     if not torch.equal(found, ops.linear(codes, weight, columns=90, bias=torch.zeros_like(ones), **epilogue)):

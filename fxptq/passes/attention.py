@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,6 +32,13 @@ _BALANCES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 _CEILINGS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 
+_WIDENINGS = (1.0, 1.1, 1.25, 1.5)
+"""Factors of the widths that have the least squared error of each value. A sum over many positions averages the errors
+of rounding, but not those of clipping, which all have the same sign; so wider ranges are often better for the sum."""
+
+_MORE = 4
+"""Bounds are searched on this many times the windows that products are computed for."""
+
 _VALUES = 60_000
 """Values that a search for bounds reads, spread over the ranges; each range gets at least `_LEAST`."""
 
@@ -46,13 +54,26 @@ class Product:
         lhs: the query, or the attention weights.
         rhs: the key, or the value.
         windows: number of windows in one picture at the example's size, at least 1.
-        nbytes: memory of the factors of one window.
+        nbytes: memory of each factor of one window.
     """
 
     lhs: Operand
     rhs: Operand
     windows: int
-    nbytes: int
+    nbytes: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A sample of a factor of a product.
+
+    Attributes:
+        x: some windows of one input, [windows, heads, rows, columns].
+        stride: the distance of two of them in the input.
+    """
+
+    x: Tensor
+    stride: int
 
 
 @register("attention")
@@ -91,14 +112,14 @@ class Attention(Pass):
         products = list(_products(ctx.student))
         if not products:
             return PassReport(notes=("no attention has affine quantizers below 8 bits whose bounds are set",))
-        judge = Judge(ctx, self.settings.holdout)
+        judge = Judge.of(ctx, self.settings)
         start = judge.error
         each = -(-self.settings.windows // len(judge.inputs))
         keys = [operand.quantizer for product in products for operand in (product.lhs, product.rhs)]
         sizes = _shapes_elsewhere(ctx, keys)
         states: list[State] = []
         with ctx.progress.task("attention", len(products)) as advance:
-            for part in in_memory(products, lambda one: one.nbytes * min(each, one.windows) * len(judge.inputs)):
+            for part in in_memory(products, lambda one: self._nbytes(one, each) * len(judge.inputs)):
                 samples = sample(ctx, judge.inputs, _takes(part, each))
                 for product in part:
                     factors = [samples.pop(operand.quantizer) for operand in (product.lhs, product.rhs)]
@@ -110,29 +131,44 @@ class Attention(Pass):
         note = f"{len(products)} products, {len(states)} with a choice, {kept} kept"
         return PassReport(notes=(f"{note}; squared error of the output {start:.3g} -> {judge.error:.3g}",))
 
+    def _nbytes(self, product: Product, windows: int) -> int:
+        """The memory of the samples of one input."""
+        times = 1 if product.lhs.part == _ATTENTION else _MORE
+        few, many = (min(windows * each, product.windows) for each in (times, _MORE))
+        return product.nbytes[0] * few + product.nbytes[1] * many
+
     def _choose(
         self,
         student: QuantizedNetwork,
         product: Product,
-        factors: Sequence[Sequence[Tensor]],
-        others: Sequence[Sequence[Tensor]],
+        factors: Sequence[Sequence[Windows]],
+        others: Sequence[Sequence[torch.Size]],
     ) -> State:
         """The quantizers' tensors for a product; none where its factors do not lie as those of an attention."""
-        pairs = [_joined(samples) for samples in factors]
+        pairs = [_joined([sample.x for sample in samples]) for samples in factors]
         if any(x is None or x.dim() != 4 for x in pairs) or not all(others):
             return {}
         lhs, rhs = (x for x in pairs if x is not None)
-        if lhs.shape[:2] != rhs.shape[:2]:
+        if lhs.shape[1] != rhs.shape[1]:
             return {}
         fixed = [
-            frozenset(axis for axis in (-3, -2, -1) if x.shape[axis] == int(sizes[0][axis]))
+            frozenset(axis for axis in (-3, -2, -1) if x.shape[axis] == sizes[0][axis])
             for x, sizes in zip((lhs, rhs), others, strict=True)
         ]
         own = [student.quantizers[operand.quantizer] for operand in (product.lhs, product.rhs)]
         searches = ProductSearch(self.settings.k)
-        chosen = (
-            searches.scores(own, lhs, rhs, fixed) if product.lhs.part == _QUERY else searches.mix(own, lhs, rhs, fixed)
-        )
+        if product.lhs.part == _QUERY and len(lhs) == len(rhs):
+            chosen = searches.scores(own, lhs, rhs, fixed, max(1, len(lhs) // self.settings.windows))
+        elif product.lhs.part == _ATTENTION:
+            both = list(zip(*factors, strict=False))
+            if any(attention.stride % value.stride for attention, value in both):
+                return {}
+            met = _joined([value.x[:: attention.stride // value.stride] for attention, value in both])
+            if met is None or len(met) != len(lhs):
+                return {}
+            chosen = searches.mix(own, lhs, met, fixed, rhs)
+        else:
+            return {}
         return {
             operand.quantizer: quantizer.stored()
             for operand, quantizer in zip((product.lhs, product.rhs), chosen, strict=True)
@@ -150,15 +186,19 @@ class ProductSearch:
         self.k = k
 
     def scores(
-        self, own: Sequence[Quantizer], query: Tensor, key: Tensor, fixed: Sequence[frozenset[int]]
+        self, own: Sequence[Quantizer], query: Tensor, key: Tensor, fixed: Sequence[frozenset[int]], stride: int = 1
     ) -> tuple[Quantizer, Quantizer]:
-        """Quantizers of the query [windows, heads, N, d] and the key [windows, heads, d, M]."""
+        """Quantizers of the query [windows, heads, N, d] and the key [windows, heads, d, M].
+
+        Bounds are searched on all windows, and products are computed for every `stride`-th.
+        """
         heads = frozenset((-3,))
         if -1 not in fixed[0] or -2 not in fixed[1]:
             # The sum runs over positions, so the channels are the outer axes.
             outer = fixed[0] & {-3, -2}, fixed[1] & {-3, -1}
             return self._ranged(own[0], query, outer[0]), self._ranged(own[1], key, outer[1])
-        reference = _about_row(query @ key)
+        some, others = query[::stride], key[::stride]
+        reference = _about_row(some @ others)
         mean = key.mean((0, 3), keepdim=True) if -3 in fixed[1] else key.mean((0, 1, 3), keepdim=True)
         pairs = [self._pair(own, query, key, mean, None, heads & fixed[0])]
         ranges = [_spread(query, 2, fixed[0]), _spread(key, 3, fixed[1]).transpose(-2, -1)]  # [1, H or 1, 1, d]
@@ -166,8 +206,11 @@ class ProductSearch:
             factor = ranges[0] ** power / ranges[1] ** (1 - power)
             factor = factor / factor.log().mean(-1, keepdim=True).exp()
             pairs.append(self._pair(own, query, key, mean, factor, heads & fixed[0]))
-        errors = [float((_about_row(a(query) @ b(key)) - reference).square().mean()) for a, b in pairs]
-        return pairs[errors.index(min(errors))]
+
+        def error(pair: tuple[Affine, Affine]) -> float:
+            return float((_about_row(pair[0](some) @ pair[1](others)) - reference).square().mean())
+
+        return min(pairs, key=error)
 
     def _pair(
         self,
@@ -177,7 +220,7 @@ class ProductSearch:
         mean: Tensor,
         factor: Tensor | None,
         heads: frozenset[int],
-    ) -> tuple[Quantizer, Quantizer]:
+    ) -> tuple[Affine, Affine]:
         """Quantizers with a factor [1, H or 1, 1, d] for the query and its inverse for the key.
 
         The query's grid is symmetric, so that the offset of the key's codes gives the same number for all keys.
@@ -192,11 +235,22 @@ class ProductSearch:
         return first, second
 
     def mix(
-        self, own: Sequence[Quantizer], attention: Tensor, value: Tensor, fixed: Sequence[frozenset[int]]
+        self,
+        own: Sequence[Quantizer],
+        attention: Tensor,
+        value: Tensor,
+        fixed: Sequence[frozenset[int]],
+        values: Tensor | None = None,
     ) -> tuple[Quantizer, Quantizer]:
-        """Quantizers of the attention weights [windows, heads, N, M] and the value [windows, heads, M, d]."""
-        second = self._ranged(own[1], value, fixed[1] & {-3, -1})
-        coded, reference = second(value), attention @ value
+        """Quantizers of the attention weights [windows, heads, N, M] and the value [windows, heads, M, d].
+
+        Bounds are searched on `values`, the value in more windows, if they are given.
+        """
+        narrow = self._ranged(own[1], value if values is None else values, fixed[1] & {-3, -1})
+        reference = attention @ value
+        seconds = [_wider(narrow, widening) for widening in _WIDENINGS]
+        second = min(seconds, key=lambda wider: float((attention @ wider(value) - reference).square().mean()))
+        coded = second(value)
         firsts = []
         for ceiling in _CEILINGS:
             first = Shares(own[0].bits)
@@ -206,7 +260,7 @@ class ProductSearch:
         errors = [float((first(attention) @ coded - reference).square().mean()) for first in firsts]
         return firsts[errors.index(min(errors))], second
 
-    def _ranged(self, own: Quantizer, x: Tensor, axes: frozenset[int]) -> Quantizer:
+    def _ranged(self, own: Quantizer, x: Tensor, axes: frozenset[int]) -> Affine:
         """A quantizer with bounds of its own along some axes."""
         lower, width = self._bounds(own.bits, x, axes)
         return _affine(own, width, lower, 0.0, 1.0)
@@ -259,6 +313,15 @@ def _affine(own: Quantizer, factor: Tensor, center: Tensor, lower: float, upper:
     return quantizer
 
 
+def _wider(quantizer: Affine, widening: float) -> Affine:
+    """A quantizer whose ranges are wider by a factor about their middles."""
+    middle = quantizer.center + quantizer.factor * (quantizer.lower + quantizer.upper) / 2
+    half = widening * quantizer.factor * (quantizer.upper - quantizer.lower) / 2
+    if bool((quantizer.lower == -quantizer.upper).all()):
+        return _affine(quantizer, half, quantizer.center, -1.0, 1.0)
+    return _affine(quantizer, 2 * half, middle - half, 0.0, 1.0)
+
+
 def _products(student: QuantizedNetwork) -> Iterator[Product]:
     """The products of attentions, one factor below 8 bits, with quantizers of the right schemes that are on."""
     readers: dict[str, int] = {}
@@ -278,16 +341,23 @@ def _products(student: QuantizedNetwork) -> Iterator[Product]:
         if fit and any(quantizer is not None and quantizer.bits < 8 for quantizer in quantizers):
             shapes = [site.shapes[slot] for slot in ("lhs", "rhs")]
             windows = max(torch.Size(shape[:-3]).numel() for shape in shapes)
-            nbytes = sum(4 * torch.Size(shape[-3:]).numel() for shape in shapes)
-            yield Product(site.operands[0], site.operands[1], windows, nbytes)
+            lhs, rhs = (4 * torch.Size(shape[-3:]).numel() for shape in shapes)
+            yield Product(site.operands[0], site.operands[1], windows, (lhs, rhs))
 
 
-def _takes(products: Sequence[Product], windows: int) -> Mapping[str, Take]:
-    def take(x: Tensor) -> Tensor:
+def _takes(products: Sequence[Product], windows: int) -> Mapping[str, Take[Windows]]:
+    """How to take `windows` windows of the attention weights of an input, and more of the other factors."""
+
+    def take(x: Tensor, times: int = _MORE) -> Windows:
         lead = (-1, 1) if x.dim() == 3 else (-1, x.shape[-3])  # a product without heads
-        return evenly(x.reshape(*lead, *x.shape[-2:]), windows)
+        x = x.reshape(*lead, *x.shape[-2:])
+        fine, coarse = (-(-len(x) // (windows * each)) for each in (_MORE, times))
+        stride = -(-coarse // fine) * fine  # so that a coarse sample is a part of the fine one
+        return Windows(x[::stride].clone().cpu(), stride)
 
-    return {operand.quantizer: take for product in products for operand in (product.lhs, product.rhs)}
+    few = partial(take, times=1)
+    pairs = [(product.lhs, product.rhs) for product in products]
+    return {operand.quantizer: few if operand.part == _ATTENTION else take for both in pairs for operand in both}
 
 
 def _joined(samples: Sequence[Tensor]) -> Tensor | None:
@@ -296,11 +366,11 @@ def _joined(samples: Sequence[Tensor]) -> Tensor | None:
     return torch.cat(alike) if alike else None
 
 
-def _shape(x: Tensor) -> Tensor:
-    return torch.tensor(x.shape)
+def _shape(x: Tensor) -> torch.Size:
+    return x.shape
 
 
-def _shapes_elsewhere(ctx: Context, keys: Sequence[str]) -> dict[str, list[Tensor]]:
+def _shapes_elsewhere(ctx: Context, keys: Sequence[str]) -> dict[str, list[torch.Size]]:
     """The shapes of operands for an input of another size and batch, as far as the network takes one."""
     takes = dict.fromkeys(keys, _shape)
     first = ctx.images[0]

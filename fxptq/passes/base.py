@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
@@ -25,6 +25,8 @@ from fxptq.graph.outputs import WHOLE_OUTPUT, PictureOutput
 from fxptq.progress import Progress, Silent
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.sketch import Sketch
+from fxptq.ranks import ALONE, Ranks
 from fxptq.registry import Registry, nearest, where
 from fxptq.sizes import ANY_SIZE, Sizes
 
@@ -142,6 +144,10 @@ class QuantizedNetwork(Protocol):
         """Overwrite the bias of the layer whose weight the quantizer reads, in place."""
         ...
 
+    def vectors(self) -> Mapping[str, nn.Parameter]:
+        """The network's own parameters with one axis that no quantizer reads: biases, scales and shifts of norms."""
+        ...
+
 
 @dataclass
 class Context:
@@ -153,6 +159,8 @@ class Context:
         images: calibration inputs, [1, C, H, W] each, in the network's own range; a tuple each for a network of several
             inputs.
         sizes: the input sizes that the network takes.
+        elsewhere: inputs of another origin than `images`, of their form, where there are any: a training that does well
+            on these has learned more than its own pictures.
         batches: whether the network takes several pictures at once.
         picture: where the restored picture stands in the networks' outputs.
         fixed: the quantizers whose width somebody has chosen by name, so that no pass changes it.
@@ -166,6 +174,7 @@ class Context:
         collected: names of the statistics gathered so far.
         seed: seed of everything random.
         progress: shows the progress of the passes.
+        ranks: the processes that work on these networks; each of them has its own copies of all that is here.
         install_kernels: installs compiled kernels behind the operators that quantizers call, where there are any. A
             pass that runs them many times calls it first; it may take a while, once a machine.
     """
@@ -173,6 +182,7 @@ class Context:
     student: QuantizedNetwork
     teacher: QuantizedNetwork
     images: Sequence[Inputs]
+    elsewhere: Sequence[Inputs] = ()
     sizes: Sizes = ANY_SIZE
     batches: bool = True
     picture: PictureOutput = WHOLE_OUTPUT
@@ -185,6 +195,7 @@ class Context:
     collected: set[str] = field(default_factory=set)
     seed: int = 0
     progress: Progress = field(default_factory=Silent)
+    ranks: Ranks = ALONE
     install_kernels: Callable[[], object] = lambda: None
 
     @property
@@ -208,6 +219,7 @@ class PassReport:
         notes: sentences for a person.
         figures: named figures of the whole network.
         warnings: sentences for a person on faults, with what to do.
+        sketches: by quantizer key, a histogram of the values that it sees, in the unit of its bounds.
         name: the name of the pass; filled in by `run_passes`.
         seconds: the duration of the pass; filled in by `run_passes`.
     """
@@ -217,6 +229,7 @@ class PassReport:
     notes: tuple[str, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    sketches: Mapping[str, Sketch] = field(default_factory=dict)
     name: str = ""
     seconds: float = 0.0
 
@@ -342,8 +355,30 @@ def run_passes(passes: Iterable[tuple[str, Mapping[str, object]]], ctx: Context)
 def _run(name: str, step: Pass, ctx: Context) -> PassReport:
     start = time.perf_counter()
     report = step.run(ctx)
+    _agree(ctx)
     ctx.collected |= step.provides
     return replace(report, name=name, seconds=time.perf_counter() - start)
+
+
+def _agree(ctx: Context) -> None:
+    """Gives all processes the first one's student: work that each of them did for itself may differ by rounding."""
+    if ctx.ranks.world == 1:
+        return
+    student = ctx.student
+    on = {key: quantizer for key, quantizer in student.quantizers.items() if quantizer.mode == "on"}
+    states = {key: {name: x.cpu() for name, x in quantizer.stored().items()} for key, quantizer in on.items()}
+    layers = {key: (student.weight_of(key), student.bias_of(key)) for key in student.quantizers}
+    tensors = {key: tuple(None if x is None else x.detach().cpu() for x in pair) for key, pair in layers.items()}
+    states, tensors = ctx.ranks.from_first((states, tensors))
+    if ctx.ranks.first:
+        return
+    for key, state in states.items():
+        student.quantizers[key].restore({name: x.to(ctx.device) for name, x in state.items()})
+    for key, (weight, bias) in tensors.items():
+        if weight is not None:
+            student.set_weight(key, weight.to(ctx.device))
+        if bias is not None:
+            student.set_bias(key, bias.to(ctx.device))
 
 
 def _provider(statistic: str, wanted_by: str) -> str:

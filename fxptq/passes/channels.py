@@ -98,7 +98,7 @@ class Channels(Pass):
         groups = list(_groups(ctx.student))
         if not groups:
             return PassReport(notes=("no layer has affine quantizers below 8 bits whose bounds are set",))
-        judge = Judge(ctx, self.settings.holdout)
+        judge = Judge.of(ctx, self.settings)
         start = judge.error
         chosen: list[tuple[Group, str, State]] = []
         with ctx.progress.task("channels", len(groups)) as advance:
@@ -121,18 +121,18 @@ class Channels(Pass):
     def _nbytes(self, group: Group) -> int:
         return 4 * self.settings.rows * group.channels * (1 if group.is_linear else 3)  # crops have rims
 
-    def _take(self, group: Group, judge: Judge) -> Take:
+    def _take(self, group: Group, judge: Judge) -> Take[Tensor]:
         """Rows [n, C] of a linear layer's input; a crop [B, C, h, w] out of the middle of a convolution's."""
         rows = -(-self.settings.rows // len(judge.inputs))
         if group.is_linear:
-            return lambda x: evenly(x.reshape(-1, x.shape[-1]), rows)
+            return lambda x: evenly(x.reshape(-1, x.shape[-1]), rows).cpu()
         rim = max(max(_spans(site)) for site, _ in group.layers) - 1
         side = int(rows**0.5) + rim
 
         def crop(x: Tensor) -> Tensor:
             x = x if x.dim() == 4 else x[None]
             top, left = ((size - min(size, side)) // 2 for size in x.shape[-2:])
-            return x[..., top : top + side, left : left + side].clone()
+            return x[..., top : top + side, left : left + side].clone().cpu()
 
         return crop
 
@@ -147,15 +147,16 @@ class Channels(Pass):
         for name, factor, center in _candidates(
             rows, input_quantizer.bits, list(weights.values()), scalable=group.scalable
         ):
+            own_factor = _short(1 / factor)  # of the weights; the input has its inverse exactly
             probe = _probe(input_quantizer)
-            probe.set_map(group.axes(factor), group.axes(center))
+            probe.set_map(group.axes(1 / own_factor), group.axes(_short(center)))
             values = evenly(probe.normalize(x).flatten(), _VALUES)
             floor = group.lowest if name == "none" else None
             _set_bounds(probe, dobi2d(Distribution.of(values), probe, self.settings.k, floor))
             coded, state, error = probe(x), {group.key: probe.stored()}, 0.0
             for (site, key), reference in zip(group.layers, references, strict=True):
                 own = _probe(student.quantizers[key])
-                own.set_map(group.axes(1 / factor))
+                own.set_map(group.axes(own_factor))
                 values_of = Distribution.of(own.normalize(weights[key]), own.ranges, own.axis)
                 _set_bounds(own, dobi2d(values_of, own, max(1, self.settings.k // 4)))
                 off = _about_mean(_apply(site, coded, own(weights[key]))) - reference
@@ -236,6 +237,12 @@ def _positive(x: Tensor) -> Tensor:
 def _scaled(factor: Tensor) -> Tensor:
     """Factors with the geometric mean 1."""
     return factor / factor.log().mean().exp()
+
+
+def _short(x: Tensor) -> Tensor:
+    """Numbers rounded to half precision, in which a file holds them in two bytes; as they are if one is too large."""
+    short = x.half().float()
+    return short if bool(short.isfinite().all()) and not bool(((short == 0) != (x == 0)).any()) else x
 
 
 def _probe(quantizer: Quantizer) -> Affine:

@@ -81,6 +81,7 @@ class Batches:
         fraction: share of the images to evaluate on, see `split`.
         crops: number of crops to evaluate on.
         generator: source of randomness.
+        elsewhere: images of another origin to evaluate on; then all of `images` are trained on.
 
     Attributes:
         held: the batches to evaluate on.
@@ -99,12 +100,13 @@ class Batches:
         fraction: float,
         crops: int,
         generator: torch.Generator,
+        elsewhere: Sequence[Inputs] = (),
     ) -> None:
-        self._training, holdout = split(images, fraction, generator)
+        self._training, holdout = (list(images), list(elsewhere)) if elsewhere else split(images, fraction, generator)
         self._batch, self._generator = batch, generator
         self._crops: Crops | None = None
         self.held: list[Inputs] = list(holdout)
-        crop_size = _crop_size(images, size, sizes)
+        crop_size = _crop_size([*images, *elsewhere], size, sizes)
         if crop_size is not None:
             self._crops = Crops(_pictures(self._training), crop_size, generator)
             self.held = list(torch.split(Crops(_pictures(holdout), crop_size, generator).plain(crops), batch))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -24,8 +24,10 @@ from fxptq.passes.crops import Batches
 from fxptq.passes.distill import DistillationLoss, FeatureScale
 from fxptq.passes.lessons import fresh_lessons, repeated_lessons
 from fxptq.passes.offsets import learned_offsets, movable_weights
+from fxptq.passes.pinned import pinned_codes
 from fxptq.passes.teaching import Teaching
 from fxptq.passes.vector import as_vector
+from fxptq.passes.vectors import learned_vectors
 from fxptq.quant.quantizer import Quantizer
 
 
@@ -57,7 +59,13 @@ class Dqc(Pass):
             train_weight_bounds: whether bounds of weights learn too.
             rounding_lr: learning rate of the offset that is added to each weight before rounding, in units of the
                 grid's step (as in AdaRound, arXiv 2004.10568, weights choose among neighbouring codes); 0 for none.
+            keep_codes: whether each weight keeps its codes, so that its grid alone learns; for weights that were
+                rounded for the output of their layer.
+            vector_lr: learning rate of biases and of the scales and shifts of norms, in units of each vector's root
+                mean square; 0 for none.
             holdout: share of the images to evaluate on, 0..1.
+            holdout_origin: `own` evaluates on a part of the images; `other` evaluates on inputs of another origin where
+                the context has them, and trains on all images.
             holdout_crops: number of fixed crops of those images.
             eval_every: steps between two evaluations.
             patience: number of evaluations without progress after which training stops; 0 for never.
@@ -79,7 +87,10 @@ class Dqc(Pass):
         feature_scale: FeatureScale = "paper"
         train_weight_bounds: bool = True
         rounding_lr: float = 0.0
+        keep_codes: bool = False
+        vector_lr: float = 0.0
         holdout: float = 0.1
+        holdout_origin: Literal["own", "other"] = "own"
         holdout_crops: int = 16
         eval_every: int = 100
         patience: int = 0
@@ -89,9 +100,11 @@ class Dqc(Pass):
             for name in ("steps", "batch", "patch", "holdout_crops", "eval_every"):
                 if getattr(self, name) < 1:
                     raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-            for name in ("crops", "answers_mb", "warmup", "patience", "feature_weight", "rounding_lr"):
+            for name in ("crops", "answers_mb", "warmup", "patience", "feature_weight", "rounding_lr", "vector_lr"):
                 if getattr(self, name) < 0:
                     raise InputError(f"{name} must not be negative, but is {getattr(self, name)}")
+            if self.keep_codes and self.rounding_lr:
+                raise InputError("keep_codes keeps the codes that rounding_lr would change: give one of the two")
             if self.lr <= 0 or (self.time_limit_s is not None and self.time_limit_s <= 0):
                 raise InputError(f"lr and time_limit_s must be above 0, not {self.lr} and {self.time_limit_s}")
             if not 0 < self.backoff <= 1:
@@ -128,13 +141,16 @@ class Dqc(Pass):
             learners: the quantizers that learn, by key.
         """
         ctx.install_kernels()
-        rounded = movable_weights(ctx.student) if self.settings.rounding_lr else {}
+        settings, student = self.settings, ctx.student
+        movable = movable_weights(student) if settings.rounding_lr or settings.keep_codes else {}
         with (
-            _only_learning(ctx.student, learners),
-            learned_offsets(ctx.student, rounded) as offsets,
-            _rates(self.settings, learners, list(offsets.values())) as rates,
+            pinned_codes(student, movable if settings.keep_codes else {}),
+            _only_learning(student, learners),
+            learned_offsets(student, movable if settings.rounding_lr else {}) as offsets,
+            learned_vectors(student.vectors() if settings.vector_lr else {}) as units,
+            _rates(_rate_of_each(settings, learners, list(offsets.values()), units)) as rates,
         ):
-            yield Training(self.settings, ctx, learners, rates)
+            yield Training(settings, ctx, learners, rates)
 
     def learners(self, student: QuantizedNetwork) -> dict[str, Quantizer]:
         """The quantizers of a network that learn, by key."""
@@ -165,6 +181,7 @@ class Training:
             fraction=settings.holdout,
             crops=settings.holdout_crops,
             generator=generator,
+            elsewhere=ctx.elsewhere if settings.holdout_origin == "other" else (),
         )
         self.held = [self.teaching.teach(batch) for batch in batches.held]
         self.lessons = fresh_lessons(batches, self.teaching.teach)
@@ -220,19 +237,24 @@ class Training:
     def _done(self, steps: int, seconds: float) -> float:
         """The part of the run that is over, from 0 on: by steps or by time, whichever is further."""
         limit = self.settings.time_limit_s
+        if limit:
+            seconds = self.ctx.ranks.largest(seconds)
         return max(steps / self.settings.steps, seconds / limit if limit else 0.0)
 
     def step(self, step: int, done: float) -> float:
         """One step of the optimizer, the `step`-th from 1, when the part `done` of the run is over; the loss before."""
-        loss = self.teaching.student_loss(next(self.lessons))
-        value = float(loss.detach())
+        lesson, ranks = next(self.lessons), self.ctx.ranks
+        loss = self.teaching.student_loss(lesson)
+        value = ranks.mean(float(loss.detach()), lesson.crops)
         if not math.isfinite(value):
             raise CalibrationError(f"dqc: the loss is {value} at step {step}; try a lower `lr`")
-        self.reached = loss.requires_grad
+        self.reached = ranks.largest(loss.requires_grad) > 0
         if not self.reached:
             return value
         self.optimizer.zero_grad(set_to_none=False)  # gradients of the quantizers are views of the vectors' gradients
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        ranks.average([vector.grad for vector in self.vectors if vector.grad is not None], lesson.crops)
         self.update(step, done)
         return value
 
@@ -270,17 +292,27 @@ class Training:
             vector.copy_(value)
 
 
+def _rate_of_each(
+    settings: Dqc.Settings,
+    learners: dict[str, Quantizer],
+    offsets: Sequence[nn.Parameter],
+    units: Mapping[nn.Parameter, float],
+) -> Iterator[tuple[nn.Parameter, float]]:
+    """All parameters that learn, with their peak rates."""
+    for trainable in (trainable for quantizer in learners.values() for trainable in quantizer.trainables()):
+        yield trainable.parameter, settings.lr / trainable.steps
+    for offset in offsets:
+        yield offset, settings.rounding_lr
+    for vector, unit in units.items():
+        yield vector, settings.vector_lr * unit
+
+
 @contextmanager
-def _rates(
-    settings: Dqc.Settings, learners: dict[str, Quantizer], offsets: Sequence[nn.Parameter]
-) -> Iterator[dict[nn.Parameter, float]]:
+def _rates(rate_of_each: Iterable[tuple[nn.Parameter, float]]) -> Iterator[dict[nn.Parameter, float]]:
     """Within, all parameters that learn at one rate are one vector; yields the peak rate of each vector."""
     groups: dict[tuple[float, torch.dtype], list[nn.Parameter]] = {}
-    for trainable in (trainable for quantizer in learners.values() for trainable in quantizer.trainables()):
-        rate = settings.lr / trainable.steps
-        groups.setdefault((rate, trainable.parameter.dtype), []).append(trainable.parameter)
-    if offsets:
-        groups.setdefault((settings.rounding_lr, offsets[0].dtype), []).extend(offsets)
+    for parameter, rate in rate_of_each:
+        groups.setdefault((rate, parameter.dtype), []).append(parameter)
     with ExitStack() as stack:
         yield {stack.enter_context(as_vector(parameters)): rate for (rate, _), parameters in groups.items()}
 

@@ -20,11 +20,14 @@ from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
 from fxptq.passes.base import Context, QuantizedNetwork
 from fxptq.passes.crops import split
+from fxptq.sizes import Sizes
 
 State = dict[str, dict[str, Tensor]]
 """The tensors of quantizers (`Quantizer.stored`), by key."""
 
 T = TypeVar("T")
+
+_PATCH = 32
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,18 @@ class JudgedSettings:
 
     Attributes:
         holdout: share of the calibration inputs to judge the network by, 0..1.
+        judge_patch: side of the two crops of each of these inputs that the network runs on, in pixels; an input that is
+            not larger is used whole. Judging takes most of the time of these passes.
     """
 
     holdout: float = 0.25
+    judge_patch: int = _PATCH
 
     def __post_init__(self) -> None:
         if not 0 < self.holdout < 1:
             raise InputError(f"holdout lies between 0 and 1, unlike {self.holdout}")
+        if self.judge_patch < 1:
+            raise InputError(f"judge_patch must be at least 1, not {self.judge_patch}")
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,7 @@ class Judge:
     Args:
         ctx: the networks and the calibration inputs.
         fraction: share of the inputs to hold out, 0..1; see `crops.split`.
+        patch: side of their crops in pixels; see `JudgedSettings`.
 
     Attributes:
         inputs: the inputs to choose by, which the error does not see (unless there is only one input).
@@ -115,13 +124,14 @@ class Judge:
         InputError: there are no calibration inputs.
     """
 
-    def __init__(self, ctx: Context, fraction: float) -> None:
+    def __init__(self, ctx: Context, fraction: float, patch: int = _PATCH) -> None:
         if not ctx.images:
             raise InputError("choosing by the output needs at least one calibration image")
         self._ctx = ctx
         inputs, holdout = split(ctx.images, fraction, torch.Generator().manual_seed(ctx.seed))
         self.inputs: list[Inputs] = inputs
-        self._held = [ctx.placed(batch) for batch in batches(ctx, holdout)]
+        crops = [crop for item in holdout for crop in corners(ctx.sizes, item, patch)]
+        self._held = [ctx.placed(batch) for batch in batches(ctx, ctx.ranks.share(crops))]
         with torch.no_grad():
             self._references = [ctx.picture.pick(ctx.teacher(*batch)) for batch in self._held]
         self.error = self._measure()
@@ -180,14 +190,31 @@ class Judge:
             self._ctx.statistics.pop(key, None)
         return len(states)
 
+    @classmethod
+    def of(cls, ctx: Context, settings: JudgedSettings) -> Judge:
+        """The judge of a pass with these settings."""
+        return cls(ctx, settings.holdout, settings.judge_patch)
+
     @torch.no_grad()
     def _measure(self) -> float:
-        total, count = 0.0, 0
+        total, count = 0.0, 0.0
         for batch, reference in zip(self._held, self._references, strict=True):
             picture = self._ctx.picture.pick(self._ctx.student(*batch))
             total += float((picture - reference).double().square().sum())
             count += reference.numel()
+        total, count = self._ctx.ranks.totals(total, count)
         return total / count if count else math.nan
+
+
+def corners(sizes: Sizes, item: Inputs, side: int) -> list[Inputs]:
+    """The first and the last crop of a picture; the input itself if it is no picture or has no room for two crops."""
+    if not isinstance(item, Tensor) or item.dim() != 4:
+        return [item]
+    height, width = item.shape[-2:]
+    crop = sizes.crop(height, width, side)
+    if crop is None or 2 * crop[0] > height or 2 * crop[1] > width:
+        return [item]
+    return [item[..., : crop[0], : crop[1]], item[..., height - crop[0] :, width - crop[1] :]]
 
 
 def in_parts(items: Sequence[T], count: int) -> Iterator[Sequence[T]]:
@@ -200,6 +227,8 @@ def in_parts(items: Sequence[T], count: int) -> Iterator[Sequence[T]]:
 
 def batches(ctx: Context, inputs: Sequence[Inputs]) -> list[Inputs]:
     """Single inputs as one batch if the network takes batches and all inputs have the same shapes."""
+    if not inputs:
+        return []
     tuples = [item if isinstance(item, tuple) else (item,) for item in inputs]
     shapes = {tuple(tuple(x.shape) for x in item) for item in tuples}
     if not ctx.batches or len(shapes) > 1:

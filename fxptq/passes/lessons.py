@@ -21,7 +21,7 @@ class Lesson:
     """A batch of inputs and the answers of the float network.
 
     Attributes:
-        inputs: the arguments of the network, on its device.
+        inputs: the arguments of the network, on its device; none where the batch has no crop for this process.
         picture: the restored pictures, [N, C, H, W].
         features: the values at the ends of the residual stages, [N, ...] each; empty where the loss reads none.
     """
@@ -29,6 +29,11 @@ class Lesson:
     inputs: tuple[Tensor, ...]
     picture: Tensor
     features: tuple[Tensor, ...]
+
+    @property
+    def crops(self) -> int:
+        """The number of crops."""
+        return len(self.inputs[0]) if self.inputs else 0
 
     @property
     def nbytes(self) -> int:

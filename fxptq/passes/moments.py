@@ -14,6 +14,7 @@ from torch import Tensor
 from fxptq.errors import InputError
 from fxptq.graph.geometry import Geometry
 from fxptq.passes.base import Context, Pass, PassReport, Site, register
+from fxptq.ranks import Ranks
 
 
 @register("moments")
@@ -51,12 +52,14 @@ class Moments(Pass):
         if not ctx.images:
             raise InputError("moments need at least one calibration image")
         sums: dict[str, Tensor] = {}
-        with ExitStack() as hooks, torch.no_grad(), ctx.progress.task("moments", len(ctx.images)) as advance:
+        images = ctx.ranks.share(ctx.images)
+        with ExitStack() as hooks, torch.no_grad(), ctx.progress.task("moments", len(images)) as advance:
             for site in ctx.student.sites:
                 hooks.enter_context(self._watch(ctx, site, sums))
-            for image in ctx.images:
+            for image in images:
                 ctx.student(*ctx.placed(image))
                 advance()
+        _merge(sums, ctx.ranks)
         ctx.moments.update(sums)
         return PassReport(notes=(f"{len(sums)} weights, {len(ctx.images)} images",))
 
@@ -76,6 +79,19 @@ class Moments(Pass):
             yield
         finally:
             handle.remove()
+
+
+def _merge(sums: dict[str, Tensor], ranks: Ranks) -> None:
+    """Adds up the sums of all processes; a process without inputs has none."""
+    if ranks.world == 1:
+        return
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in ranks.gather({key: tuple(total.shape) for key, total in sums.items()}):
+        for key, (groups, *rest) in part.items():
+            shapes[key] = (lcm(groups, shapes.get(key, (1,))[0]), *rest)
+    for key, shape in shapes.items():
+        sums[key] = _added(torch.zeros(shape, dtype=torch.float64), sums.get(key, torch.zeros(shape).double()))
+        ranks.reduce([sums[key]])
 
 
 def is_covered(site: Site) -> bool:

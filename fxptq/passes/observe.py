@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from fxptq.errors import CalibrationError, InputError
 from fxptq.passes.base import Context, Pass, PassReport, register
 from fxptq.passes.samples import in_float
 from fxptq.quant.observer import Histogram
+from fxptq.ranks import Ranks
 
 
 @register("observe")
@@ -57,19 +59,43 @@ class Observe(Pass):
             for key, observer in observers.items():
                 student.quantizers[key].observer, student.quantizers[key].mode = observer, "observe"
             try:
-                with torch.no_grad(), ctx.progress.task("observe", len(ctx.images)) as advance:
-                    for index in range(len(ctx.images)):
-                        _run_finite(ctx, index)
-                        advance()
+                ctx.ranks.together(lambda: _run_all(ctx))
             finally:
                 for key in observers:
                     student.quantizers[key].observer = None
+        _merge([observer.histogram for observer in observers.values()], ctx.ranks)
         for key, observer in observers.items():
             if observer.histogram.count == 0:
                 raise CalibrationError(f"{key}: no calibration image leads through this place")
             ctx.statistics[key] = observer.histogram.distribution()
         values = sum(observer.histogram.count for observer in observers.values())
         return PassReport(notes=(f"{len(observers)} activations, {values:,} values, {len(ctx.images)} images",))
+
+
+@torch.no_grad()
+def _run_all(ctx: Context) -> None:
+    """Runs the calibration inputs of this process."""
+    indices = ctx.ranks.share(range(len(ctx.images)))
+    with ctx.progress.task("observe", len(indices)) as advance:
+        for index in indices:
+            _run_finite(ctx, index)
+            advance()
+
+
+def _merge(histograms: Sequence[Histogram], ranks: Ranks) -> None:
+    """Gives the histograms the values that all processes have seen: bins and counts are exact, sums as `Histogram`."""
+    if ranks.world == 1 or not histograms:
+        return
+    minima, maxima, counts = (
+        torch.tensor([getattr(histogram, name) for histogram in histograms], dtype=dtype)
+        for name, dtype in (("minimum", torch.float64), ("maximum", torch.float64), ("count", torch.int64))
+    )
+    ranks.reduce([minima], "min")
+    ranks.reduce([maxima], "max")
+    ranks.reduce([counts])
+    for histogram, low, high, count in zip(histograms, minima.tolist(), maxima.tolist(), counts.tolist(), strict=True):
+        histogram.widen(low, high, count)
+    ranks.reduce([histogram.table for histogram in histograms])
 
 
 def _run_finite(ctx: Context, index: int) -> None:

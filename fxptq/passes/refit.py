@@ -77,12 +77,14 @@ class Refit(Pass):
             For each weight the figures of `gptq`.
 
         Raises:
-            InputError: if there are no images, or no weight has bounds.
+            InputError: if there are no images, or no bounds are set.
         """
         layers = _layers(ctx)
-        if not layers:
+        if not layers and not any(quantizer.mode == "on" for quantizer in ctx.student.quantizers.values()):
             raise InputError("refit rounds weights to bounds that are set: run a pass such as `dobi` before it")
-        judge = Judge(ctx, self.settings.holdout)
+        if not layers:
+            return PassReport(notes=("no layer has a weight that can be rounded for its output",))
+        judge = Judge.of(ctx, self.settings)
         start, figures = judge.error, dict[str, dict[str, float]]()
         batch = batches(ctx, judge.inputs[: self.settings.images])[0]
         means = self._means_in_float(ctx, layers, batch)

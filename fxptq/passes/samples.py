@@ -12,13 +12,13 @@ from torch import Tensor
 from fxptq.data.sources import Inputs
 from fxptq.passes.base import Context, QuantizedNetwork
 
-MOST_BYTES = 1 << 28
+MOST_BYTES = 1 << 29
 """Memory for the samples that are taken in one run over the inputs."""
 
-Take = Callable[[Tensor], Tensor]
-"""Takes a sample of the values of one input; a copy, which keeps nothing else in memory."""
-
 T = TypeVar("T")
+
+Take = Callable[[Tensor], T]
+"""Takes a sample of the values of one input: a copy on the CPU, which keeps nothing else in memory."""
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def in_float(student: QuantizedNetwork) -> Iterator[None]:
 
 
 @torch.no_grad()
-def sample(ctx: Context, inputs: Sequence[Inputs], takes: Mapping[str, Take]) -> dict[str, list[Tensor]]:
+def sample(ctx: Context, inputs: Sequence[Inputs], takes: Mapping[str, Take[T]]) -> dict[str, list[T]]:
     """Runs inputs through the student in float and samples the values that quantizers see.
 
     Args:
@@ -46,12 +46,12 @@ def sample(ctx: Context, inputs: Sequence[Inputs], takes: Mapping[str, Take]) ->
     Returns:
         By quantizer key, one sample for each time that the quantizer was met.
     """
-    samples: dict[str, list[Tensor]] = {key: [] for key in takes}
+    samples: dict[str, list[T]] = {key: [] for key in takes}
     with in_float(ctx.student), ExitStack() as hooks:
         for key, take in takes.items():
 
-            def keep(_module: object, args: tuple[Tensor], _x: Tensor, key: str = key, take: Take = take) -> None:
-                samples[key].append(take(args[0]).cpu())
+            def keep(_module: object, args: tuple[Tensor], _x: Tensor, key: str = key, take: Take[T] = take) -> None:
+                samples[key].append(take(args[0]))
 
             handle = ctx.student.quantizers[key].register_forward_hook(keep)
             hooks.callback(handle.remove)

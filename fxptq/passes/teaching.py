@@ -30,12 +30,16 @@ class Teaching:
 
     @torch.no_grad()
     def teach(self, batch: Inputs) -> Lesson:
-        """The lesson of a batch.
+        """The lesson of this process's part of a batch; a batch of several inputs is work for the first process alone.
 
         Raises:
             CalibrationError: the float network does not stay finite.
         """
-        inputs = self.ctx.placed(batch)
+        ranks = self.ctx.ranks
+        own = ranks.part(batch) if isinstance(batch, Tensor) else batch if ranks.first else ()
+        if len(own) == 0:
+            return Lesson((), torch.zeros(()), ())
+        inputs = self.ctx.placed(own)
         picture, features = self._outputs(self.ctx.teacher, inputs)
         if not bool(picture.isfinite().all()):
             raise CalibrationError(
@@ -44,18 +48,21 @@ class Teaching:
         return Lesson(inputs, picture, tuple(features) if self.loss.weight else ())
 
     def student_loss(self, lesson: Lesson) -> Tensor:
-        """The loss of the student on a lesson, a scalar."""
+        """The loss of the student on a lesson, a scalar; 0 on a lesson without crops."""
+        if not lesson.crops:
+            return torch.zeros(())
         return self.loss(self._outputs(self.ctx.student, lesson.inputs), (lesson.picture, list(lesson.features)))
 
     @torch.no_grad()
     def mean_loss(self, lessons: Sequence[Lesson]) -> float:
-        """The mean loss of the student over all crops of lessons.
+        """The mean loss of the student over all crops of the lessons of all processes.
 
         Raises:
             CalibrationError: it is not finite.
         """
-        total = sum(float(self.student_loss(lesson)) * len(lesson.inputs[0]) for lesson in lessons)
-        value = total / sum(len(lesson.inputs[0]) for lesson in lessons)
+        own = sum(float(self.student_loss(lesson)) * lesson.crops for lesson in lessons)
+        total, crops = self.ctx.ranks.totals(own, sum(lesson.crops for lesson in lessons))
+        value = total / crops
         if not math.isfinite(value):
             raise CalibrationError(f"dqc: the loss on held-out crops is {value}")
         return value

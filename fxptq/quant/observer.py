@@ -90,6 +90,23 @@ class Histogram:
         self._table += _move(other._table, other._first, self._first, self._exponent - other._exponent)
         self.count += other.count
 
+    @property
+    def table(self) -> Tensor:
+        """Count, sum and sum of squares of the values in each bin, [3, bins]; float64, in place."""
+        return self._table
+
+    def widen(self, minimum: float, maximum: float, count: int) -> None:
+        """Makes the bins those of more values, whose table is then added to `table`.
+
+        Args:
+            minimum: smallest of all values, those seen included; `maximum` the largest.
+            maximum: see `minimum`.
+            count: number of all values, 0 for none.
+        """
+        if count:
+            self._cover(minimum, maximum)
+        self.count = count
+
     def distribution(self) -> Distribution:
         """Makes the distribution of the values seen; each bin that holds values gives one support value, their mean.
 

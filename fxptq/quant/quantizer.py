@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.errors import InputError
+from fxptq.quant.coding import Coding
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.grid import Grid
 from fxptq.refusal import Refusal
@@ -204,6 +205,11 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def grids(self) -> tuple[Grid, ...] | Refusal:
         """The grid of each range, for integer kernels and exporters; a refusal if codes stand for no fixed values."""
+
+    def coding(self) -> Coding | Refusal:
+        """How codes stand for values, for kernels that carry more than grids; a refusal if none can."""
+        grids = self.grids()
+        return grids if isinstance(grids, Refusal) else Coding(grids)
 
     # -- shared by schemes ---------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from fxptq.data.tasks import TITLES
 
 if TYPE_CHECKING:
     from fxptq.bench.measure import Bench
+    from fxptq.commands.compare import Comparison
+    from fxptq.commands.doctor import Check
+    from fxptq.commands.passes import PassInfo
     from fxptq.commands.quantize import Outcome
     from fxptq.evaluate.score import SetScore
     from fxptq.graph import Site
@@ -35,7 +39,7 @@ def _table(title: str, *columns: str, right: int = 0) -> Table:
     return table
 
 
-def show_quantized(console: Console, outcome: Outcome, report: Path) -> None:
+def show_quantized(console: Console, outcome: Outcome, report: Path | None) -> None:
     """What `quantize` did: quality by stage, bytes, seconds, what stayed in float, where the files are."""
     meta = outcome.model.meta
     reported = outcome.scores["fp"][0].reported
@@ -67,7 +71,9 @@ def show_quantized(console: Console, outcome: Outcome, report: Path) -> None:
         console.print(f"warning     {warning}")
     console.print(f"peak memory {outcome.peak_mb:,.0f} MB")
     console.print(f"checkpoint  {outcome.out}")
-    console.print(f"report      {report}")
+    if report is not None:
+        console.print(f"report      {report}")
+    console.print(f"next        fxptq upscale {shlex.join([str(outcome.out), *outcome.opened_with])} IN OUT")
 
 
 def show_bits(console: Console, sites: Sequence[Site]) -> None:
@@ -103,6 +109,21 @@ def show_scores(console: Console, scores: Sequence[SetScore]) -> None:
         table.add_section()
         table.add_row("mean", *(score.mean.shown(figure) for figure in figures))
         console.print(table)
+
+
+def show_comparison(console: Console, comparison: Comparison, report: Path) -> None:
+    """What `compare` found: the scores of both networks on each set, their bytes, and where the page is."""
+    first, second = comparison.scores.values()
+    table = _table("Comparison", "set", "figure", *comparison.scores, "change", right=3)
+    for one, other in zip(first, second, strict=True):
+        for figure in one.reported:
+            change = other.mean.figures[figure] - one.mean.figures[figure]
+            digits = 4 if figure == "ssim_y" else 2
+            shown = (one.mean.shown(figure), other.mean.shown(figure), f"{change:+.{digits}f}")
+            table.add_row(one.name, TITLES[figure], *shown)
+    table.add_row("", "bytes", *(f"{side.nbytes:,}" for side in (comparison.first, comparison.second)), "")
+    console.print(table)
+    console.print(f"report      {report}")
 
 
 def show_sites(console: Console, sites: Sequence[Site]) -> None:
@@ -150,12 +171,55 @@ def _verdict(bench: Bench) -> str:
     return f"fxptq-int is {verdict} {best}, the fastest float here ({bench.kernels} kernels)"
 
 
-def show_recipes(console: Console, recipes: Sequence[Recipe]) -> None:
-    """The bundled recipes."""
-    table = _table("Recipes", "name", "network", "presets")
+WEIGHTS = {"bundled": "at once", "cached": "at once (downloaded)", "absent": "after a download"}
+"""When a recipe runs, by the state of its weights."""
+
+
+def show_recipes(console: Console, recipes: Sequence[Recipe], weights: Sequence[WeightsRow]) -> None:
+    """The bundled recipes, and which of them run without a download."""
+    states = {row.name: row for row in weights}
+    table = _table("Recipes", "name", "network", "runs", "presets")
     for recipe in recipes:
-        table.add_row(recipe.name, recipe.title, ", ".join(recipe.preset_names))
+        row = states.get(recipe.name)
+        runs = "with a network of yours" if row is None else WEIGHTS[row.state]
+        table.add_row(recipe.name, recipe.title, runs, ", ".join(recipe.preset_names))
     console.print(table)
+    absent = [row for row in weights if row.state == "absent"]
+    if absent:
+        fetched = next((row for row in absent if row.url), None)
+        if fetched is not None:
+            console.print(f"download weights, for example: fxptq weights --download {fetched.name}")
+
+
+def show_passes(console: Console, passes: Sequence[PassInfo], *, settings: bool) -> None:
+    """The passes with their purposes; of a single one the settings, too."""
+    if not settings:
+        table = _table("Passes", "name", "purpose")
+        for one in passes:
+            table.add_row(one.name, one.purpose)
+        console.print(table)
+        console.print("fxptq passes NAME lists the settings of a pass.")
+        return
+    for one in passes:
+        console.print(one.purpose)
+        table = _table(f"Settings of {one.name}", "name", "default", "meaning")
+        for setting in one.settings:
+            table.add_row(setting.name, setting.default, setting.meaning)
+        if one.settings:
+            console.print(table)
+        else:
+            console.print(f"The pass {one.name} has no settings.")
+
+
+def show_checks(console: Console, checks: Sequence[Check]) -> None:
+    """What `doctor` found, with advice below."""
+    table = _table("This machine", "", "state", "found")
+    for check in checks:
+        table.add_row(check.subject, check.state, check.found)
+    console.print(table)
+    for check in checks:
+        if check.advice:
+            console.print(f"{check.subject}: {check.advice}")
 
 
 def show_weights(console: Console, rows: Sequence[WeightsRow]) -> None:

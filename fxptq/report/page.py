@@ -1,79 +1,77 @@
-"""The report of a run as one HTML page that needs no other file: scores, bytes, times, and every site."""
+"""The report as one HTML page that needs no other file and no network: its pictures, styles and program are inside.
+
+`gather` makes the content from the outcome of a command, `sections` turn it into markup, and this module puts the
+sections together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
-from fxptq.commands.quantize import Outcome
-from fxptq.data.tasks import TITLES
 from fxptq.io.files import write_text
+from fxptq.report import sections
+from fxptq.report.content import Content
+from fxptq.report.html import Markup, element, join
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .2rem .8rem; border-bottom: 1px solid #ddd }
-th { text-align: left } td.n { text-align: right; font-variant-numeric: tabular-nums }
-"""
+MOST = 4_800_000
+"""Characters of a page; pictures get the room that the other sections leave."""
+
+SECTIONS: tuple[tuple[str, str, Callable[[Content], Markup] | None], ...] = (
+    ("summary", "Summary", sections.summary),
+    ("pictures", "Pictures, worst patches first", None),
+    ("quality", "Quality", sections.quality),
+    ("network", "Network", sections.network),
+    ("sites", "Sites", sections.sites),
+    ("float", "In float, and why", sections.in_float),
+    ("passes", "Passes and loss", sections.training),
+    ("colours", "Colours and ranges", sections.colours),
+    ("costs", "Bytes and time", sections.costs),
+    ("origin", "Command, machine, versions", sections.origin),
+)
+"""The sections of a page: identifier, heading, and what makes it; pictures are made last."""
 
 
-def write(outcome: Outcome, path: Path) -> Path:
+def write(content: Content, path: Path) -> Path:
     """Writes the page atomically and returns its path.
 
     Raises:
         InputError: the file cannot be written.
     """
-    write_text(path, _page(outcome))
+    write_text(path, page(content))
     return path
 
 
-def _page(outcome: Outcome) -> str:
-    meta = outcome.model.meta
-    title = f"{outcome.source.recipe.title}, W{meta.bits_w}A{meta.bits_a}"
-    scores, reported = outcome.scores, outcome.scores["fp"][0].reported
-    quality = [
-        [first.name, *(" / ".join(found[index].mean.shown(name, 3) for name in reported) for found in scores.values())]
-        for index, first in enumerate(scores["fp"])
-    ]
-    pictures = [
-        [first.name, picture, *(found[index].images[picture].shown(reported[0], 3) for found in scores.values())]
-        for index, first in enumerate(scores["fp"])
-        for picture in first.images
-    ]
-    parts = outcome.sizes
-    size = [[name, f"{getattr(parts, name):,}"] for name in ("codes", "bounds", "floats", "metadata", "header")]
-    size += [["checkpoint", f"{parts.total:,}"], ["float32 parameters", f"{outcome.fp32_bytes:,}"]]
-    sites = [
-        [site.name, site.kind, site.role, site.reason or "/".join(map(str, site.bits)), f"{site.macs:,}"]
-        for site in outcome.model.sites
-    ]
-    return "".join(
-        [
-            '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="generator" content="fxptq">',
-            f"<title>{escape(title)}</title>",
-            f"<style>{_STYLE}</style><h1>{escape(title)}</h1>",
-            f"<p>Calibrated on {escape(meta.calibration)}. Seed {meta.seed}. {escape(meta.created_by)}.</p>",
-            f"<h2>Quality, {' / '.join(TITLES[name] for name in reported)}</h2>",
-            _table(["set", *scores], quality),
-            "<h2>Bytes on disk</h2>",
-            _table(["part", "bytes"], size),
-            "<h2>Seconds</h2>",
-            _table(["stage", "seconds"], [[stage, f"{taken:.1f}"] for stage, taken in outcome.seconds.items()]),
-            f"<h2>Pictures, {TITLES[reported[0]]}</h2>",
-            _table(["set", "picture", *scores], pictures),
-            "<h2>Sites</h2>",
-            _table(["name", "kind", "role", "bits w/a, or why in float", "MACs"], sites),
-            "</html>\n",
-        ]
+def page(content: Content) -> str:
+    """The page."""
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="generator", content="fxptq"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", content.title),
+        element("link", rel="icon", href="data:,"),
+        element("style", _asset("page.css")),
     )
+    links = [element("a", title.partition(",")[0], href=f"#{name}") for name, title, _ in SECTIONS]
+    made = {name: make(content) for name, _, make in SECTIONS if make is not None}
+    made["pictures"] = sections.patches(content, MOST - sum(map(len, made.values())))
+    parts = [
+        element("section", element("h2", title, id=name), made[name], aria_labelledby=name)
+        for name, title, _ in SECTIONS
+    ]
+    body = element(
+        "body",
+        element("a", "Skip to the content", href="#summary", class_="skip"),
+        element("header", element("h1", content.title), element("nav", *links, aria_label="Sections")),
+        element("main", *parts),
+        element("script", _asset("page.js")),
+    )
+    return join([Markup('<!doctype html><html lang="en">'), head, body, Markup("</html>\n")])
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _cell(text: str) -> str:
-    number = text[:1].isdigit()
-    return f'<td class="n">{escape(text)}</td>' if number else f"<td>{escape(text)}</td>"
+def _asset(name: str) -> Markup:
+    """A file of this package; it is our own text, and goes into the page as it is."""
+    return Markup(files("fxptq.report").joinpath("assets", name).read_text(encoding="utf-8"))

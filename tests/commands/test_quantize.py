@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import fxptq
+from fxptq.commands.scores import score_sets
 from tests.tiny import OWN, RECIPE, Ran, edsr, picture, run, swinir, write_recipe
 
 
@@ -44,6 +46,26 @@ def test_json_has_the_shape_scripts_rely_on(tmp_path: Path) -> None:
     assert result["peak_mb"] > 50
     meta = fxptq.load(tmp_path / "m.safetensors", swinir(1)).meta
     assert [step.name for step in meta.passes] == ["dobi", "dqc"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "scored"), [("quick", ["float", "quantized"]), ("standard", ["float", "bounds", "quantized"])]
+)
+def test_no_scores_are_computed_twice(
+    preset: str, scored: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(args[4])
+        return score_sets(*args, **options)
+
+    monkeypatch.setattr("fxptq.commands.quantize.score_sets", counted)
+    assert quantize(tmp_path, "--json", tmp_path / "r.json", preset=preset).status == 0
+    assert calls == scored
+    scores = json.loads((tmp_path / "r.json").read_text())["eval"]["samples"]
+    assert list(scores) == ["fp", "dobi", "final"]
+    assert (scores["dobi"] == scores["final"]) == (preset == "quick")
 
 
 def test_float_sites_are_listed_everywhere_by_name_and_reason(tmp_path: Path) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from fxptq.data.degrade import Degradation
 from fxptq.data.resize import imresize
-from fxptq.data.sources import calibration_images
+from fxptq.data.sources import Inputs, calibration_images
 from fxptq.errors import InputError
-from fxptq.io.images import write_png
+from fxptq.io.folders import sample_digest, sample_pictures
+from fxptq.io.writing import write_png
 from fxptq.sizes import Sizes
 
 NONE, X2 = Degradation("none"), Degradation("bicubic", scale=2)
@@ -144,6 +147,58 @@ def test_unfit_folders_are_named(tmp_path: Path) -> None:
         calibration_images(tmp_path, NONE)
 
 
+def test_damaged_pictures_are_named_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for level in range(9):
+        write_png(tmp_path / "deep" / f"{level}.png", np.full((20, 20, 3), 20 * level, np.uint8))
+    whole, words = calibration_images(tmp_path, NONE, value_range=255.0, count=9, size=16)
+    assert "deep" not in words
+    assert "(9 files, sample sha256:" in words
+    levels = [int(tensor.mean()) // 20 for tensor in whole]
+    (tmp_path / "deep" / f"{levels[2]}.png").write_bytes(b"no picture")
+    write_png(tmp_path / "deep" / f"{levels[5]}.png", np.zeros((9, 40, 3), np.uint8))
+    found, words = calibration_images(tmp_path, NONE, value_range=255.0, count=9, size=16)
+    rest = [*levels[:2], *levels[3:5], *levels[6:]]
+    assert [int(tensor.mean()) // 20 for tensor in found] == [*rest, *rest[:2]]
+    assert "(9 files, 2 of 9 passed over, sample sha256:" in words
+    named = [record.getMessage() for record in caplog.records]
+    assert len(named) == 2
+    assert f"{levels[2]}.png: not a picture" in named[0]
+    assert f"{levels[5]}.png: is 40x9" in named[1]
+    (tmp_path / "deep" / f"{levels[7]}.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"png: .* \(3 of 9 pictures cannot be used, and 1 in 4 may be passed over\)"):
+        calibration_images(tmp_path, NONE, count=9, size=16)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 16])
+def test_the_share_of_damaged_pictures_is_held_in_folders_of_any_size(tmp_path: Path, count: int) -> None:
+    for index in range(25):
+        write_png(tmp_path / f"{index}.png", np.full((16, 16, 3), index, np.uint8))
+    order = sample_pictures(tmp_path, 25, 0).files
+    damaged = 0
+    while 4 * (damaged + 1) <= count + damaged + 1:
+        order[damaged].write_bytes(b"")
+        damaged += 1
+    inputs, words = calibration_images(tmp_path, NONE, value_range=255.0, count=count, size=16)
+    assert [int(x.mean()) for x in inputs] == [int(path.stem) for path in order[damaged : damaged + count]]
+    assert "passed over" in words or not damaged
+    order[damaged].write_bytes(b"")
+    with pytest.raises(InputError, match=r"of .* pictures cannot be used"):
+        calibration_images(tmp_path, NONE, count=count, size=16)
+
+
+def test_the_sample_has_a_digest_of_its_files(tmp_path: Path) -> None:
+    for index in range(12):
+        write_png(tmp_path / f"{index}.png", np.full((20, 20, 3), index, np.uint8))
+    _, words = calibration_images(tmp_path, NONE, count=4, size=16)
+    sample = sample_pictures(tmp_path, 4, 0).files
+    assert f"(12 files, sample sha256:{sample_digest(sample, tmp_path)}), 16x16" in words
+    (other,) = {path for path in tmp_path.iterdir() if path not in sample_pictures(tmp_path, 11, 0).files}
+    other.write_bytes(b"not read")
+    assert calibration_images(tmp_path, NONE, count=4, size=16)[1] == words
+    write_png(sample[0], np.full((20, 20, 3), 99, np.uint8))
+    assert calibration_images(tmp_path, NONE, count=4, size=16)[1] != words
+
+
 @pytest.mark.parametrize(("count", "size"), [(0, 64), (4, 0)])
 def test_nothing_to_make_is_refused(count: int, size: int) -> None:
     with pytest.raises(InputError, match=f"not {count} of {size}"):
@@ -168,3 +223,53 @@ def test_inputs_have_a_size_that_the_network_takes(
     inputs, words = calibration_images(folder if source == "folder" else source, X2, count=6, size=20, sizes=sizes)
     assert {tuple(x.shape[2:]) for x in inputs} == {expected}
     assert f"{expected[0]}x{expected[1]}, bicubic x2" in words
+
+
+# -- loaders of training code ----------------------------------------------------------------------------------------
+
+
+class Training(Dataset):  # type: ignore[type-arg]
+    """Pairs of 8 x 8 and 16 x 16 pixels, as dictionaries or as tuples."""
+
+    def __init__(self, form: str) -> None:
+        self.form = form
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> object:
+        if index >= len(self):
+            raise IndexError
+        lq, gt = torch.full((3, 8, 8), index / 20), torch.zeros(3, 16, 16)
+        return {"lq": lq, "gt": gt, "lq_path": str(index)} if self.form == "dict" else (lq, gt)
+
+
+@pytest.mark.parametrize(
+    "wrap", [DataLoader, lambda d: DataLoader(d, batch_size=3), lambda d: d], ids=["1", "3", "set"]
+)
+@pytest.mark.parametrize("form", ["dict", "pair"])
+def test_loaders_of_training_code_give_their_inputs(form: str, wrap: Callable[[object], Iterable[Inputs]]) -> None:
+    inputs, described = calibration_images(wrap(Training(form)), NONE, count=7)
+    assert described == "7 inputs of a data loader"
+    for index, x in enumerate(inputs):
+        assert isinstance(x, torch.Tensor)
+        assert torch.equal(x, torch.full((1, 3, 8, 8), index / 20))
+
+
+def test_a_loader_of_several_inputs() -> None:
+    loader = DataLoader([(torch.rand(3, 8, 8), torch.rand(1)) for _ in range(4)], batch_size=2)
+    inputs, _ = calibration_images(loader, NONE, tensors=2)
+    assert [tuple(t.shape for t in x) for x in inputs] == [((2, 3, 8, 8), (2, 1))] * 2
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"lr": torch.rand(1, 3, 8, 8)}, "calibration input 0 has the keys 'lr'; expected a tensor under 'lq'"),
+        ([torch.rand(1, 3, 8, 8)] * 3, "calibration input 0 is a list of 3; expected the input and its clean picture"),
+    ],
+    ids=["key", "list"],
+)
+def test_unfit_items_of_loaders(item: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        calibration_images([item], NONE)  # type: ignore[list-item]

@@ -74,7 +74,9 @@ def test_its_level_is_checked_and_can_be_said_on_the_command_line(dark: Recipe) 
 def test_a_task_that_is_not_in_the_table_is_refused() -> None:
     with pytest.raises(InputError, match="degradation 'dark' is unknown; expected one of bicubic, noise, jpeg, none"):
         task_named("dark")
-    with pytest.raises(InputError, match=r"dark\.toml: degradation\.kind: .*'bicubic', 'noise', 'jpeg' or 'none'"):
+    with pytest.raises(
+        InputError, match=r"dark\.toml: degradation\.kind: .*'bicubic', 'noise', 'jpeg', 'none' or 'pairs'"
+    ):
         Recipe.parse(RECIPE, "dark.toml")
 
 

@@ -15,7 +15,8 @@ from fxptq.errors import FxptqError, InputError
 from fxptq.evaluate.metrics import psnr, psnr_b, psnr_y, ssim_y
 from fxptq.evaluate.score import evaluate
 from fxptq.evaluate.sets import open_set, samples
-from fxptq.io.images import to_image, to_tensor, write_png
+from fxptq.io.images import to_image, to_tensor
+from fxptq.io.writing import write_png
 
 
 def _bicubic(scale: int, value_range: float = 1.0):
@@ -111,3 +112,12 @@ def test_a_picture_too_small_to_score_is_named(tmp_path: Path) -> None:
     write_png(tmp_path / "tiny.png", np.zeros((5, 40, 3), np.uint8))
     with pytest.raises(InputError, match=r"Mine, tiny: the image is 40x5; .* at least 11"):
         evaluate(lambda x: x, open_set("Mine", tmp_path, Degradation("none")))
+
+
+def test_what_is_scored_can_be_seen() -> None:
+    benchmark = samples(Degradation("bicubic", scale=2), count=2, size=24)
+    seen: list[tuple[str, Tensor]] = []
+    evaluate(_bicubic(2), benchmark, seen=lambda pair, output: seen.append((pair.name, output)))
+    assert [name for name, _ in seen] == ["sample0", "sample1"]
+    for pair, (_, output) in zip(benchmark, seen, strict=True):
+        assert output.shape == (1, 3, *pair.hr.shape[:2])

@@ -14,7 +14,8 @@ from fxptq.data.sources import calibration_images
 from fxptq.errors import InputError
 from fxptq.evaluate.score import evaluate
 from fxptq.evaluate.sets import open_set, parse_data, samples
-from fxptq.io.images import to_image, write_png
+from fxptq.io.images import to_image
+from fxptq.io.writing import write_png
 from fxptq.sizes import Sizes
 
 X3, NOISE = Degradation("bicubic", scale=3), Degradation("noise", sigma=25)

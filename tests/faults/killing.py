@@ -50,7 +50,7 @@ def upscale() -> Victim:
     names = [f"{index}.png" for index in range(12)]
     for name in names:
         picture(Path("in") / name, 24)
-    command = ["upscale", "tiny.safetensors", "in", "out", "--model", "mod:tiny"]
+    command = ["upscale", "tiny.safetensors", "in", "out", "--model", "mod:tiny", "--overwrite"]
     return Victim(lambda: _succeed(*command), tuple(f"out/{name}" for name in names))
 
 

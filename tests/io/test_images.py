@@ -15,16 +15,15 @@ from PIL import Image
 
 from fxptq.errors import FxptqError, InputError
 from fxptq.io.images import (
-    Picture,
     list_images,
     read_image,
     read_picture,
     to_image,
     to_samples,
     to_tensor,
-    write_picture,
-    write_png,
 )
+from fxptq.io.picture import Picture
+from fxptq.io.writing import write_picture, write_png
 from tests.fuzz.pictures import png_of
 
 

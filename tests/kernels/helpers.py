@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxptq.graph.geometry import Geometry
 from fxptq.kernels import ops
 from fxptq.kernels.layer import Layer, integer_layer
+from fxptq.kernels.panels import pad_columns
+from fxptq.kernels.products import ProductMap, product_map
+from fxptq.quant.coding import Coding
 from fxptq.quant.grid import Grid
 from fxptq.quant.schemes.uniform import Uniform
 
@@ -63,12 +67,29 @@ def layer_of(
     weight: Tensor, q: Uniform, bias: Tensor | None, input_grid: Grid, padding: tuple[int, ...] = (0, 0)
 ) -> Layer:
     """A layer with this float weight on the grids of its quantizer."""
-    return integer_layer(q.encode(weight), q.grids(), bias, input_grid, padded=any(padding))
+    geometry = Geometry(padding=padding) if weight.dim() == 4 else None
+    return integer_layer(q.encode(weight), q.coding(), bias, Coding((input_grid,)), geometry)
 
 
 def onto(layer: Layer, target: Grid) -> Layer:
     """The layer with its output in units of the next grid: codes are the rounded and clipped output."""
     return layer.plus(-target.offset).times(1.0 / target.scale)
+
+
+SUMS = {name: torch.tensor([1.0, 0.0], dtype=torch.float64).view(2, 1, 1) for name in ("left", "right")}
+"""The units and shifts of a product whose output is the sums."""
+
+
+def factors(left: Grid | Coding, right: Grid | Coding) -> ProductMap:
+    """The factors of a product on their grids."""
+    found = product_map(*(Coding((one,)) if isinstance(one, Grid) else one for one in (left, right)))
+    assert isinstance(found, ProductMap), found.reason
+    return found
+
+
+def arguments_of(product: ProductMap) -> dict[str, Any]:
+    """The arguments of `matmul` for the factors of a product."""
+    return {name: getattr(product, name) for name in ("left", "right", "row_sums", "shares")}
 
 
 def epilogue(**changes: Any) -> dict[str, Any]:
@@ -79,10 +100,18 @@ def epilogue(**changes: Any) -> dict[str, Any]:
         "slope": 0.0,
         "residual": None,
         "levels": None,
-        "out_scale": 1.0,
-        "out_offset": 0.0,
+        "out_scale": None,
+        "out_offset": None,
     }
     return plain | changes
+
+
+def next_grid(target: Grid, columns: int) -> dict[str, Tensor]:
+    """The arguments of an epilogue that put values on the next grid, the same for all columns."""
+    return {
+        "out_scale": pad_columns(torch.full((columns,), 1 / target.scale)),
+        "out_offset": pad_columns(torch.full((columns,), target.zero_point)),
+    }
 
 
 def decoded(q: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:

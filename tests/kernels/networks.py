@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxptq.graph import Bits, Plan, Program
+from fxptq.graph.sites import Site
+from fxptq.quant.schemes.affine import Affine
 
 
 class Plain(nn.Module):
@@ -115,7 +117,8 @@ class Rectangles(nn.Module):
         attn = (q * (width // self.heads) ** -0.5) @ k.transpose(-2, -1)
         attn = attn + self.bias.unsqueeze(0)
         tokens, count = attn.shape[3], height // 4 * (breadth // 2)
-        mask = -100.0 * (torch.arange(count).view(-1, 1, 1) + torch.arange(8).view(1, 8, 1) > torch.arange(8) + 5)
+        window, place = (torch.arange(size, device=x.device) for size in (count, 8))
+        mask = -100.0 * (window.view(-1, 1, 1) + place.view(1, 8, 1) > place + 5)
         attn = attn.view(batch, count, self.heads, tokens, tokens) + mask.unsqueeze(1).unsqueeze(0)
         attn = self.drop(F.softmax(attn.view(-1, self.heads, tokens, tokens), dim=-1, dtype=attn.dtype))
         y = self.drop(self.proj((attn @ v).transpose(1, 2).reshape(-1, 8, width)))
@@ -178,6 +181,86 @@ def quantized(name: str, bits: int, granularity: str = "channel", size: int = 8)
     return program, torch.rand(1, 3, size, size)
 
 
+LAYERS = (("*.input", "affine"), ("*.weight", "affine"))
+"""Schemes that give layers maps."""
+
+
+ALL = (
+    ("*.attention", "shares"),
+    *((f"*.{part}", "affine") for part in ("query", "key", "value")),
+    *LAYERS,
+)
+"""Schemes that give maps to attentions too, and rows of shares."""
+
+
+def mapped(
+    name: str, bits: int, schemes: tuple[tuple[str, str], ...] = LAYERS, size: int = 8
+) -> tuple[Program, Tensor]:
+    """A network of this name with maps on the operands that the schemes name, and an input it has not met."""
+    torch.manual_seed(1)
+    network = NETWORKS[name]().eval()
+    example = torch.rand(1, 3, size, size)
+    program = Program(network, example, Plan(Bits(bits, bits), edges=None, connective=None, schemes=schemes))
+    set_layer_maps(program)
+    set_attention_maps(program, over_positions=name == "channels")
+    set_bounds(program, torch.rand(1, 3, size, size))
+    return program, torch.rand(1, 3, size, size)
+
+
+def set_layer_maps(program: Program) -> None:
+    """Random factors and centers for the inputs of layers, and the inverse factors for their weights."""
+    factors: dict[str, Tensor] = {}
+    for site in program.sites:
+        operands = {operand.slot: program.quantizers.get(operand.quantizer) for operand in site.operands}
+        entry, weight = operands.get("input"), operands.get("weight")
+        if not isinstance(entry, Affine) or not isinstance(weight, Affine):
+            continue
+        key = site.operands[0].quantizer
+        count = channels_of(site)
+        groups = site.geometry.groups if site.geometry else 1
+        if key not in factors:
+            inner = count if groups == count or is_transposed(site) else count // groups
+            factors[key] = torch.exp(torch.randn(inner)).repeat(count // inner)
+            picture = (1,) * (len(site.shapes["input"]) - 2) if site.geometry else ()
+            entry.set_map(factors[key].view(-1, *picture), (0.3 * torch.randn(count)).view(-1, *picture))
+        shape = site.shapes["weight"]
+        if is_transposed(site) or groups == count:
+            weight.set_map((1 / factors[key]).view(-1, *[1] * (len(shape) - 1)))
+        else:
+            weight.set_map((1 / factors[key][: shape[1]]).view(-1, *[1] * (len(shape) - 2)))
+
+
+def set_attention_maps(program: Program, *, over_positions: bool) -> None:
+    """Random maps for queries, keys and values, by head and channel."""
+    for site in program.sites:
+        parts = {operand.part: program.quantizers.get(operand.quantizer) for operand in site.operands}
+        query, key, value = parts.get("query"), parts.get("key"), parts.get("value")
+        heads = site.shapes["output"][-3] if len(site.shapes["output"]) > 2 else 1
+        if isinstance(query, Affine) and isinstance(key, Affine):
+            depth = site.shapes["lhs"][-2 if over_positions else -1]
+            if over_positions:
+                for part, shape in ((query, (heads, depth, 1)), (key, (heads, 1, depth))):
+                    part.set_map(torch.randn(shape).mul(0.5).exp(), 0.1 * torch.randn(shape))
+            else:
+                factor = torch.randn(heads, 1, depth).exp()
+                query.set_map(factor)
+                common = torch.rand(heads, 1, 1) + 0.5
+                key.set_map(common / factor.transpose(1, 2), torch.randn(heads, depth, 1))
+        if isinstance(value, Affine):
+            shape = (heads, 1, 1 if over_positions else site.shapes["rhs"][-1])
+            value.set_map(torch.randn(shape).mul(0.5).exp(), torch.randn(shape))
+
+
+def is_transposed(site: Site) -> bool:
+    """Whether the site is a transposed convolution."""
+    return site.geometry is not None and site.geometry.transposed
+
+
+def channels_of(site: Site) -> int:
+    """Number of input channels of a layer."""
+    return site.shapes["input"][-1] if site.geometry is None else site.shapes["input"][1]
+
+
 class Range:
     """Observes the range of what passes."""
 
@@ -198,7 +281,8 @@ def set_bounds(program: Program, x: Tensor) -> None:
     for key, quantizer in program.quantizers.items():
         seen, weight = quantizer.observer, program.weight_of(key)
         if quantizer.ranges > 1:
-            largest = weight.transpose(0, quantizer.axis).reshape(quantizer.ranges, -1).abs().amax(1)
+            own = quantizer.normalize(weight)
+            largest = own.transpose(0, quantizer.axis).reshape(quantizer.ranges, -1).abs().amax(1)
             quantizer.set_bounds(-largest, largest)
         else:
             quantizer.set_bounds(seen.low * 0.95, seen.high * 0.9)

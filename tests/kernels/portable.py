@@ -18,7 +18,8 @@ def cases() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
 
     def layer(columns: int, levels: float | None = 15.0) -> dict[str, Any]:
         written = epilogue(levels=None if levels is None else panels.pad_columns(torch.full((columns,), levels)))
-        written |= {"scale": panels.pad_columns(torch.rand(columns) * 1e-3), "activation": 2, "out_scale": 3.0}
+        written |= {"scale": panels.pad_columns(torch.rand(columns) * 1e-3), "activation": 2}
+        written |= {"out_scale": panels.pad_columns(torch.full((columns,), 3.0)), "out_offset": written["scale"]}
         return written | {"bias": panels.pad_columns(torch.randn(columns)), "columns": columns}
 
     rows = codes((37, 30), 8)
@@ -26,7 +27,13 @@ def cases() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     weight = torch.randint(-14, 15, (35, 19, 3, 3)).to(torch.int8)
     place = {"padding": (1, 1), "taps": panels.pad_columns(torch.randn(9, 35))}
     window = [codes((3, 2, size, 10), 4, seed=size) for size in (17, 21, 21)]
-    grids = {"key_bits": 4, "value_bits": 4, "logit": [1e-3, 1e-3], "prob": [15.0, 0.0, 15.0], "levels": 15}
+    grids = {
+        "key_bits": 4,
+        "value_bits": 4,
+        "logit": torch.full((2, 2, 1), 1e-3).double(),
+        "prob": [15.0, 0.0, 15.0],
+        "levels": 15,
+    }
     one = {"scale": panels.pad_columns(torch.rand(60) * 3), "offset": panels.pad_columns(torch.rand(60) * 7)}
     return [
         (
@@ -35,6 +42,8 @@ def cases() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
             layer(70),
         ),
         ("quantize", (torch.randn(3, 71),), {"lower": -1.0, "step": 0.1, "levels": 15}),
+        ("affine_codes", (torch.randn(3, 5, 60),), {name: x[:60] for name, x in one.items()} | {"levels": 15}),
+        ("share_codes", (torch.rand(3, 71),), {"scale": 9.0, "levels": 7}),
         ("layer_norm_codes", (torch.randn(37, 60),), one | {"eps": 1e-5, "levels": 15}),
         (
             "linear",
@@ -52,8 +61,12 @@ def cases() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
             (image, panels.pack_narrow_conv_weight(weight[:3])),
             layer(3) | {"kernel_size": (3, 3), "padding": (1, 1), "taps": None},
         ),
-        ("matmul", (codes((4, 7, 10), 8), codes((4, 10, 9), 8)), {"bits": 8, "out": [1e-3, 1e-2, 0.1, 0.2, 0.3]}),
-        ("attention", tuple(window), grids | {"bias": None, "mask": None, "out": [1e-2, 1e-3, 1e-2, 0.1, 1.0]}),
+        (
+            "matmul",
+            (codes((4, 7, 10), 8), codes((4, 10, 9), 8)),
+            {"bits": 8, "left": torch.rand(2, 1, 7).double(), "right": torch.rand(2, 4, 9).double(), "shares": True},
+        ),
+        ("attention", tuple(window), grids | {"bias": None, "mask": None, "out": 1e-2 * torch.rand(5, 2, 10).double()}),
     ]
 
 

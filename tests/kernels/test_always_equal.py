@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from fxptq.errors import FxptqError
 from fxptq.graph import Bits, Plan, Program
-from fxptq.kernels.layer import product_terms
 from fxptq.kernels.lower import IntegerModel, lower
 from fxptq.quant.grid import Grid
-from tests.kernels.helpers import Operators, codes
+from tests.kernels.helpers import Operators, arguments_of, codes, factors
 from tests.kernels.networks import set_bounds
 
 
@@ -170,7 +169,7 @@ def test_another_number_of_channels_is_refused_as_the_network_refuses_it(channel
 def test_sums_over_deep_products_are_exact(operators: Operators, depth: int, kind: str) -> None:
     a, b = codes((1, 2, depth), 8, kind), codes((1, depth, 3), 8, kind, seed=1)
     left, right = Grid(0.01, -0.5, 8), Grid(0.02, 0.3, 8)
-    found = operators.matmul(a, b, bits=8, out=product_terms(left, right))
+    found = operators.matmul(a, b, bits=8, **arguments_of(factors(left, right)))
     expected = (a.double() * left.scale + left.offset) @ (b.double() * right.scale + right.offset)
     assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
@@ -179,7 +178,7 @@ def test_batches_of_factors_are_repeated_as_torch_does(operators: Operators) -> 
     left, right = Grid(0.01, -0.5, 4), Grid(0.02, 0.3, 4)
     for shape_a, shape_b in (((1, 5, 6), (3, 6, 7)), ((3, 5, 6), (6, 7)), ((2, 1, 5, 6), (3, 6, 7)), ((5, 6), (6, 7))):
         a, b = codes(shape_a, 4), codes(shape_b, 4, seed=1)
-        found = operators.matmul(a, b, bits=4, out=product_terms(left, right))
+        found = operators.matmul(a, b, bits=4, **arguments_of(factors(left, right)))
         expected = (a.double() * left.scale + left.offset) @ (b.double() * right.scale + right.offset)
         assert found.shape == expected.shape
         assert float((found - expected).abs().max()) <= 1e-6

@@ -21,6 +21,7 @@ from tests.kernels.helpers import (
     epilogue,
     grid,
     layer_of,
+    next_grid,
     onto,
     quantizer,
 )
@@ -122,7 +123,7 @@ def test_epilogue_and_memory_format(operators: Operators, coded: bool, added: bo
     arguments = {"activation": int(Activation.LEAKY), "residual": residual}
     if coded:
         arguments["levels"] = panels.pad_columns(torch.full((64,), 15.0))
-        arguments |= {"out_scale": 1 / target.scale, "out_offset": -target.offset / target.scale}
+        arguments |= next_grid(target, layer.columns)
     found = run(operators, layer, a, (3, 3), **arguments)
     assert found.is_contiguous(memory_format=torch.channels_last)
     if coded:

@@ -21,6 +21,7 @@ from tests.kernels.helpers import (
     epilogue,
     grid,
     layer_of,
+    next_grid,
     onto,
     quantizer,
 )
@@ -153,7 +154,7 @@ def test_epilogue_to_codes(operators: Operators, columns: int, added: bool) -> N
     expected = expected + residual.double() if added else expected
     levels = panels.pad_columns(torch.full((columns,), 15.0))
     arguments = epilogue(activation=int(Activation.LEAKY), residual=residual, levels=levels)
-    arguments |= {"out_scale": 1 / target.scale, "out_offset": -target.offset / target.scale}
+    arguments |= next_grid(target, layer.columns)
     place = {"columns": columns, "largest": 255, "narrow": False, "padding": (1, 1)}
     place["taps"] = panels.pad_columns(layer.taps)
     found = operators.conv3x3(a, panels.pack_taps(layer.packable()), **place, **arguments | layer.epilogue())

@@ -23,7 +23,7 @@ from fxptq.kernels.cuda import attention, convolution, elementwise, gemm, matmul
 from fxptq.kernels.layer import Layer
 from fxptq.kernels.layouts import ROWS
 from fxptq.quant.grid import Grid
-from tests.kernels.helpers import epilogue
+from tests.kernels.helpers import SUMS, epilogue, next_grid
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="Triton's interpreter has nothing to compile for"
@@ -93,7 +93,12 @@ CASES = [(2, 4, {}), (4, 4, {"activation": 1}), (8, 8, {"activation": 2, "residu
 def test_convolution(compiled: list[str], bits: int, a_bits: int, changes: dict[str, Any]) -> None:
     served = ROWS.convolution(layer(60, 60, 3, 3), bits, Grid(1.0, 0.0, a_bits), Geometry(padding=(1, 1)))
     levels = panels.pad_columns(torch.full((60,), 15.0)) if bits < 8 else None
-    arguments = epilogue(**changes, levels=levels) | served.layer.epilogue() | served.arguments
+    arguments = (
+        epilogue(**changes, levels=levels)
+        | next_grid(Grid(1.0, 0.0, a_bits), 60)
+        | served.layer.epilogue()
+        | served.arguments
+    )
     a = torch.zeros(2, 60, 8, 8, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     convolution.rows_conv2d(a, columns=60, **arguments)
     assert_multiplies_bytes(compiled)
@@ -117,18 +122,19 @@ def test_linear(compiled: list[str], bits: int, a_bits: int) -> None:
 
 def test_matmul(compiled: list[str]) -> None:
     a, b = torch.zeros(2, 48, 320, dtype=torch.uint8), torch.zeros(2, 40, 320, dtype=torch.uint8).transpose(1, 2)
-    matmul.matmul(a, b, bits=4, out=[1.0, 1.0, 1.0, 1.0, 1.0])
+    matmul.matmul(a, b, bits=4, **SUMS, shares=True)
     assert_multiplies_bytes(compiled)
 
 
 @pytest.mark.parametrize("keys", [64, 300], ids=["one-block", "blocks"])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_attention(compiled: list[str], keys: int, bits: int) -> None:
+@pytest.mark.parametrize(("bits", "shares"), [(4, True), (8, False)], ids=["4-bit-shares", "8-bit"])
+def test_attention(compiled: list[str], keys: int, bits: int, shares: bool) -> None:
     q, k, v = (torch.zeros(4, keys, 6, 10, dtype=torch.uint8).transpose(1, 2) for _ in range(3))
     terms = torch.zeros(6, keys, -(-keys // 16) * 16)
     attention.attention(
-        q, k, v, bias=terms, mask=terms[:2], key_bits=bits, value_bits=bits, logit=[1.0, 1.0],
-        prob=[1.0, 0.0, 2.0**bits - 1], out=[1.0, 1.0, 1.0, 1.0, 1.0], levels=15,
+        q, k, v, bias=terms, mask=terms[:2], key_bits=bits, value_bits=bits,
+        logit=torch.ones(2, 6, 1, dtype=torch.float64), prob=[1.0, 0.0, 2.0**bits - 1],
+        out=torch.ones(5, 6, 10, dtype=torch.float64), levels=15, shares=shares,
     )  # fmt: skip
     assert_multiplies_bytes(compiled)
 

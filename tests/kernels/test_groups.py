@@ -28,6 +28,7 @@ from tests.kernels.helpers import (
     epilogue,
     grid,
     layer_of,
+    next_grid,
     onto,
     quantizer,
 )
@@ -169,7 +170,7 @@ def test_epilogue_to_codes(
     expected = expected + residual.double() if residual is not None else expected
     changes = {"activation": int(Activation.LEAKY), "residual": residual}
     changes["levels"] = panels.pad_columns(torch.full((columns,), 15.0))
-    changes |= {"out_scale": 1 / target.scale, "out_offset": -target.offset / target.scale}
+    changes |= next_grid(target, layer.columns)
     found = run(operators, layer, a, input_grid, geometry, **changes)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert_codes(found, (expected - target.offset) / target.scale, 15)

@@ -25,6 +25,7 @@ from tests.kernels.helpers import (
     epilogue,
     grid,
     layer_of,
+    next_grid,
     onto,
     quantizer,
 )
@@ -153,7 +154,7 @@ def test_epilogues(operators: Operators, case, activation, slope, function, adde
     if activation == Activation.NONE and not added:
         layer = onto(layer, target)
     else:
-        arguments |= {"out_scale": 1 / target.scale, "out_offset": -target.offset / target.scale}
+        arguments |= next_grid(target, layer.columns)
     found = run(operators, layer, a, **arguments)
     assert found.dtype == torch.uint8
     assert_codes(found, (expected - target.offset) / target.scale, target.levels)

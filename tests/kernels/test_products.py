@@ -13,9 +13,11 @@ from torch import Tensor
 
 from fxptq.kernels import panels, reference
 from fxptq.kernels.build import backend
-from fxptq.kernels.layer import product_terms
+from fxptq.kernels.destination import Target
+from fxptq.kernels.products import logit_terms, output_terms
+from fxptq.quant.coding import Coding
 from fxptq.quant.grid import Grid
-from tests.kernels.helpers import KINDS, Operators, assert_codes, close, codes, grid
+from tests.kernels.helpers import KINDS, SUMS, Operators, arguments_of, assert_codes, close, codes, factors, grid
 
 
 @settings(deadline=None, max_examples=60)
@@ -31,15 +33,8 @@ def test_sums_equal_int64(  # type: ignore[no-untyped-def]  # the strategies say
         b = b.transpose(-1, -2).contiguous().transpose(-1, -2)
     expected = a.long() @ panels.centred(b, right).long()
     for native in (True, False) if backend().native else (False,):
-        out = [1.0, 0.0, 0.0, 0.0, 0.0]
-        found = Operators(native).matmul(a, b, bits=right, largest=2**left - 1, out=out)
+        found = Operators(native).matmul(a, b, bits=right, largest=2**left - 1, **SUMS, row_sums=False)
         assert torch.equal(found.long(), expected)
-
-
-def coded_terms(lhs: Grid, rhs: Grid, target: Grid) -> list[float]:
-    """The terms of a product in units of the grid its values go onto."""
-    terms = [term / target.scale for term in product_terms(lhs, rhs)]
-    return [*terms[:4], terms[4] + target.zero_point]
 
 
 @pytest.mark.parametrize("bits", [(2, 2), (4, 4), (7, 8), (8, 3)], ids=str)
@@ -47,7 +42,7 @@ def coded_terms(lhs: Grid, rhs: Grid, target: Grid) -> list[float]:
 def test_product_equals_float64(operators: Operators, bits: tuple[int, int], symmetry: str) -> None:
     left, right = grid(bits[0], symmetry, seed=1), grid(bits[1], "asymmetric", seed=2)
     a, b = codes((2, 3, 20, 30), bits[0], seed=3), codes((2, 3, 30, 40), bits[1], seed=4)
-    found = operators.matmul(a, b, bits=bits[1], largest=left.levels, out=product_terms(left, right))
+    found = operators.matmul(a, b, bits=bits[1], largest=left.levels, **arguments_of(factors(left, right)))
     assert close(found, reference.values(a, left) @ reference.values(b, right))
 
 
@@ -62,24 +57,31 @@ def lanes(x: Tensor) -> Tensor:
 def attend(
     operators: Operators,
     parts: tuple[Tensor, Tensor, Tensor],
-    grids: tuple[Grid, Grid, Grid, Grid],
+    grids: tuple[Grid | Coding, ...],
     bias: Tensor | None,
     mask: Tensor | None,
     target: Grid | None,
 ) -> Tensor:
-    query, key, value, prob = grids
-    logit = product_terms(query, key)
+    query, key, value, prob = (one if isinstance(one, Coding) else Coding((one,)) for one in grids)
+    heads, columns = parts[2].shape[1], parts[2].shape[3]
+    codes_ = None
+    if target is not None:
+        numbers = (1 / target.scale, target.zero_point, float(target.levels))
+        codes_ = Target(*(torch.full((heads * columns,), number, dtype=torch.float64) for number in numbers))
+    mix = factors(prob, value)
     return operators.attention(
         *parts,
         bias=None if bias is None else lanes(bias),
         mask=None if mask is None else lanes(mask),
-        query_bits=query.bits,
-        key_bits=key.bits,
-        value_bits=value.bits,
-        logit=[logit[0] * LOG2E, logit[2] * LOG2E],
-        prob=[1 / prob.scale, -prob.offset / prob.scale, prob.levels],
-        out=product_terms(prob, value) if target is None else coded_terms(prob, value, target),
+        query_bits=query.grid.bits,
+        key_bits=key.grid.bits,
+        value_bits=value.grid.bits,
+        logit=LOG2E * logit_terms(factors(query, key)),
+        prob=[1 / prob.grid.scale, prob.grid.zero_point, prob.grid.levels],
+        out=output_terms(mix, codes_, heads),
         levels=0 if target is None else target.levels,
+        row_sums=mix.row_sums,
+        shares=mix.shares,
     )
 
 

@@ -12,13 +12,14 @@ struct AttentionCase {
   Fill fill;
   bool bias, bias_of_heads, mask;
   double reach;  // size of the logits
+  bool shares;
 
   std::string name() const {
     std::string text = "attention of " + std::to_string(windows) + " windows, " + std::to_string(heads) + " heads, " +
                        std::to_string(queries) + " queries, " + std::to_string(keys) + " keys, widths " + std::to_string(width) +
                        " and " + std::to_string(value_width) + ", bits";
     for (const int bits : {query_bits, key_bits, value_bits, prob_bits, out_bits}) text += " " + std::to_string(bits);
-    return text + " " + name_of(fill) + (bias ? " bias" : "") + (mask ? " mask" : "") + ", logits to " + std::to_string(reach);
+    return text + " " + name_of(fill) + (bias ? " bias" : "") + (mask ? " mask" : "") + (shares ? " shares" : "") + ", logits to " + std::to_string(reach);
   }
 };
 
@@ -52,12 +53,30 @@ void check_case(Checks& checks, Random& random, const AttentionCase& c) {
   for (float& m : mask) m = random.between(0, 2) ? 0.0f : -144.27f;
   fxptq::AttentionSettings s{};
   s.key = centre_of(c.key_bits), s.value = centre_of(c.value_bits);
-  s.logit_scale = (float)(c.reach / products), s.key_scale = (float)(0.3 * c.reach / products);
+  // Numbers of each head and column; the padding of columns is zero.
+  const float logit = (float)(c.reach / products);
+  const std::vector<float> logit_scale = reals(random, c.heads, 0.5 * logit, logit);
+  const std::vector<float> key_scale = reals(random, c.heads, 0.1 * logit, 0.3 * logit);
+  s.logit_scale = logit_scale.data(), s.key_scale = key_scale.data(), s.shares = c.shares;
   s.query_levels = (uint8_t)((1 << c.query_bits) - 1), s.prob_levels = (uint8_t)((1 << c.prob_bits) - 1);
   s.prob_scale = (float)s.prob_levels * (c.keys > 4 ? 2.5f : 1.0f), s.prob_offset = random.coin() ? 0.0f : 0.3f;
+  if (c.shares) s.prob_scale = (float)(s.prob_levels / random.real(0.5, 1.0)), s.prob_offset = 0.0f;
   const double sum = 2.0 * s.prob_levels * (1 << c.value_bits), top = c.out_bits ? (1 << c.out_bits) : 2.0;
-  s.out_scale = (float)(top / sum), s.out_column = (float)(0.2 * top / sum), s.out_row = (float)(0.1 * top / s.prob_levels);
-  s.out_constant = (float)(0.5 * top);
+  const int columns = (c.value_width + 15) / 16 * 16;
+  const auto by_column = [&](double low, double high) {
+    std::vector<float> all((size_t)c.heads * columns);
+    for (int head = 0; head < c.heads; ++head) {
+      for (int d = 0; d < c.value_width; ++d) all[head * columns + d] = (float)random.real(low, high);
+    }
+    return all;
+  };
+  const double largest_value = 1 << c.value_bits;
+  const std::vector<float> out_scale = c.shares ? by_column(0.3 * top / largest_value, top / largest_value)
+                                                : by_column(0.3 * top / sum, top / sum);
+  const std::vector<float> out_column = by_column(0, c.shares ? 0 : 0.2 * top / sum);
+  const std::vector<float> out_row = by_column(0, 0.1 * top / s.prob_levels), out_constant = by_column(0.2 * top, 0.8 * top);
+  s.out_scale = out_scale.data(), s.out_column = out_column.data(), s.out_row = out_row.data(), s.out_constant = out_constant.data();
+  s.row_sums = !c.shares && random.coin();
   s.out_levels = (uint8_t)(c.out_bits ? (1 << c.out_bits) - 1 : 0);
   s.bias = c.bias ? bias.data() : nullptr, s.bias_head = c.bias_of_heads ? (int64_t)c.keys * padded : 0;
   s.mask = c.mask ? mask.data() : nullptr, s.masks = masks;
@@ -85,7 +104,7 @@ void check_case(Checks& checks, Random& random, const AttentionCase& c) {
             const int64_t key = centred(k.at(window, head, j, d), c.key_bits);
             product += q.at(window, head, i, d) * key, key_sum += key;
           }
-          const double scaled = (double)s.logit_scale * (double)product, offset = (double)s.key_scale * (double)key_sum;
+          const double scaled = (double)logit_scale[head] * (double)product, offset = (double)key_scale[head] * (double)key_sum;
           const double added = c.bias ? bias[(c.bias_of_heads ? (size_t)head * c.keys * padded : 0) + (size_t)j * padded + i] : 0;
           const double hidden = c.mask ? mask[((size_t)(window % masks) * c.keys + j) * padded + i] : 0;
           logits[j] = scaled + offset + added + hidden;
@@ -93,6 +112,7 @@ void check_case(Checks& checks, Random& random, const AttentionCase& c) {
           size = std::fmax(size, std::fabs(scaled) + std::fabs(offset) + std::fabs(added) + std::fabs(hidden));
         }
         for (double& x : logits) total += x = std::exp2(x - largest);
+        if (c.shares) total = 1.0;  // the largest power
         std::vector<int64_t> p(c.keys), ties;
         for (int j = 0; j < c.keys; ++j) {
           const double scaled = s.prob_scale * logits[j] / total, y = scaled + s.prob_offset;
@@ -108,10 +128,15 @@ void check_case(Checks& checks, Random& random, const AttentionCase& c) {
             product += p[j] * value, column += value, row += p[j];
           }
           for (const int64_t j : ties) doubt += std::abs(centred(v.at(window, head, (int)j, d), c.value_bits));
-          const double a = (double)s.out_scale * (double)product, b = (double)s.out_column * (double)column;
-          const double r = (double)s.out_row * (double)row, y = a + b + r + s.out_constant;
-          const double error = s.out_scale * (double)doubt + s.out_row * (double)ties.size() +
-                               1e-6 * (std::fabs(a) + std::fabs(b) + std::fabs(r) + s.out_constant);
+          const int at = head * columns + d;
+          const double divisor = c.shares ? (double)row : 1.0, constant = out_constant[at];
+          const double a = (double)out_scale[at] * (double)product / divisor, b = (double)out_column[at] * (double)column;
+          const double r = s.row_sums ? (double)out_row[at] * (double)row : 0.0, y = a + b + r + constant;
+          // Of shares, a code beside a tie changes the divisor too.
+          const double doubts = c.shares ? 2.2 * ((double)doubt + (double)ties.size() * std::fabs((double)product) / divisor) / divisor
+                                         : (double)doubt;
+          const double error = out_scale[at] * doubts + (s.row_sums ? out_row[at] * (double)ties.size() : 0.0) +
+                               1e-6 * (std::fabs(a) + std::fabs(b) + std::fabs(r) + constant);
           const double clipped = c.out_bits ? std::fmin(std::fmax(y, 0.0), (double)s.out_levels) : y;
           want[first + (size_t)i * stride + d] = {clipped, error};
         }
@@ -142,6 +167,7 @@ void check_attention(Checks& checks) {
     c.out_bits = trial % 3 ? 2 + trial / 4 % 7 : 0;
     c.fill = kFills[trial % 11 < 8 ? 0 : trial % 11 - 7];
     c.bias = random.coin(), c.bias_of_heads = random.coin(), c.mask = random.coin();
+    c.shares = trial % 4 == 1;
     c.reach = trial % 6 ? 6.0 : 300.0;  // with the large ones 2^x overflows, so that the largest logit is subtracted
     check_case(checks, random, c);
   }
@@ -149,7 +175,7 @@ void check_attention(Checks& checks) {
   for (const int bits : {4, 5}) {
     for (const int depth : {bits == 4 ? 288 : 68, bits == 4 ? 292 : 72}) {
       for (const Fill fill : kFills) {
-        AttentionCase c{1, 1, 17, depth, depth, 9, bits, bits, bits, bits, 0, fill, false, false, false, 6.0};
+        AttentionCase c{1, 1, 17, depth, depth, 9, bits, bits, bits, bits, 0, fill, false, false, false, 6.0, false};
         check_case(checks, random, c);
       }
     }

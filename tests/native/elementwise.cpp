@@ -1,6 +1,8 @@
 // Codes from values without a product: elementwise.h.
 #include "check.h"
 
+#include <algorithm>
+
 #include "elementwise.h"
 
 namespace native {
@@ -30,6 +32,53 @@ void check_quantize(Checks& checks) {
     checks.intact(what, out);
     x[random.between(0, count - 1)] = NAN;
     checks.that(fxptq::quantize(x.data(), out.data(), count, lower, step, levels), what + " reports NaN");
+  }
+}
+
+// Each value has its own scale and offset, or all have the same.
+void check_affine(Checks& checks) {
+  Random random(42);
+  for (int trial = 0; trial < 60; ++trial) {
+    const int bits = 2 + trial % 7, count = (int)random.between(1, 300);
+    const bool varies = random.coin();
+    const float levels = (float)((1 << bits) - 1);
+    const std::vector<float> scale = padded_reals(random, count, 0.2 * levels, levels);
+    const std::vector<float> offset = padded_reals(random, count, -0.5 * levels, levels);
+    std::vector<float> x = reals(random, count, -1, 2);
+    if (count > 2) x[1] = INFINITY, x[2] = -INFINITY;
+    std::vector<Expected> want;
+    for (int i = 0; i < count; ++i) {
+      const double z = (double)x[i] * scale[varies ? i : 0] + offset[varies ? i : 0];
+      want.push_back({std::fmin(std::fmax(z, 0.0), (double)levels), 1e-6 * levels});
+    }
+    const std::string what = std::string("affine_codes ") + (varies ? "each " : "one ") + std::to_string(count);
+    const auto make = varies ? fxptq::affine_codes<true> : fxptq::affine_codes<false>;
+    Guarded<uint8_t> out(count);
+    checks.that(!make(x.data(), out.data(), count, scale.data(), offset.data(), levels), what + ": no NaN");
+    checks.rounded(what, out.data(), want);
+    checks.intact(what, out);
+    x[random.between(0, count - 1)] = NAN;
+    checks.that(make(x.data(), out.data(), count, scale.data(), offset.data(), levels), what + " reports NaN");
+  }
+}
+
+void check_shares(Checks& checks) {
+  Random random(43);
+  for (int trial = 0; trial < 60; ++trial) {
+    const int bits = 2 + trial % 7, width = (int)random.between(1, 200);
+    const float levels = (float)((1 << bits) - 1), scale = levels / (float)random.real(0.5, 1.0);
+    std::vector<float> x = reals(random, width, 0, trial % 5 ? 0.4 : 0.0);
+    x[random.between(0, width - 1)] = trial % 5 ? 0.5f : -1.0f;  // also rows without a positive value
+    const double largest = std::fmax(1e-30, *std::max_element(x.begin(), x.end()));
+    std::vector<Expected> want;
+    for (const float one : x) want.push_back({std::fmin(std::fmax(one / largest * scale, 0.0), (double)levels), 1e-6 * levels});
+    const std::string what = "share_codes " + std::to_string(width) + " to " + std::to_string(bits) + " bits";
+    Guarded<uint8_t> out(width);
+    checks.that(!fxptq::share_codes(x.data(), out.data(), width, scale, levels), what + ": no NaN");
+    checks.rounded(what, out.data(), want);
+    checks.intact(what, out);
+    x[random.between(0, width - 1)] = NAN;
+    checks.that(fxptq::share_codes(x.data(), out.data(), width, scale, levels), what + " reports NaN");
   }
 }
 
@@ -73,6 +122,8 @@ void check_layer_norm(Checks& checks) {
 
 void check_elementwise(Checks& checks) {
   check_quantize(checks);
+  check_affine(checks);
+  check_shares(checks);
   check_layer_norm(checks);
 }
 

@@ -11,8 +11,8 @@ namespace native {
 struct FinishCase {
   fxptq::Activation activation;
   bool row_scale, residual, codes;
-  float slope = 0.0f, out_scale = 1.0f, out_offset = 0.0f;
-  std::vector<float> scales, biases, row_scales, levels;
+  float slope = 0.0f;
+  std::vector<float> scales, biases, row_scales, levels, out_scales, out_offsets;  // the last two: of codes that are not linear
 
   // `sum` is the size that sums have about; values come out near `0 .. 2^bits`, so that both clips occur.
   static FinishCase of(Random& random, int columns, double sum, fxptq::Activation activation, bool row_scale, bool residual,
@@ -26,13 +26,15 @@ struct FinishCase {
     c.levels = std::vector<float>(c.scales.size());
     for (int i = 0; i < columns; ++i) c.levels[i] = (float)((1 << bits) - 1);
     if (activation == fxptq::Activation::kLeaky && random.coin()) c.slope = 0.2f;
-    if (activation != fxptq::Activation::kNone || residual) c.out_scale = 0.7f, c.out_offset = 1.25f;
+    if (codes && (activation != fxptq::Activation::kNone || residual)) {
+      c.out_scales = padded_reals(random, columns, 0.3, 0.9), c.out_offsets = padded_reals(random, columns, -0.5, 1.5);
+    }
     return c;
   }
 
   fxptq::Epilogue epilogue(int columns) const {
     return {columns, scales.data(), row_scale ? row_scales.data() : nullptr, activation, slope, codes ? levels.data() : nullptr,
-            out_scale, out_offset};
+            out_scales.empty() ? nullptr : out_scales.data(), out_offsets.empty() ? nullptr : out_offsets.data()};
   }
 
   std::string name() const {
@@ -50,7 +52,7 @@ struct FinishCase {
     if (activation == fxptq::Activation::kGelu) y *= 0.5 * std::erfc(-y / std::sqrt(2.0)), error = 1.2 * error + 2e-6;
     if (residual) y += residual_value, error += 1e-6 * std::fabs(y);
     if (!codes) return {y, error + 1e-7 * std::fabs(y)};
-    if (activation != fxptq::Activation::kNone || residual) y = y * out_scale + out_offset, error += 1e-6 * std::fabs(y);
+    if (!out_scales.empty()) y = y * out_scales[column] + out_offsets[column], error += 1e-6 * (std::fabs(y) + 1.5);
     return {std::fmin(std::fmax(y, 0.0), levels[column]), error};
   }
 };

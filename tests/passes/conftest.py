@@ -81,6 +81,9 @@ class TinyNetwork(nn.Module):
     def set_bias(self, key: str, value: Tensor) -> None:
         raise NotImplementedError
 
+    def vectors(self) -> dict[str, nn.Parameter]:
+        return {}
+
     def with_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         q = self.quantizers
         feature = torch.relu(nn.functional.conv2d(q["conv.input"](x), q["conv.weight"](self.conv), padding=1))

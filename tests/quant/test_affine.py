@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxptq.errors import CalibrationError, InputError
+from fxptq.quant.coding import Coding
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.schemes.affine import Affine
 from fxptq.quant.schemes.uniform import Uniform
@@ -99,6 +100,22 @@ def test_impossible_maps_are_refused_and_change_nothing(
     assert all(tensor is before[name] or torch.equal(tensor, before[name]) for name, tensor in q.stored().items())
 
 
+def test_a_map_of_half_precision_takes_two_bytes_a_number_and_comes_back_exactly() -> None:
+    short = torch.tensor([0.3, 1.7, 5.25]).half().float()
+    for factor, name in ((short, "factor"), (1 / short, "inverse")):
+        q, other = Affine(3), Affine(3)
+        q.set_map(factor, 0.0)
+        q.set_bounds(-1.0, 1.0)
+        stored = q.stored()
+        assert stored[name].dtype == torch.float16
+        assert stored["center"].numel() == 1  # no channel has a center
+        other.restore(stored)
+        assert torch.equal(other.factor, q.factor)
+        assert torch.equal(other.center, q.center)
+    q.set_map(torch.tensor([0.1, 1e-9, 1e9]), torch.tensor([0.1, 0.0, 70_000.0]))
+    assert {q.stored()[name].dtype for name in ("factor", "center")} == {torch.float32}
+
+
 @pytest.mark.parametrize("ranges", [1, 4])
 def test_stored_tensors_give_it_back_bit_for_bit(ranges: int) -> None:
     q, x = mapped(ranges=ranges), torch.randn(4, 6)
@@ -146,7 +163,21 @@ def test_gradients_reach_the_bounds_and_pass_where_nothing_is_clipped() -> None:
     assert bool(q.shift.grad.any())
 
 
-def test_integers_refuse_a_map_and_say_why() -> None:
-    grids = mapped().grids()
+def test_grids_alone_are_refused_and_a_coding_says_everything() -> None:
+    q = mapped()
+    grids, coding = q.grids(), q.coding()
     assert isinstance(grids, Refusal)
-    assert grids.reason == "its channels have factors and centers of their own, which no integer kernel carries yet"
+    assert grids.reason == "its channels have factors and centers of their own"
+    assert isinstance(coding, Coding)
+    codes = torch.arange(q.factor.numel()).view(q.factor.shape).to(torch.uint8)
+    expected = q.decode(codes).double()
+    torch.testing.assert_close(coding.steps * (codes - coding.zero_points), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(coding.lowest, q.decode(torch.zeros_like(codes)).double(), rtol=1e-6, atol=1e-6)
+    assert not coding.is_plain
+
+
+def test_the_coding_of_an_identity_is_its_grid() -> None:
+    q = Affine(4)
+    q.set_bounds(-1.0, 2.0)
+    assert q.coding().grids == q.grids()
+    assert q.coding().is_plain

@@ -135,8 +135,13 @@ def test_histogram_refuses_what_is_not_finite_and_stays_as_it_was(bad: float) ->
 def test_merged_histograms_are_the_histogram_of_everything(parts: list[list[float]], cut: int, bins: int) -> None:
     tensors = [torch.tensor(p, dtype=torch.float32) for p in parts]
     whole = histogram([torch.cat(tensors)], bins)
-    halves = histogram(tensors[:cut], bins)
-    halves.merge(histogram(tensors[cut:], bins))
+    halves, other = histogram(tensors[:cut], bins), histogram(tensors[cut:], bins)
+    widened = [histogram(tensors[:cut], bins), histogram(tensors[cut:], bins)]
+    halves.merge(other)
+    for part in widened:
+        part.widen(halves.minimum, halves.maximum, halves.count)
+    assert torch.equal(widened[0].table + widened[1].table, halves.table)
+    assert {part.bin_width for part in widened} == {halves.bin_width}
     assert (halves.minimum, halves.maximum, halves.count) == (whole.minimum, whole.maximum, whole.count)
     if whole.count == 0:
         return

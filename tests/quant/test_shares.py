@@ -81,7 +81,10 @@ def test_an_impossible_ceiling_is_refused(ceiling: float) -> None:
         Shares(3).restore({"ceiling": torch.tensor([ceiling])})
 
 
-def test_integers_refuse_it_and_say_why() -> None:
-    grids = on().grids()
+def test_grids_alone_are_refused_and_a_coding_says_everything() -> None:
+    q = on()
+    grids, coding = q.grids(), q.coding()
     assert isinstance(grids, Refusal)
     assert "shares of their row's sum" in grids.reason
+    assert (coding.shares, coding.is_plain) == (True, False)
+    assert coding.grid.levels * coding.grid.scale == pytest.approx(float(q.upper))

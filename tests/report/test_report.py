@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,8 +18,10 @@ from fxptq.checkpoint.file import ByteCounts
 from fxptq.commands.quantize import Outcome
 from fxptq.commands.source import Source
 from fxptq.errors import InputError
+from fxptq.evaluate.contrast import Contrast, Layers, Patch
 from fxptq.evaluate.score import Score, SetScore
 from fxptq.report import console, page
+from fxptq.report.gather import of_quantize
 from tests.tiny import Medley, inputs, settings
 
 NASTY = "<script>alert('[bold]&\"')</script>"
@@ -49,34 +53,39 @@ class Reader(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: set[str] = set()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.handlers: set[str] = set()
         self.text: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.handlers |= {name for name, _ in attrs if name.startswith("on")}
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
 
 
 def test_page_escapes_names_and_needs_no_other_file(outcome: Outcome, tmp_path: Path) -> None:
-    path = page.write(outcome, tmp_path / "new" / "page.html")
+    path = page.write(of_quantize(outcome, f"fxptq {NASTY}"), tmp_path / "new" / "page.html")
     text = path.read_text(encoding="utf-8")
     reader = Reader()
     reader.feed(text)
-    assert not reader.tags & {"script", "i", "link", "img", "iframe"}
-    assert not reader.attributes & {"src", "href"}
+    assert not {*reader.tags} & {"i", "iframe", "object", "embed", "base"}
+    assert reader.tags.count("script") == 1
+    assert not reader.handlers
+    assert all(address.startswith(("#", "data:")) for address in reader.addresses)
     assert not re.search(r"url\(|@import|https?://", text)
     assert NASTY in reader.text
+    assert f"fxptq {NASTY}" in reader.text
     assert "a[b]" in reader.text
     assert [file.name for file in path.parent.iterdir()] == ["page.html"]
 
 
 def test_page_lists_every_site_and_reason(outcome: Outcome, tmp_path: Path) -> None:
     reader = Reader()
-    reader.feed(page.write(outcome, tmp_path / "page.html").read_text(encoding="utf-8"))
+    reader.feed(page.write(of_quantize(outcome, ""), tmp_path / "page.html").read_text(encoding="utf-8"))
     for site in outcome.model.sites:
         assert site.name in reader.text
     assert "left out by the pattern '1.x'" in reader.text
@@ -84,10 +93,24 @@ def test_page_lists_every_site_and_reason(outcome: Outcome, tmp_path: Path) -> N
     assert "12,345" in reader.text
 
 
+def test_a_page_of_many_pictures_stays_below_its_limit(outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (192, 192, 3), dtype=np.uint8) for _ in range(4)]
+    patches = tuple(Patch("set", f"p{i}", 0, 0, 9.0 - i, Layers(*noise)) for i in range(9))
+    content = replace(of_quantize(outcome, ""), contrast=Contrast(patches))
+    whole = page.page(content)
+    assert len(whole) < 5_000_000
+    shown = whole.count('<figure class="patch">')
+    assert 5 < shown < 9
+    assert f"{9 - shown} more patches are left out" in whole
+    monkeypatch.setattr(page, "MOST", 0)
+    assert page.page(content).count('<figure class="patch">') == 1
+
+
 def test_page_that_cannot_be_written(outcome: Outcome, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"page\.html: cannot be written"):
-        page.write(outcome, tmp_path / "file" / "page.html")
+        page.write(of_quantize(outcome, ""), tmp_path / "file" / "page.html")
 
 
 def shown(width: int, show: object, *args: object) -> str:

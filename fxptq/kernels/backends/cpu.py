@@ -15,6 +15,7 @@ class Cpu(Backend):
     """Runs compiled kernels, or plain torch where nothing can be compiled."""
 
     device = "cpu"
+    maps = True
 
     def install(self) -> Installed:
         """Loads the kernels, compiled if need be."""

@@ -18,6 +18,8 @@ from fxptq.refusal import Refusal
 class Plain(Backend):
     """The reference that every other back end is compared with."""
 
+    maps = True
+
     def install(self) -> Installed:
         """Installs nothing, because the plain forms need no kernels."""
         return Installed("torch", "it was asked for by name")

@@ -15,6 +15,7 @@ class Triton(Backend):
     """Runs kernels that Triton compiles at their first call, or plain torch on the GPU where Triton cannot run."""
 
     device = "cuda"
+    maps = True
 
     def install(self) -> Installed:
         """Registers the kernels for CUDA tensors."""

@@ -77,15 +77,16 @@ def attention_kernel(
     bias_head,
     masks,
     padded,
-    scale,
-    key_scale,
+    logit,
+    logit_head,
+    logit_plane,
     prob_scale,
     prob_offset,
     prob_levels,
-    out_scale,
-    row_scale,
-    column_scale,
-    constant,
+    terms,
+    terms_head,
+    terms_column,
+    terms_plane,
     levels,
     D: tl.constexpr,
     E: tl.constexpr,
@@ -93,6 +94,7 @@ def attention_kernel(
     VALUE_BITS: tl.constexpr,
     WIDE: tl.constexpr,
     ROW_SUMS: tl.constexpr,
+    SHARES: tl.constexpr,
     CODED: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
     BD: tl.constexpr,
@@ -102,7 +104,7 @@ def attention_kernel(
 ):
     """BN queries of one head of one window; keys by blocks of BM; widths D and E padded to BD and BE.
 
-    WIDE: codes of the softmax do not fit a signed byte.
+    WIDE: codes of the softmax do not fit a signed byte. SHARES: they stand for their part of the sum of their row.
     """
     blocks = tl.cdiv(queries, BN)
     window, head = (tl.program_id(0) // (blocks * heads)).to(tl.int64), tl.program_id(0) // blocks % heads
@@ -117,6 +119,8 @@ def attention_kernel(
     line = query + window * query_window + head * query_head + n[:, None] * query_row
     a = less_128(tl.load(line + d[None, :], mask=(n < queries)[:, None] & (d < D)[None, :], other=0))
 
+    scale = tl.load(logit + head * logit_head).to(tl.float32)
+    key_scale = tl.load(logit + logit_plane + head * logit_head).to(tl.float32)
     top = tl.full((BN,), -3.0e38, tl.float32)  # finite: a block of keys may be masked out altogether
     total = tl.zeros((BN,), tl.float32)
     x = tl.zeros((BN, BM), tl.float32)
@@ -126,7 +130,10 @@ def attention_kernel(
         higher = tl.maximum(top, tl.max(x, 1))
         total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(x - higher[:, None]), 1)
         top = higher
-    factor = tl.div_rn(tl.zeros((BN,), tl.float32) + prob_scale, total)
+    if SHARES:
+        factor = tl.zeros((BN,), tl.float32) + prob_scale  # powers are relative to the largest of the row already
+    else:
+        factor = tl.div_rn(tl.zeros((BN,), tl.float32) + prob_scale, total)
 
     sums = tl.zeros((BN, BE), tl.int32)
     row_sums = tl.zeros((BN,), tl.float32)
@@ -144,13 +151,22 @@ def attention_kernel(
         else:
             sums = tl.dot(p.to(tl.int8), v, sums, out_dtype=tl.int32)
         column_sums += tl.sum(v.to(tl.int32), 0)
-        if ROW_SUMS:
+        if ROW_SUMS or SHARES:
             row_sums += tl.sum(tl.where((m < keys)[None, :], p, 0.0), 1)
     if WIDE:
         sums += 128 * column_sums[None, :]
-    y = sums.to(tl.float32) * out_scale + (column_sums.to(tl.float32) * column_scale + constant)[None, :]
+    term = terms + head * terms_head + e * terms_column
+    out_scale = tl.load(term, mask=e < E, other=0.0).to(tl.float32)
+    column_scale = tl.load(term + 2 * terms_plane, mask=e < E, other=0.0).to(tl.float32)
+    constant = tl.load(term + 3 * terms_plane, mask=e < E, other=0.0) * keys
+    constant = (constant + tl.load(term + 4 * terms_plane, mask=e < E, other=0.0)).to(tl.float32)
+    y = sums.to(tl.float32)
+    if SHARES:
+        y = tl.div_rn(y, tl.zeros((BN, BE), tl.float32) + row_sums[:, None])
+    y = y * out_scale[None, :] + (column_sums.to(tl.float32) * column_scale + constant)[None, :]
     if ROW_SUMS:
-        y += (row_sums * row_scale)[:, None]
+        row_scale = tl.load(term + terms_plane, mask=e < E, other=0.0).to(tl.float32)
+        y += row_sums[:, None] * row_scale[None, :]
     place = ((window * queries + n) * heads + head)[:, None] * E + e[None, :]
     inside = (n < queries)[:, None] & (e < E)[None, :]
     if CODED:
@@ -169,10 +185,12 @@ def attention(
     query_bits: int = 8,
     key_bits: int,
     value_bits: int,
-    logit: Sequence[float],
+    logit: Tensor,
     prob: Sequence[float],
-    out: Sequence[float],
+    out: Tensor,
     levels: int,
+    row_sums: bool = True,
+    shares: bool = False,
 ) -> Tensor:
     """`ops.attention`."""
     del query_bits  # tensor cores add up in 32 bits
@@ -202,19 +220,22 @@ def attention(
         0 if bias is None or len(bias) == 1 else bias.stride(0),
         1 if mask is None else len(mask),
         0 if terms is None else terms.shape[-1],
-        *logit,
+        logit,
+        logit.stride(1) if logit.shape[1] > 1 else 0,
+        logit.stride(0),
         *prob,
-        out[0],
-        out[1],
-        out[2],
-        out[3] * keys + out[4],
+        out,
+        out.stride(1) if out.shape[1] > 1 else 0,
+        out.stride(2) if out.shape[2] > 1 else 0,
+        out.stride(0),
         float(levels),
         D=depth,
         E=width,
         KEY_BITS=key_bits,
         VALUE_BITS=value_bits,
         WIDE=prob[2] > 127,
-        ROW_SUMS=out[1] != 0.0,
+        ROW_SUMS=row_sums,
+        SHARES=shares,
         CODED=levels != 0,
         ONE_BLOCK=keys <= block,
         BD=max(triton.next_power_of_2(depth), 32),

@@ -54,7 +54,7 @@ def finish(
         levels: or None.
         out: of float32, or of uint8 with `levels`.
         slope: of the leaky activation.
-        out_scale: onto the next grid.
+        out_scale: address of the factors onto the next grid, read where they are not in `scale`.
         out_offset: likewise.
         N: columns of the layer.
         ACTIVATION: an `ops.Activation`.
@@ -73,6 +73,7 @@ def finish(
         tl.store(out + to, y, mask=inside)
     else:
         if ACTIVATION != 0 or residual is not None:
-            y = y * out_scale + out_offset
+            y = y * tl.load(out_scale + n, mask=there, other=0.0)[None, :]
+            y += tl.load(out_offset + n, mask=there, other=0.0)[None, :]
         largest = tl.load(levels + n, mask=there, other=0.0)[None, :]
         tl.store(out + to, as_codes(y, largest), mask=inside)

@@ -6,8 +6,6 @@ put that right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
@@ -34,14 +32,20 @@ def matmul_kernel(
     rhs_batch,
     rhs_depth,
     rhs_column,
-    scale,
-    row_scale,
-    column_scale,
-    constant,
+    left,
+    left_head,
+    left_row,
+    left_plane,
+    right,
+    right_head,
+    right_column,
+    right_plane,
+    heads,
     magnitude,
     N: tl.constexpr,
     BITS: tl.constexpr,
     ROW_SUMS: tl.constexpr,
+    SHARES: tl.constexpr,
     BK: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -66,12 +70,22 @@ def matmul_kernel(
         b = centred(tl.load(column + k.to(tl.int64)[:, None] * rhs_depth, mask=here, other=0), here, BITS)
         sums = tl.dot(less_128(a), b, sums, out_dtype=tl.int32)
         column_sums += tl.sum(b.to(tl.int32), 0)
-        if ROW_SUMS:
+        if ROW_SUMS or SHARES:
             row_sums += tl.sum(a.to(tl.uint8, bitcast=True).to(tl.int32), 1)
-    y = (sums + 128 * column_sums[None, :]).to(tl.float32) * scale
-    y += (column_sums.to(tl.float32) * column_scale + constant)[None, :]
+    rows_at = left + batch % heads * left_head + m * left_row
+    columns_at = right + batch % heads * right_head + n * right_column
+    unit = (
+        tl.load(rows_at, mask=m < rows, other=0.0)[:, None] * tl.load(columns_at, mask=n < columns, other=0.0)[None, :]
+    )
+    shift = tl.load(rows_at + left_plane, mask=m < rows, other=0.0)
+    own = tl.load(columns_at + right_plane, mask=n < columns, other=0.0)
+    y = (sums + 128 * column_sums[None, :]).to(tl.float32)
+    y += shift.to(tl.float32)[:, None] * (column_sums + own * depth).to(tl.float32)[None, :]
     if ROW_SUMS:
-        y += row_sums.to(tl.float32)[:, None] * row_scale
+        y += row_sums.to(tl.float32)[:, None] * own.to(tl.float32)[None, :]
+    if SHARES:
+        y = tl.div_rn(y, tl.zeros((BM, BN), tl.float32) + tl.maximum(row_sums, 1).to(tl.float32)[:, None])
+    y *= unit.to(tl.float32)
     to = out + (batch * rows + m)[:, None] * columns + n[None, :]
     tl.store(to, y, mask=(m < rows)[:, None] & (n < columns)[None, :])
 
@@ -79,13 +93,23 @@ def matmul_kernel(
 _matmul = tuned(TILES, ["N", "BITS", "magnitude"])(matmul_kernel)
 
 
-def matmul(lhs: Tensor, rhs: Tensor, *, bits: int, largest: int = 255, out: Sequence[float]) -> Tensor:
+def matmul(
+    lhs: Tensor,
+    rhs: Tensor,
+    *,
+    bits: int,
+    largest: int = 255,
+    left: Tensor,
+    right: Tensor,
+    row_sums: bool = True,
+    shares: bool = False,
+) -> Tensor:
     """`ops.matmul`; sums too deep for 32 bits are left to its plain form."""
     batch = torch.broadcast_shapes(lhs.shape[:-2], rhs.shape[:-2])
     lhs, rhs = (codes.expand(*batch, *codes.shape[-2:]) for codes in (lhs, rhs))
     rows, depth, columns = lhs.shape[-2], lhs.shape[-1], rhs.shape[-1]
     if depth > _DEPTH:
-        return ops.matmul(lhs, rhs, bits=bits, largest=largest, out=out)
+        return ops.matmul(lhs, rhs, bits=bits, left=left, right=right, shares=shares)
     result = lhs.new_empty((*lhs.shape[:-1], columns), dtype=torch.float32)
     if result.numel() == 0:
         return result
@@ -103,14 +127,18 @@ def matmul(lhs: Tensor, rhs: Tensor, *, bits: int, largest: int = 255, out: Sequ
         columns,
         *a.stride(),
         *b.stride(),
-        out[0],
-        out[1],
-        out[2],
-        out[3] * depth + out[4],
+        left,
+        *(left.stride(axis) if left.shape[axis] > 1 else 0 for axis in (1, 2)),
+        left.stride(0),
+        right,
+        *(right.stride(axis) if right.shape[axis] > 1 else 0 for axis in (1, 2)),
+        right.stride(0),
+        batch[-1] if batch else 1,
         (rows * depth).bit_length(),
         N=triton.next_power_of_2(columns),
         BITS=bits,
-        ROW_SUMS=out[1] != 0.0,
+        ROW_SUMS=row_sums,
+        SHARES=shares,
         BK=64,
     )
     return result

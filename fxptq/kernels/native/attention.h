@@ -3,7 +3,8 @@
 //
 // Sixteen queries stand in the lanes from the first product to the last, so that softmax runs along the loop over the keys
 // and never across lanes. Terms of a logit that are the same for all keys of a query leave softmax unchanged and are
-// omitted: of q = s_q A + l_q and k = s_k K + c_k (K centred, signed) there remain s_q s_k sum(A K) + l_q s_k sum(K).
+// omitted: of q = s_q A + l_q and k = s_k K + c_k (K centred, signed) there remain s_q s_k sum(A K) + l_q s_k sum(K). Every head
+// has numbers of its own, and so has every column of v. The softmax's codes P stand for values on a grid, or for shares: P / sum(P).
 #pragma once
 
 #include <algorithm>
@@ -30,10 +31,13 @@ struct Centre {
 
 struct AttentionSettings {
   Centre key, value;
-  float logit_scale, key_scale;                          // times log2(e), for 2^x
-  float prob_scale, prob_offset;                         // code = round(clip(p * scale + offset, 0, levels))
+  const float *logit_scale, *key_scale;                  // [heads], times log2(e), for 2^x
+  bool shares;                                           // whether P stands for P / sum(P), and p for p / largest of its row
+  float prob_scale, prob_offset;                         // code P = round(clip(p * scale + offset, 0, levels))
   uint8_t prob_levels;
-  float out_scale, out_column, out_row, out_constant;    // of sum(P V), sum(V) of the column, sum(P) of the row, 1
+  // [heads][padded columns], of sum(P V) (of shares: divided by sum(P)), sum(V) of the column, sum(P) of the row, and 1.
+  const float *out_scale, *out_column, *out_row, *out_constant;
+  bool row_sums;                                         // whether out_row is more than zeros
   uint8_t out_levels;                                    // 0: the output is values
   const float* bias;                                     // [heads or 1, keys, padded queries] or null
   int64_t bias_head;                                     // stride
@@ -81,6 +85,8 @@ class Attention {
   // Output row i of this window and head starts at out + i * stride.
   template <class T>
   void run(int64_t window, int64_t head, T* out, int64_t stride) {
+    logit_scale_ = s_.logit_scale[head], key_scale_ = s_.key_scale[head];
+    out_ = head * value_width_;
     pack_queries(q_.data + window * q_.window + head * q_.head);
     pack_keys(k_.data + window * k_.window + head * k_.head);
     pack_values(v_.data + window * v_.window + head * v_.head);
@@ -91,14 +97,14 @@ class Attention {
     const float* bias = s_.bias ? s_.bias + head * s_.bias_head : nullptr;
     const float* mask = s_.mask ? s_.mask + window % s_.masks * k_.rows * queries_ : nullptr;
     for (int64_t first = 0; first < q_.rows; first += kLanes) {
-      // 2^x of the logits themselves is exact enough while the sum stays well within the range of float; elsewhere the
-      // largest logit is subtracted first.
+      // 2^x of the logits themselves is exact enough while the sum (of shares: the largest power) stays well within the range
+      // of float; elsewhere the largest logit is subtracted first.
       Floats total = weights(first, bias, mask, Floats{}, true);
       if (!moderate(total)) {
         const Floats top = weights(first, bias, mask, Floats{}, false);
         total = weights(first, bias, mask, top, true);
       }
-      const Ints row_sum = probabilities(s_.prob_scale / total);
+      const Floats row_sum = to_floats(probabilities(s_.prob_scale / total));
       products();
       write(out + first * stride, stride, (int)std::min<int64_t>(kLanes, q_.rows - first), row_sum);
     }
@@ -170,7 +176,7 @@ class Attention {
     }
     const int64_t keys = k_.rows;
     const int64_t* sums = key_sums_.data();
-    for (int64_t j = 0; j < keys; ++j) key_offsets_[j] = s_.key_scale * (float)(sums[2 * j] + sums[2 * j + 1]);
+    for (int64_t j = 0; j < keys; ++j) key_offsets_[j] = key_scale_ * (float)(sums[2 * j] + sums[2 * j + 1]);
     if constexpr (kCodeShift != 0) {
       for (int64_t j = 0; j < keys; ++j) key_starts_[j] = kCodeShift * (int32_t)(sums[2 * j] + sums[2 * j + 1]);
     }
@@ -191,7 +197,8 @@ class Attention {
         const uint32_t ones = v_.rows - j >= 4 ? 0x01010101u : 0x01010101u >> (8 * (4 - (v_.rows - j)));
         total = dot4_small(total, Words{} + ones, load<Words>(value_codes_.data() + j * value_width_ + 4 * d));
       }
-      store(column_terms_.data() + d, to_floats(total) * s_.out_column + s_.out_constant);
+      store(column_terms_.data() + d,
+            to_floats(total) * load<Floats>(s_.out_column + out_ + d) + load<Floats>(s_.out_constant + out_ + d));
       if constexpr (kCodeShift != 0) {
         Ints all = {};  // keys that pad the last four count too, because 0 is shifted as well
         for (int64_t j = 0; j < keys_; j += 4) {
@@ -207,7 +214,8 @@ class Attention {
     return sum(in_range) == -kLanes;
   }
 
-  // For sixteen queries: fills weights_[key][lane] with 2^(logit - top) and returns their sum, or returns the largest logit.
+  // For sixteen queries: fills weights_[key][lane] with 2^(logit - top) and returns their sum (of shares: the largest of them), or
+  // returns the largest logit.
   Floats weights(int64_t first, const float* bias, const float* mask, Floats top, bool exponential) {
 #if FXPTQ_DOT16
     if (logit_product_ == Product::kSums16) return weights_by<Product::kSums16>(first, bias, mask, top, exponential);
@@ -249,7 +257,8 @@ class Attention {
     [[maybe_unused]] const int32_t* start = key_starts_.data();
     const float* added = bias ? bias + first : zeros_.data();
     const float* hidden = kMask && mask ? mask + first : zeros_.data();
-    const Floats scale = splat(s_.logit_scale);
+    const Floats scale = splat(logit_scale_);
+    const bool shares = s_.shares;
     float* weight = weights_.data();
     Words q[kWords ? kWords : 1];
     for (int c = 0; c < kWords; ++c) q[c] = load<Words>(queries + c * row);
@@ -275,7 +284,11 @@ class Attention {
         }
         exp2(x);
         for (int i = 0; i < N; ++i) store(weight + i * kLanes, x[i]);
-        for (int i = 0; i < N; ++i) result = result + x[i];
+        if (shares) {
+          for (int i = 0; i < N; ++i) result = maximum(result, x[i]);
+        } else {
+          for (int i = 0; i < N; ++i) result = result + x[i];
+        }
       } else {
         for (int i = 0; i < N; ++i) result = maximum(result, x[i]);
       }
@@ -364,27 +377,33 @@ class Attention {
     }
   }
 
-  Floats output(int64_t column, Floats row_term) const {
-    return to_floats(load<Ints>(sums_.data() + column * kLanes)) * s_.out_scale + row_term + column_terms_[column];
+  // `row` is the sum of each row's codes; of shares one divided by it.
+  FXPTQ_INLINE Floats output(int64_t column, Floats row) const {
+    const Floats sum = to_floats(load<Ints>(sums_.data() + column * kLanes));
+    if (s_.shares) return sum * row * s_.out_scale[out_ + column] + column_terms_[column];
+    const Floats y = sum * s_.out_scale[out_ + column] + column_terms_[column];
+    return s_.row_sums ? y + row * s_.out_row[out_ + column] : y;
   }
 
-  void write(float* out, int64_t stride, int rows, Ints row_sum) const {
-    const Floats row_term = to_floats(row_sum) * s_.out_row;
+  FXPTQ_INLINE Floats row_terms(Floats row_sum) const { return s_.shares ? splat(1.0f) / row_sum : row_sum; }
+
+  void write(float* out, int64_t stride, int rows, Floats row_sum) const {
+    const Floats row = row_terms(row_sum);
     for (int64_t d = 0; d < v_.width; ++d) {
-      const Floats y = output(d, row_term);
+      const Floats y = output(d, row);
       for (int i = 0; i < rows; ++i) out[i * stride + d] = y[i];
     }
   }
 
   // Sixteen columns at a time: their codes stand four to a lane, and a transposition of 4 x 4 words makes rows of them.
-  void write(uint8_t* out, int64_t stride, int rows, Ints row_sum) const {
-    const Floats row_term = to_floats(row_sum) * s_.out_row;
+  void write(uint8_t* out, int64_t stride, int rows, Floats row_sum) const {
+    const Floats row = row_terms(row_sum);
     for (int64_t d = 0; d < v_.width; d += kLanes) {
       const int n = (int)std::min<int64_t>(kLanes, v_.width - d);
       Words words[4] = {};
       for (int c = 0; c < n; c += 4) {
         Floats y[4];
-        for (int i = 0; i < 4; ++i) y[i] = output(d + c + i, row_term);
+        for (int i = 0; i < 4; ++i) y[i] = output(d + c + i, row);
         words[c / 4] = four_codes(y, s_.out_levels);
       }
       alignas(64) uint8_t bytes[kLanes * 16];
@@ -407,6 +426,8 @@ class Attention {
   const AttentionSettings s_;
   const Heads q_, k_, v_;
   int words_;
+  float logit_scale_ = 0.0f, key_scale_ = 0.0f;  // of the head at hand
+  int64_t out_ = 0;                              // where its columns begin
   Product logit_product_ = Product::kBytes, output_product_ = Product::kBytes;
   int output_steps_ = 0;
   int64_t queries_, keys_, value_width_;

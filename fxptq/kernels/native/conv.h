@@ -167,6 +167,7 @@ class PixelFinish {
     group.scale += column;
     if (group.row_scale) group.row_scale += column;
     if (group.levels) group.levels += column;
+    if (group.out_scale) group.out_scale += column, group.out_offset += column;
     columns_of(x, count, acc, kGroup, column, kGroup, group, nullptr);
   }
 

@@ -1,8 +1,9 @@
 // From int32 accumulators to the values that the network reads next, or to the codes of the next quantizer.
 //
 // y = scale * acc + bias [+ row_scale * sum of the row's codes], then the activation, then the residual, then
-// code = round(clip(y * out_scale + out_offset, 0, levels)). Columns go by groups of 64, the codes of one store, and every
-// array is padded to whole groups. Each combination is compiled on its own, so that the loop has no branches.
+// code = round(clip(y * out_scale + out_offset, 0, levels)); without activation and residual, scale and bias include the next
+// grid. Columns go by groups of 64, the codes of one store, and every array is padded to whole groups. Each combination is
+// compiled on its own, so that the loop has no branches.
 #pragma once
 
 #include "gemm.h"
@@ -28,7 +29,7 @@ struct Epilogue {
   Activation activation;
   float slope;          // of the leaky activation; 0 is ReLU
   const float* levels;  // or null: the output is values
-  float out_scale, out_offset;
+  const float *out_scale, *out_offset;  // null where scale and bias include the next grid
 };
 
 // Source and target of a few consecutive rows. One of `values` and `codes` is not null.
@@ -57,7 +58,8 @@ FXPTQ_INLINE void activate(Floats (&y)[N], float slope) {
 // The first n columns of a group, in N vectors.
 template <int N, Activation A, bool kRowScale, bool kResidual, bool kCodes>
 FXPTQ_INLINE void finish_group(const Epilogue& e, const RowsOut& o, int column, int n) {
-  Floats scale[N], bias[N], row_scale[N], levels[N];
+  constexpr bool kNextGrid = kCodes && (A != Activation::kNone || kResidual);
+  Floats scale[N], bias[N], row_scale[N], levels[N], out_scale[N], out_offset[N];
   const ptrdiff_t place = o.groups ? o.groups[column / kGroup] : column;
   for (int v = 0; v < N; ++v) {
     const int at = column + v * kLanes;
@@ -65,6 +67,7 @@ FXPTQ_INLINE void finish_group(const Epilogue& e, const RowsOut& o, int column, 
     bias[v] = load<Floats>(o.bias + at);
     if constexpr (kRowScale) row_scale[v] = load<Floats>(e.row_scale + at);
     if constexpr (kCodes) levels[v] = load<Floats>(e.levels + at);
+    if constexpr (kNextGrid) out_scale[v] = load<Floats>(e.out_scale + at), out_offset[v] = load<Floats>(e.out_offset + at);
   }
   [[maybe_unused]] Ints nan = {};
   for (int r = 0; r < o.rows; ++r) {
@@ -84,8 +87,7 @@ FXPTQ_INLINE void finish_group(const Epilogue& e, const RowsOut& o, int column, 
         for (int v = 0; v < N; ++v) nan = nan | (Ints)(y[v] != y[v]);
       }
       for (int v = 0; v < N; ++v) {
-        // Without activation and residual, scale and bias include the next grid.
-        if constexpr (A != Activation::kNone || kResidual) y[v] = y[v] * e.out_scale + e.out_offset;
+        if constexpr (kNextGrid) y[v] = y[v] * out_scale[v] + out_offset[v];
         codes[v] = minimum(y[v], levels[v]);
       }
       store_codes(o.codes + at, codes, n);

@@ -4,8 +4,8 @@
 
 The bounds speak of `(x - center) / factor`, so channels of different widths and centers share one grid. A sum over
 channels stays a sum of codes: in a layer, the weight's quantizer has the factor 1 / f where the input's has f, and the
-center adds a constant to each output. With the factor 1 and the center 0, which are the initial values, the quantizer
-equals `Uniform` bit for bit, and integer kernels serve it as such.
+center adds a constant to each output. Kernels make the codes of a map with one multiply-add a channel. With the factor
+1 and the center 0, which are the initial values, the quantizer equals `Uniform` bit for bit.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fxptq.errors import CalibrationError, InputError
+from fxptq.quant.coding import Coding
 from fxptq.quant.grid import Grid
 from fxptq.quant.quantizer import Role
 from fxptq.quant.scheme import register
@@ -24,6 +25,20 @@ from fxptq.quant.schemes.uniform import Uniform
 from fxptq.refusal import Refusal
 
 _MAP = ("factor", "center")
+_INVERSE = "inverse"
+
+
+def _compact(factor: Tensor, center: Tensor) -> dict[str, Tensor]:
+    """A map in as few bytes as give the same numbers back."""
+    inverse = (1 / factor).half()
+    by_factor = {"factor": factor.half() if _is_half(factor) else factor}
+    by_inverse = not _is_half(factor) and torch.equal(1 / inverse.float(), factor)
+    shift = center if bool(center.any()) else center.new_zeros(())
+    return ({_INVERSE: inverse} if by_inverse else by_factor) | {"center": shift.half() if _is_half(shift) else shift}
+
+
+def _is_half(x: Tensor) -> bool:
+    return torch.equal(x.half().float(), x)
 
 
 @register("affine")
@@ -112,15 +127,20 @@ class Affine(Uniform):
     # -- state and integers --------------------------------------------------------------------------------------------
 
     def stored(self) -> dict[str, Tensor]:
-        """`lower` and `width`, [ranges] each; and `factor` and `center` where they change something."""
-        return super().stored() | ({} if self._is_identity else {"factor": self.factor, "center": self.center})
+        """`lower` and `width`, [ranges] each; and `factor` (or its `inverse`) and `center` where they change something.
+
+        Numbers that half precision holds exactly take two bytes each, and centers of zero one number in all.
+        """
+        return super().stored() | ({} if self._is_identity else _compact(self.factor, self.center))
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Read back the tensors of `stored`; see `Quantizer`."""
-        own = {name: tensors[name] for name in _MAP if name in tensors}
-        if len(own) == 1:
-            raise CalibrationError("an affine quantizer stores factor and center, not one of the two")
+        own = {name: tensors[name].float() for name in (*_MAP, _INVERSE) if name in tensors}
         super().restore({name: tensor for name, tensor in tensors.items() if name not in own})
+        if _INVERSE in own:
+            own.setdefault("factor", 1 / own.pop(_INVERSE))
+        if len(own) not in (0, len(_MAP)):
+            raise CalibrationError("an affine quantizer stores factor and center, not one of the two")
         self.set_map(**own)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -135,4 +155,11 @@ class Affine(Uniform):
         """The grid of each range if the map is the identity."""
         if self._is_identity:
             return super().grids()
-        return Refusal("its channels have factors and centers of their own, which no integer kernel carries yet")
+        return Refusal("its channels have factors and centers of their own")
+
+    def coding(self) -> Coding | Refusal:
+        """The grid of each range and the map."""
+        grids = super().grids()
+        if isinstance(grids, Refusal) or self._is_identity:
+            return super().coding()
+        return Coding(grids, self.factor.detach(), self.center.detach())

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from fxptq.errors import CalibrationError
 from fxptq.quant import grid
+from fxptq.quant.coding import Coding
 from fxptq.quant.distribution import Distribution
+from fxptq.quant.grid import Grid
 from fxptq.quant.quantizer import Quantizer, Role, Trainable
 from fxptq.quant.scheme import register
 from fxptq.refusal import Refusal
@@ -132,7 +134,13 @@ class Shares(Quantizer):
 
     def grids(self) -> Refusal:
         """No grid: the values of the codes depend on their row."""
-        return Refusal("codes stand for shares of their row's sum, which no integer kernel carries yet")
+        return Refusal("codes stand for shares of their row's sum")
+
+    def coding(self) -> Coding:
+        """The grid of `x / largest` of each range, with codes as shares."""
+        with torch.no_grad():
+            steps = (self.upper / grid.levels(self.bits)).tolist()
+        return Coding(tuple(Grid(step, 0.0, self.bits) for step in steps), shares=True)
 
 
 def _shares(codes: Tensor) -> Tensor:

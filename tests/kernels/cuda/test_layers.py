@@ -20,7 +20,7 @@ from fxptq.kernels.layouts import ROWS
 from fxptq.kernels.ops import Activation
 from fxptq.quant.grid import Grid
 from tests.kernels.cuda.helpers import Kernels, run
-from tests.kernels.helpers import KINDS, assert_codes, close, codes, decoded, grid, layer_of, onto, quantizer
+from tests.kernels.helpers import KINDS, assert_codes, close, codes, decoded, grid, layer_of, next_grid, onto, quantizer
 
 ANY = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -146,7 +146,7 @@ def test_epilogues(operators: Kernels, activation, slope, function, added, coded
         if activation == Activation.NONE and not added:
             layer = onto(layer, target)
         else:
-            arguments |= {"out_scale": 1 / target.scale, "out_offset": -target.offset / target.scale}
+            arguments |= next_grid(target, layer.columns)
     geometry = Geometry(padding=(1, 1))
     served = ROWS.linear(layer, 4, input_grid) if kind == "linear" else ROWS.convolution(layer, 4, input_grid, geometry)
     found = run(operators, served, a, **arguments)

@@ -14,7 +14,7 @@ from fxptq.kernels.cuda.register import OPERATORS
 from fxptq.kernels.lower import lower
 from fxptq.kernels.rewrite import rewrite
 from tests.kernels.cuda.helpers import INTERPRETED, Kernels
-from tests.kernels.networks import NETWORKS, quantized
+from tests.kernels.networks import ALL, NETWORKS, mapped, quantized
 from tests.kernels.test_lower import assert_equal_up_to_rounding, run
 
 
@@ -42,6 +42,13 @@ def on_kernels(program: Program, x: Tensor, operators: Kernels, *, compile: bool
 @pytest.mark.parametrize("name", NETWORKS)
 def test_kernels_equal_the_simulation(operators: Kernels, name: str, granularity: str, bits: int) -> None:
     program, x = quantized(name, bits, granularity)
+    expected = run(program, x)
+    assert_equal_up_to_rounding(on_kernels(program, x, operators), expected)
+
+
+@pytest.mark.parametrize("name", ["windows", "channels", "fused"])
+def test_kernels_carry_maps_and_shares(operators: Kernels, name: str) -> None:
+    program, x = mapped(name, 4, ALL)
     expected = run(program, x)
     assert_equal_up_to_rounding(on_kernels(program, x, operators), expected)
 

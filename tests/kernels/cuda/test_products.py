@@ -13,7 +13,7 @@ from fxptq.kernels import panels, reference
 from fxptq.kernels.cuda import attention
 from fxptq.quant.grid import Grid
 from tests.kernels.cuda.helpers import Kernels
-from tests.kernels.helpers import KINDS, close, codes, grid
+from tests.kernels.helpers import KINDS, SUMS, close, codes, grid
 from tests.kernels.test_products import (
     attend,
     test_attention,
@@ -41,13 +41,13 @@ def test_sums_equal_int64(operators: Kernels, data: st.DataObject) -> None:
         b = b.transpose(-1, -2).contiguous().transpose(-1, -2)
     if draw(st.booleans()):
         a = a.transpose(-1, -2).contiguous().transpose(-1, -2)
-    found = operators.matmul(a, b, bits=bits, out=[1.0, 0.0, 0.0, 0.0, 0.0])
+    found = operators.matmul(a, b, bits=bits, **SUMS)
     assert torch.equal(found.long(), a.long() @ panels.centred(b, bits).long())
 
 
 def test_sums_too_deep_for_32_bits(operators: Kernels) -> None:
     a, b = torch.full((1, 1, 70_000), 255, dtype=torch.uint8), torch.full((1, 70_000, 1), 255, dtype=torch.uint8)
-    found = operators.matmul(a, b, bits=8, out=[1.0, 0.0, 0.0, 0.0, 0.0])
+    found = operators.matmul(a, b, bits=8, **SUMS)
     assert found.item() == torch.tensor(70_000 * 255 * 127).float()
 
 

@@ -14,9 +14,8 @@ Heads heads_of(const Tensor& t) {
 Tensor dense_rows(const Tensor& t) { return t.stride(3) == 1 || t.size(3) == 1 ? t : row_major(t); }
 
 Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const optional<Tensor>& bias,
-                 const optional<Tensor>& mask, int64_t query_bits, int64_t key_bits, int64_t value_bits,
-                 HeaderOnlyArrayRef<double> logit, HeaderOnlyArrayRef<double> prob, HeaderOnlyArrayRef<double> out,
-                 int64_t levels) {
+                 const optional<Tensor>& mask, int64_t query_bits, int64_t key_bits, int64_t value_bits, const Tensor& logit,
+                 HeaderOnlyArrayRef<double> prob, const Tensor& out, int64_t levels, bool row_sums, bool shares) {
   FXPTQ_CHECK(query.dim() == 4 && key.dim() == 4 && value.dim() == 4, "attention takes [windows, heads, rows, width]");
   const Tensor q = dense_rows(query), k = dense_rows(key), v = dense_rows(value);
   const int64_t windows = q.size(0), heads = q.size(1), rows = q.size(2), width = v.size(3), keys = k.size(2);
@@ -32,12 +31,39 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, co
   }
   FXPTQ_CHECK(!bias || bias->size(0) == 1 || bias->size(0) == heads, "a bias for each of ", heads, " heads, not ", bias->size(0));
   FXPTQ_CHECK(!mask || (mask->size(0) > 0 && windows % mask->size(0) == 0), "masks for ", windows, " windows, not ", mask->size(0));
-  const AttentionSettings settings{
-      centre_of(key_bits), centre_of(value_bits), (float)logit[0], (float)logit[1], (float)prob[0], (float)prob[1],
-      (uint8_t)prob[2],    (float)out[0],         (float)out[2],   (float)out[1],
-      (float)(out[3] * (double)k.size(2) + out[4]),          (uint8_t)levels,
-      data<float>(bias),   bias && bias->size(0) > 1 ? bias->stride(0) : 0,         data<float>(mask),
-      mask ? mask->size(0) : 1, (uint8_t)((1 << query_bits) - 1)};
+  const Numbers of_logits(logit, 2, heads, 1), of_outputs(out, 5, heads, width);
+  std::vector<float> logit_terms(2 * heads);
+  const int64_t columns = (width + kLanes - 1) / kLanes * kLanes, plane = heads * columns;
+  std::vector<float> out_terms(4 * plane);
+  for (int64_t head = 0; head < heads; ++head) {
+    for (int64_t i = 0; i < 2; ++i) logit_terms[i * heads + head] = (float)of_logits.at(i, head, 0);
+    for (int64_t d = 0; d < width; ++d) {
+      const auto term = [&](int64_t i) { return of_outputs.at(i, head, d); };
+      float* to = out_terms.data() + head * columns + d;
+      to[0] = (float)term(0), to[plane] = (float)term(2), to[2 * plane] = (float)term(1);
+      to[3 * plane] = (float)(term(3) * (double)keys + term(4));
+    }
+  }
+  const float* terms = out_terms.data();
+  const AttentionSettings settings{.key = centre_of(key_bits),
+                                   .value = centre_of(value_bits),
+                                   .logit_scale = logit_terms.data(),
+                                   .key_scale = logit_terms.data() + heads,
+                                   .shares = shares,
+                                   .prob_scale = (float)prob[0],
+                                   .prob_offset = (float)prob[1],
+                                   .prob_levels = (uint8_t)prob[2],
+                                   .out_scale = terms,
+                                   .out_column = terms + plane,
+                                   .out_row = terms + 2 * plane,
+                                   .out_constant = terms + 3 * plane,
+                                   .row_sums = row_sums,
+                                   .out_levels = (uint8_t)levels,
+                                   .bias = data<float>(bias),
+                                   .bias_head = bias && bias->size(0) > 1 ? bias->stride(0) : 0,
+                                   .mask = data<float>(mask),
+                                   .masks = mask ? mask->size(0) : 1,
+                                   .query_levels = (uint8_t)((1 << query_bits) - 1)};
   const int64_t sizes[] = {windows, heads, rows, width};
   const int64_t strides[] = {rows * heads * width, width, heads * width, 1};  // the memory of [windows, rows, heads, width]
   Tensor result = empty_strided(sizes, strides, output_type(levels != 0));

@@ -99,6 +99,11 @@ struct Element<int8_t> {
   static constexpr const char* name = "Char";
 };
 template <>
+struct Element<double> {
+  static int32_t number() { return aoti_torch_dtype_float64(); }
+  static constexpr const char* name = "Double";
+};
+template <>
 struct Element<float> {
   static int32_t number() { return aoti_torch_dtype_float32(); }
   static constexpr const char* name = "Float";
@@ -222,14 +227,16 @@ inline Panels panels_of(const Tensor& bytes) {
 }
 
 inline Epilogue epilogue_of(int64_t columns, const Tensor& scale, const Tensor& bias, const optional<Tensor>& row_scale,
-                            int64_t activation, double slope, const optional<Tensor>& levels, double out_scale,
-                            double out_offset) {
+                            int64_t activation, double slope, const optional<Tensor>& residual, const optional<Tensor>& levels,
+                            const optional<Tensor>& out_scale, const optional<Tensor>& out_offset) {
   const int64_t padded = (columns + kGroup - 1) / kGroup * kGroup;
-  for (const Tensor* t : {&scale, &bias}) {
-    FXPTQ_CHECK(t->numel() == padded && holds<float>(*t) && t->is_contiguous(), "bad epilogue");
-  }
+  const auto fits = [&](const Tensor& t) { return t.numel() == padded && holds<float>(t) && t.is_contiguous(); };
+  FXPTQ_CHECK(fits(scale) && fits(bias), "bad epilogue");
+  for (const optional<Tensor>* t : {&row_scale, &levels, &out_scale, &out_offset}) FXPTQ_CHECK(!*t || fits(**t), "bad epilogue");
+  const bool is_linear = (Activation)activation == Activation::kNone && !residual;
+  FXPTQ_CHECK(!levels || is_linear || (out_scale && out_offset), "codes behind an activation or a residual need the next grid");
   return {(int)columns, data<float>(scale),  data<float>(row_scale), (Activation)activation,
-          (float)slope, data<float>(levels), (float)out_scale,       (float)out_offset};
+          (float)slope, data<float>(levels), data<float>(out_scale), data<float>(out_offset)};
 }
 
 // A residual in the sizes of the output, laid out by `in_order` as the output is; a smaller residual is broadcast.

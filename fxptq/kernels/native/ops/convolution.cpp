@@ -88,6 +88,8 @@ class Groups {
         group.epilogue.scale = part(whole.scale, g, 1, all);
         group.epilogue.row_scale = part(whole.row_scale, g, 1, all);
         group.epilogue.levels = part(whole.levels, g, 1, all);
+        group.epilogue.out_scale = part(whole.out_scale, g, 1, all);
+        group.epilogue.out_offset = part(whole.out_offset, g, 1, all);
         group.bias = part(group.bias, g, 1, all);
         group.taps = part(group.taps, g, tap_count, all);
       }
@@ -130,7 +132,8 @@ Tensor spread(const Tensor& x, int64_t factor);
 Tensor conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, int64_t largest, IntHeaderOnlyArrayRef kernel, IntHeaderOnlyArrayRef stride,
               IntHeaderOnlyArrayRef padding, int64_t groups, int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps,
               const Tensor& scale, const optional<Tensor>& row_scale, int64_t activation, double slope,
-              const optional<Tensor>& residual, const optional<Tensor>& levels, double out_scale, double out_offset) {
+              const optional<Tensor>& residual, const optional<Tensor>& levels, const optional<Tensor>& out_scale,
+              const optional<Tensor>& out_offset) {
   FXPTQ_CHECK(groups >= 1 && columns % groups == 0 && codes.size(1) % groups == 0, "groups do not divide the channels");
   const bool direct = groups == 1 && shuffles_in_place(columns, shuffle);
   const Tensor bytes = widened(weight);
@@ -138,7 +141,7 @@ Tensor conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, int64_
   FXPTQ_CHECK(panels.blocks % groups == 0, "weight is not packed by groups");
   panels.blocks /= (int)groups;
   const Epilogue epilogue =
-      epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
+      epilogue_of(columns, scale, bias, row_scale, activation, slope, residual, levels, out_scale, out_offset);
   const ConvShape c = shape_of(codes, codes.size(1) / groups, kernel, stride, padding, direct ? shuffle : 1);
   FXPTQ_CHECK(panels.words * 4 == kernel[0] * kernel[1] * c.channel_bytes, "weight does not fit the input");
   const Groups parts(groups, codes.size(1), epilogue, bias, taps, kernel[0] * kernel[1]);
@@ -158,10 +161,11 @@ Tensor depthwise_conv2d(const Tensor& codes, const Tensor& weight, int64_t colum
                         IntHeaderOnlyArrayRef stride, IntHeaderOnlyArrayRef padding, IntHeaderOnlyArrayRef dilation,
                         int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
                         const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
-                        const optional<Tensor>& levels, double out_scale, double out_offset) {
+                        const optional<Tensor>& levels, const optional<Tensor>& out_scale,
+                        const optional<Tensor>& out_offset) {
   const bool direct = shuffles_in_place(columns, shuffle);
   const Epilogue epilogue =
-      epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
+      epilogue_of(columns, scale, bias, row_scale, activation, slope, residual, levels, out_scale, out_offset);
   ConvShape c = shape_of(codes, columns, kernel, stride, padding, direct ? shuffle : 1, dilation[0], dilation[1]);
   c.channel_bytes = DepthwiseConvolution::channel_bytes(columns);
   FXPTQ_CHECK(codes.size(1) == columns && weight.is_contiguous() && holds<int8_t>(weight) &&
@@ -177,12 +181,13 @@ Tensor depthwise_conv2d(const Tensor& codes, const Tensor& weight, int64_t colum
 Tensor narrow_conv2d(const Tensor& codes, const Tensor& weight, int64_t columns, int64_t largest, IntHeaderOnlyArrayRef kernel,
                      IntHeaderOnlyArrayRef padding, int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps,
                      const Tensor& scale, const optional<Tensor>& row_scale, int64_t activation, double slope,
-                     const optional<Tensor>& residual, const optional<Tensor>& levels, double out_scale, double out_offset) {
+                     const optional<Tensor>& residual, const optional<Tensor>& levels, const optional<Tensor>& out_scale,
+                     const optional<Tensor>& out_offset) {
   const Tensor bytes = widened(weight);
   Buffer<int8_t> pairs;
   const Panels panels = prepared(panels_of(bytes), (int)largest, pairs);
   const Epilogue epilogue =
-      epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
+      epilogue_of(columns, scale, bias, row_scale, activation, slope, residual, levels, out_scale, out_offset);
   const int64_t one[] = {1, 1};
   const ConvShape c = shape_of(codes, codes.size(1), kernel, one, padding, 1);
   FXPTQ_CHECK(panels.words * 4 == c.channel_bytes && panels.blocks * kLanes >= kernel[0] * kernel[1] * columns,
@@ -221,7 +226,8 @@ bool bytes_are_faster(int blocks, int words) {
 Tensor conv3x3(const Tensor& codes, const Tensor& weight, int64_t columns, int64_t largest, bool narrow,
                IntHeaderOnlyArrayRef padding, int64_t shuffle, const Tensor& bias, const optional<Tensor>& taps, const Tensor& scale,
                const optional<Tensor>& row_scale, int64_t activation, double slope, const optional<Tensor>& residual,
-               const optional<Tensor>& levels, double out_scale, double out_offset) {
+               const optional<Tensor>& levels, const optional<Tensor>& out_scale,
+               const optional<Tensor>& out_offset) {
   const Tensor bytes = widened(weight);
   FXPTQ_CHECK(bytes.dim() == 5 && bytes.size(0) == 9 && (!narrow || largest <= 63), "weight is not packed by taps");
   const int blocks = (int)bytes.size(1), words = (int)bytes.size(2);
@@ -229,7 +235,7 @@ Tensor conv3x3(const Tensor& codes, const Tensor& weight, int64_t columns, int64
   const int64_t padded = padded_to_groups(columns);
   const bool direct = shuffles_in_place(columns, shuffle), by_two = narrow && bytes_are_faster(blocks, words);
   const int factor = by_two ? Winograd::kFactor : Winograd4::kFactor;
-  Epilogue epilogue = epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
+  Epilogue epilogue = epilogue_of(columns, scale, bias, row_scale, activation, slope, residual, levels, out_scale, out_offset);
   const std::vector<float> small_scale = divided(epilogue.scale, padded, factor);
   const std::vector<float> small_row_scale =
       epilogue.row_scale ? divided(epilogue.row_scale, padded, factor) : std::vector<float>();

@@ -6,7 +6,8 @@ namespace {
 
 Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, int64_t largest, const Tensor& bias,
               const Tensor& scale, const optional<Tensor>& row_scale, int64_t activation, double slope,
-              const optional<Tensor>& residual, const optional<Tensor>& levels, double out_scale, double out_offset) {
+              const optional<Tensor>& residual, const optional<Tensor>& levels, const optional<Tensor>& out_scale,
+              const optional<Tensor>& out_offset) {
   const Tensor input = row_major(codes);
   std::vector<int64_t> shape = sizes_of(input);
   shape.back() = columns;
@@ -15,7 +16,7 @@ Tensor linear(const Tensor& codes, const Tensor& weight, int64_t columns, int64_
   Buffer<int8_t> pairs;
   const Panels panels = prepared(panels_of(bytes), (int)largest, pairs);
   const Epilogue epilogue =
-      epilogue_of(columns, scale, bias, row_scale, activation, slope, levels, out_scale, out_offset);
+      epilogue_of(columns, scale, bias, row_scale, activation, slope, residual, levels, out_scale, out_offset);
   const int64_t depth = input.size(-1), rows = depth ? input.numel() / depth : 0;
   FXPTQ_CHECK(panels.words == words_of(depth), "weight does not fit the input");
   Tensor out = empty(shape, output_type(levels.has_value()));

@@ -26,11 +26,23 @@ void pack_columns(const uint8_t* from, int64_t depth, int64_t columns, int64_t k
   }
 }
 
-Tensor matmul_of_batches(const Tensor& lhs, const Tensor& rhs, int64_t bits, int64_t largest,
-                         HeaderOnlyArrayRef<double> terms) {
+// The values of both factors: unit * (code + shift), where the right code is centred. Plane 0 has the units, 1 the shifts.
+struct Values {
+  Numbers left, right;
+  int64_t heads;
+  bool row_sums;  // whether the sums of the left codes matter
+  bool shares;    // whether left values are codes over the sum of their row
+};
+
+// Rows of a product whose rows have numbers of their own: out[j] = factor * (out[j] + shift * term[j]).
+void finish_row(float* out, int64_t columns, float factor, float shift, const float* term) {
+  for (int64_t j = 0; j < columns; ++j) out[j] = factor * (out[j] + shift * term[j]);
+}
+
+Tensor matmul_of_batches(const Tensor& lhs, const Tensor& rhs, int64_t bits, int64_t largest, const Values& values) {
   const int64_t rows = lhs.size(-2), depth = lhs.size(-1), columns = rhs.size(-1);
-  const double scale = terms[0], row_scale = terms[1], column_scale = terms[2];
-  const double constant = terms[3] * (double)depth + terms[4];
+  const auto& [left, right, heads, row_sums, shares] = values;
+  const bool by_row = left.varies() || shares;
   std::vector<int64_t> shape = sizes_of(lhs);
   shape.back() = columns;
   Tensor out = empty(shape, Element<float>::number());
@@ -45,24 +57,37 @@ Tensor matmul_of_batches(const Tensor& lhs, const Tensor& rhs, int64_t bits, int
   parallel_for(batches, 1, [&](int64_t begin, int64_t end) {
     std::vector<int8_t> packed((size_t)blocks * words * 64);
     std::vector<int32_t> column_sums(padded), acc(padded * kTileRows);
-    std::vector<float> scales(padded, (float)scale), row_scales(padded, (float)row_scale), bias(padded);
+    std::vector<float> scales(padded), row_scales(padded), bias(padded), terms(padded);
     float sums[kTileRows] = {};
-    const Epilogue epilogue{(int)columns, scales.data(), row_scale != 0.0 ? row_scales.data() : nullptr,
-                                   Activation::kNone, 0.0f, nullptr, 1.0f, 0.0f};
+    const Epilogue epilogue{(int)columns, scales.data(), row_sums ? row_scales.data() : nullptr,
+                                   Activation::kNone, 0.0f, nullptr, nullptr, nullptr};
     const Finish finish = finish_of(epilogue, false);
     Buffer<int8_t> pairs;
     for (int64_t batch = begin; batch < end; ++batch) {
       pack_columns(from_b + batch * b.stride(0), depth, columns, b.stride(1), b.stride(2), centre_of(bits), packed.data(),
                    column_sums.data());
       const Panels panels = prepared({packed.data(), blocks, words, nullptr}, (int)largest, pairs);
-      for (int64_t j = 0; j < padded; ++j) bias[j] = (float)(column_sums[j] * column_scale + constant);
+      // Where rows have units and shifts of their own, they are added in `finish_row`.
+      const int64_t head = batch % heads;
+      const double unit = left.varies() ? 1.0 : left.at(0, head, 0), shift = left.varies() ? 0.0 : left.at(1, head, 0);
+      for (int64_t j = 0; j < columns; ++j) {
+        const double scale = unit * right.at(0, head, j), own = right.at(1, head, j);
+        const double term = scale * (column_sums[j] + own * (double)depth);
+        scales[j] = (float)scale, row_scales[j] = (float)(scale * own);
+        bias[j] = (float)(shift * term), terms[j] = (float)term;
+      }
       const Rows line{from_a + batch * rows * words * 4, (ptrdiff_t)words * 4, 1, 0, words};
       for (int64_t first = 0; first < rows; first += kTileRows) {
         const int count = (int)std::min<int64_t>(kTileRows, rows - first);
         accumulate(line, first, count, panels, acc.data(), padded);
-        for (int r = 0; row_scale != 0.0 && r < count; ++r) sums[r] = (float)row_sum(line, first + r);
-        finish(epilogue, {acc.data(), (ptrdiff_t)padded, count, bias.data(), sums, nullptr,
-                          to + (batch * rows + first) * columns, nullptr, columns});
+        for (int r = 0; (row_sums || shares) && r < count; ++r) sums[r] = (float)row_sum(line, first + r);
+        float* out_rows = to + (batch * rows + first) * columns;
+        finish(epilogue, {acc.data(), (ptrdiff_t)padded, count, bias.data(), sums, nullptr, out_rows, nullptr, columns});
+        for (int r = 0; by_row && r < count; ++r) {
+          const float own = left.varies() ? (float)left.at(0, head, first + r) : 1.0f;
+          const float shift_of_row = left.varies() ? (float)left.at(1, head, first + r) : 0.0f;
+          finish_row(out_rows + r * columns, columns, shares ? own / std::max(sums[r], 1.0f) : own, shift_of_row, terms.data());
+        }
       }
     }
   });
@@ -83,7 +108,8 @@ std::vector<int64_t> broadcast(IntHeaderOnlyArrayRef a, IntHeaderOnlyArrayRef b)
   return sizes;
 }
 
-Tensor matmul(const Tensor& left, const Tensor& right, int64_t bits, int64_t largest, HeaderOnlyArrayRef<double> terms) {
+Tensor matmul(const Tensor& left, const Tensor& right, int64_t bits, int64_t largest, const Tensor& left_values,
+              const Tensor& right_values, bool row_sums, bool shares) {
   FXPTQ_CHECK(left.dim() >= 2 && right.dim() >= 2 && left.size(-1) == right.size(-2), "the factors ",
               shown(left.sizes()), " and ", shown(right.sizes()), " do not fit");
   // Batches of one factor are broadcast to the batches of the other, as in torch.matmul.
@@ -95,16 +121,17 @@ Tensor matmul(const Tensor& left, const Tensor& right, int64_t bits, int64_t lar
     return std::ranges::equal(t.sizes(), sizes) ? t : row_major(expanded(t, sizes));
   };
   Tensor lhs = repeated(left), rhs = repeated(right);
-  const int64_t depth = lhs.size(-1);
-  std::vector<double> more(terms.begin(), terms.end());
+  const int64_t depth = lhs.size(-1), heads = batch.back();
+  FXPTQ_CHECK(!shares || depth <= kDepth, "shares of ", depth, " codes: their sums do not fit 32 bits");
+  const Values values{Numbers(left_values, 2, heads, lhs.size(-2)), Numbers(right_values, 2, heads, rhs.size(-1)), heads, row_sums,
+                      shares};
   const auto part = [&](int64_t first) {
-    if (depth <= kDepth) return matmul_of_batches(lhs, rhs, bits, largest, more);
+    if (depth <= kDepth) return matmul_of_batches(lhs, rhs, bits, largest, values);
     const int64_t count = std::min(kDepth, depth - first);
     return matmul_of_batches(torch::stable::narrow(lhs, -1, first, count), torch::stable::narrow(rhs, -2, first, count),
-                             bits, largest, more);
+                             bits, largest, values);
   };
   Tensor out = part(0);
-  more[4] = 0.0;
   for (int64_t first = kDepth; first < depth; first += kDepth) {
     const Tensor next = part(first);
     const float* from = data<float>(next);

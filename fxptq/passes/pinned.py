@@ -1,0 +1,47 @@
+"""Weights whose codes stay while their grids learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from fxptq.passes.base import QuantizedNetwork
+
+
+@contextmanager
+def pinned_codes(student: QuantizedNetwork, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within, each weight has the values that its codes stand for on the grid at hand; afterwards they are the weight.
+
+    So the codes that rounding for the layer's output has found are kept, and gradients reach the grid through them.
+
+    Args:
+        student: the network.
+        weights: the weights whose codes stay, by quantizer key.
+    """
+    decoded = {key: _Decoded(student, key, weight) for key, weight in weights.items()}
+    with ExitStack() as hooks:
+        for key, values in decoded.items():
+            hooks.callback(student.quantizers[key].register_forward_hook(values).remove)
+        yield
+    with torch.no_grad():
+        for key, values in decoded.items():
+            student.set_weight(key, values())
+
+
+class _Decoded:
+    """The values of fixed codes on the present grid of a quantizer; values that have no code stay as they are."""
+
+    def __init__(self, student: QuantizedNetwork, key: str, weight: Tensor) -> None:
+        self._quantizer = student.quantizers[key]
+        with torch.no_grad():
+            self._codes = self._quantizer.encode(weight)
+            self._weight = self._quantizer.quantize(weight)
+            self._coded = self._quantizer.decode(self._codes) == self._weight
+        self._all = bool(self._coded.all())
+
+    def __call__(self, *_of_hook: object) -> Tensor:
+        values = self._quantizer.decode(self._codes)
+        return values if self._all else torch.where(self._coded, values, self._weight)
