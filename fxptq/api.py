@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fxptq.bits import FLOAT, Bits, BitsLike, as_bits, parse_bits
+from fxptq.bits import FLOAT, Bits, BitsLike, BudgetLike, as_bits, as_budget, parse_bits
+from fxptq.budget import drop_of, overhead, widths_asked, with_budget
 from fxptq.checkpoint import file as checkpoints
 from fxptq.checkpoint.metadata import (
     MOST_EXAMPLE,
@@ -55,10 +57,11 @@ from fxptq.graph.summary import as_html, in_one_line
 from fxptq.graph.tensors import lazy_tensors
 from fxptq.graph.wrappers import network_of
 from fxptq.origin import dtype_name, inputs_digest, metadata_of, weights_digest
-from fxptq.passes.base import Context, PassReport, build_pass, run_passes
+from fxptq.passes.base import NO_REPORT, Context, PassReport, build_pass, run_passes
+from fxptq.passes.gate import check_quality
 from fxptq.progress import Progress, Silent
 from fxptq.ranks import current
-from fxptq.recipe import DEFAULT, QuantizeSettings, Recipe
+from fxptq.recipe import DEFAULT, PassEntry, QuantizeSettings, Recipe
 from fxptq.sizes import Sizes
 
 _log = logging.getLogger("fxptq")
@@ -84,6 +87,7 @@ class QuantizedModel(nn.Module):
         program: the captured network with its quantizers.
         meta: the metadata of its checkpoint.
         report: the report of each pass.
+        quality: figures and warnings of the quality gate (`fxptq.passes.gate`); empty for a network that was loaded.
 
     Examples:
         >>> q = fxptq.quantize(model, example, bits=4)
@@ -92,11 +96,14 @@ class QuantizedModel(nn.Module):
         >>> q.train()(x).mean().backward()  # gradients, for training of your own
     """
 
-    def __init__(self, program: Program, meta: Metadata, report: tuple[PassReport, ...] = ()) -> None:
+    def __init__(
+        self, program: Program, meta: Metadata, report: tuple[PassReport, ...] = (), quality: PassReport = NO_REPORT
+    ) -> None:
         super().__init__()
         self.program = program
         self.meta = meta
         self.report = report
+        self.quality = quality
         self.eval()
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -344,11 +351,13 @@ def _task_of(meta: Metadata, source: str) -> Recipe:
 def quantize(
     model: nn.Module,
     example: Inputs,
-    bits: BitsLike,
+    bits: BitsLike = 4,
     calib: str | Path | Iterable[Inputs] = "synthetic",
     recipe: str | Path | Recipe | None = None,
     *,
     preset: str = "standard",
+    budget: BudgetLike | None = None,
+    uniform: bool = False,
     sites: Mapping[str, BitsLike] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -370,12 +379,16 @@ def quantize(
         model: any network for image restoration; it is copied and stays unchanged.
         example: one input that it accepts, [1, C, H, W], of floating point (64 x 64 is plenty); a tuple of tensors for
             a network of several inputs, the picture first.
-        bits: bit widths of weights and activations: Bits(w=4, a=4), 4 for both, (4, 4), or "W4A4".
+        bits: bit widths of weights and activations: Bits(w=4, a=4), 4 for both, (4, 4), or "W4A4". A budget of average
+            bits takes their place.
         calib: a folder of pictures or of pairs (`input/` and `target/`), "synthetic" for generated ones, input tensors
             in the model's own range (tuples of them, if the example is one), or a data loader that yields BasicSR's
             dictionaries (`lq`, `gt`) or pairs.
         recipe: a recipe's name, file or object; None for the settings that suit most networks.
         preset: the name of a preset: quick, standard, paper, accurate, or one of the recipe's own.
+        budget: gives each operand its own bits within a budget: 3.0 for average bits, "600k" for the bytes of the
+            checkpoint, "12Gbop" for bit operations, or Budget(max_drop=0.1) for the fewest bits that lose so many dB.
+        uniform: whether all sites keep the planned bits, also where the preset would allocate them.
         sites: exceptions: bits, or "float", by glob pattern of site names; the first match wins.
         seed: seed of everything random; the same seed gives the same network on the same machine.
         progress: shows the progress of the work.
@@ -400,11 +413,14 @@ def quantize(
     _check_example(example)
     overrides = Overrides(scale, value_range, multiple, degradation)
     settings = recipe if isinstance(recipe, Recipe) else Recipe.load(DEFAULT if recipe is None else recipe)
-    checked = check_work(settings, bits, preset=preset, sites=sites, seed=seed)
+    checked = check_work(settings, bits, preset=preset, budget=budget, uniform=uniform, sites=sites, seed=seed)
     inputs = example if isinstance(example, tuple) else (example,)
     facts = gather_facts(make_weights_plain(independent_copy(model)), settings, inputs, overrides)
     _log.log(logging.WARNING if facts.fault else logging.INFO, "%s", facts.fault or facts.inferred or settings.title)
-    return quantize_for(facts, model, example, checked, calib, progress=progress, after_pass=after_pass)
+    quantized = quantize_for(facts, model, example, checked, calib, progress=progress, after_pass=after_pass)
+    for warning in quantized.quality.warnings:
+        _log.warning("%s", warning)
+    return quantized
 
 
 @dataclass(frozen=True)
@@ -416,12 +432,14 @@ class Work:
         preset: the name of a preset of the recipe.
         sites: exceptions by glob pattern of site names.
         seed: seed of everything random.
+        passes: the passes to run.
     """
 
     bits: Bits
     preset: str
     sites: Mapping[str, Bits | Literal["float"]]
     seed: int
+    passes: tuple[PassEntry, ...]
 
 
 def check_work(
@@ -429,6 +447,8 @@ def check_work(
     bits: BitsLike,
     *,
     preset: str = "standard",
+    budget: BudgetLike | None = None,
+    uniform: bool = False,
     sites: Mapping[str, BitsLike] | None = None,
     seed: int = 0,
 ) -> Work:
@@ -439,10 +459,17 @@ def check_work(
     """
     if not 0 <= seed < 1 << 63:
         raise InputError(f"the seed is {seed}; expected a number from 0 to 2**63 - 1")
-    for step in recipe.preset(preset).passes:
+    asked = None if budget is None else as_budget(budget)
+    if uniform and asked is not None:
+        raise InputError("a budget gives each operand its own bits, and uniform forbids that: leave one of them out")
+    chosen = as_bits(bits)
+    if asked is not None and asked.average is not None:
+        chosen = Bits(*[math.floor(asked.average + 0.5)] * 2)
+    passes = with_budget(recipe.preset(preset).passes, asked, uniform=uniform)
+    for step in passes:
         build_pass(step.name, step.settings)
     exceptions = {pattern: FLOAT if each == FLOAT else as_bits(each) for pattern, each in (sites or {}).items()}
-    return Work(as_bits(bits), preset, exceptions, seed)
+    return Work(chosen, preset, exceptions, seed, passes)
 
 
 def quantize_for(
@@ -526,17 +553,31 @@ def quantize_for(
         ranks=ranks,
         install_kernels=install_kernels,
     )
-    reports: tuple[PassReport, ...] = ()
-    for step in chosen.passes:
-        with OwnRandomNumbers(seed):
-            reports += run_passes([(step.name, step.settings)], context)
-        if after_pass is not None:
-            after_pass(step.name, student)
+    patterns = (*work.sites, *chosen.quantize.sites)
+    context.fixed, context.nominal = widths_asked(student, bits, patterns)
+
+    def metadata() -> Metadata:
+        return metadata_of(
+            student, model, example, bits, settings, work.passes, dtype=dtype, seed=seed, calibration=described
+        )
+
+    context.overhead = lambda: overhead(student, metadata(), dtype)
+    context.drop = drop_of(facts, context, calib)
+    reports = _run(work.passes, context, lambda name: after_pass(name, student) if after_pass is not None else None)
     put_weights_on_grid(student)
-    meta = metadata_of(
-        student, model, example, bits, settings, chosen.passes, dtype=dtype, seed=seed, calibration=described
-    )
-    return QuantizedModel(student, meta, reports)
+    with OwnRandomNumbers(seed):
+        quality = check_quality(context, settings.input.range)
+    return QuantizedModel(student, metadata(), reports, quality)
+
+
+def _run(passes: tuple[PassEntry, ...], context: Context, after_pass: Callable[[str], None]) -> tuple[PassReport, ...]:
+    """Runs passes, each with the same random numbers whatever the passes before it drew."""
+    reports: tuple[PassReport, ...] = ()
+    for step in passes:
+        with OwnRandomNumbers(context.seed):
+            reports += run_passes([(step.name, step.settings)], context)
+        after_pass(step.name)
+    return reports
 
 
 def install_kernels() -> None:

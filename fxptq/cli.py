@@ -213,6 +213,26 @@ def quantize(
         Optional[Path],
         typer.Option("--out", "-o", help="Where to write the checkpoint, as .safetensors.", rich_help_panel=RESULT),
     ] = None,
+    budget: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Bits where they matter, within average bits (3.0), bytes of the checkpoint (600k) or bit operations "
+            "(12Gbop)."
+        ),
+    ] = None,
+    target_bits: Annotated[
+        Optional[float], typer.Option("--target-bits", help="The same as --budget with average bits, 2 to 8.")
+    ] = None,
+    target_bytes: Annotated[
+        Optional[str], typer.Option("--target-bytes", help="The same as --budget with bytes, such as 600000 or 600k.")
+    ] = None,
+    max_drop: Annotated[
+        Optional[float],
+        typer.Option("--max-drop", help="The fewest bits that lose so many dB at most on held-out pictures."),
+    ] = None,
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="The planned bits everywhere, also where the preset allocates them.")
+    ] = False,
     site: Sites = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -252,6 +272,7 @@ def quantize(
     """Quantize a network and write it as one small file."""
     from fxptq.bits import Bits
     from fxptq.commands import quantize as command
+    from fxptq.commands.budgets import asked_budget
     from fxptq.facts import Overrides
     from fxptq.progress import Silent
     from fxptq.ranks import joined
@@ -261,9 +282,9 @@ def quantize(
     from fxptq.sizes import parse_size
 
     bits = Bits(w, a)
-    target = file or Path(
-        f"{Path(recipe or (weights and weights.stem) or (model or 'network').split(':')[-1]).stem}_w{w}a{a}.safetensors"
-    )
+    asked = asked_budget(budget, target_bits, target_bytes, max_drop)
+    name = Path(recipe or (weights and weights.stem) or (model or "network").split(":")[-1]).stem
+    target = file or Path(f"{name}_{asked.label if asked else f'w{w}a{a}'}.safetensors")
     command.check_name(target)
     report = target.with_suffix(".html") if page else None
     beside = [Output("the report", report, PAGE)] if report is not None else []
@@ -284,6 +305,8 @@ def quantize(
         seed,
         tuple(site or ()),
         Overrides(scale, white, multiple, degradation, None if size is None else parse_size(size)),
+        budget=asked,
+        uniform=uniform,
         contrast=page,
     )
     with joined(device) as ranks:

@@ -38,6 +38,7 @@ ROOMS = (
     "probe",
     "facts",
     "origin",
+    "budget",
     "api",
     "__init__",
     "commands",

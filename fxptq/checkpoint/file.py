@@ -43,6 +43,7 @@ __all__ = [
     "Stored",
     "byte_counts",
     "open_file",
+    "overhead",
     "read",
     "write",
 ]
@@ -284,6 +285,11 @@ def byte_counts(path: str | Path) -> ByteCounts:
         metadata=nbytes.get(_METADATA, 0),
         header=total - sum(nbytes.values()),
     )
+
+
+def overhead(checkpoint: Checkpoint) -> int:
+    """Count the bytes that a checkpoint takes as a file beside its codes."""
+    return len(_encode(Path("checkpoint"), checkpoint)) - sum(one.packed.numel() for one in checkpoint.codes.values())
 
 
 def _encode(target: Path, checkpoint: Checkpoint) -> bytes:

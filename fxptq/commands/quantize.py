@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fxptq.api import QuantizedModel, check_work, quantize_for
-from fxptq.bits import Bits
+from fxptq.bits import Bits, Budget
 from fxptq.checkpoint.file import ByteCounts, byte_counts
 from fxptq.commands.scores import open_sets, score_sets
 from fxptq.commands.source import Source, device_of, example_of, open_network, parse_site
@@ -21,6 +21,7 @@ from fxptq.evaluate.restore import NetworkRun
 from fxptq.evaluate.score import SetScore
 from fxptq.facts import NO_OVERRIDES, Overrides, gather_facts
 from fxptq.graph import Program
+from fxptq.graph.sites import mean_bits
 from fxptq.io.files import check_writable
 from fxptq.memory import peak_mb
 from fxptq.passes.base import get_pass
@@ -47,6 +48,8 @@ class Options:
     seed: int = 0
     sites: tuple[str, ...] = ()
     overrides: Overrides = NO_OVERRIDES
+    budget: Budget | None = None
+    uniform: bool = False
     contrast: bool = True
 
 
@@ -86,6 +89,7 @@ class Outcome:
         return {
             "recipe": self.source.name,
             "bits": {"w": self.model.meta.bits_w, "a": self.model.meta.bits_a},
+            "average_bits": dict(zip("wa", mean_bits(self.model.sites), strict=True)),
             "eval": {
                 name: {stage: found[index].mean.figures for stage, found in self.scores.items()}
                 for index, name in enumerate(sets)
@@ -97,6 +101,8 @@ class Outcome:
             "peak_mb": self.peak_mb,
             "checkpoint": str(self.out),
             "inferred": self.inferred,
+            "quality": dict(self.model.quality.figures),
+            "warnings": list(self.model.quality.warnings),
         }
 
 
@@ -118,8 +124,15 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     seconds: dict[str, float] = {}
     source = open_network(options.recipe, options.factory, options.weights)
     device = device_of(options.device)
-    work = check_work(source.recipe, options.bits, preset=options.preset, sites=exceptions, seed=options.seed)
-    preset = source.recipe.preset(options.preset)
+    work = check_work(
+        source.recipe,
+        options.bits,
+        preset=options.preset,
+        budget=options.budget,
+        uniform=options.uniform,
+        sites=exceptions,
+        seed=options.seed,
+    )
     if options.calib != SYNTHETIC:
         check_calibration(Path(options.calib))
     model = source.model.to(device)
@@ -128,8 +141,8 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     source = replace(source, recipe=recipe)
     sets = open_sets(options.data, recipe)
     # The scores after the last pass that sets bounds are reported as `dobi`.
-    last_bounds = max((i for i, step in enumerate(preset.passes) if get_pass(step.name).sets_bounds), default=-1)
-    names = [step.name for step in preset.passes]
+    last_bounds = max((i for i, step in enumerate(work.passes) if get_pass(step.name).sets_bounds), default=-1)
+    names = [step.name for step in work.passes]
     next_stage = shown.enter_context(progress.run(f"quantize {source.name}", stages_of(names, last_bounds)))
     watch = Watch(recipe.task, recipe.input.range) if options.contrast else None
     scores = {

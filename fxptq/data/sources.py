@@ -109,6 +109,28 @@ def check_calibration(folder: Path) -> None:
     check_pictures(folder / INPUT if is_paired(folder) else folder)
 
 
+def clean_pictures(
+    source: str | Path, channels: int, indices: range, size: Size, seed: int
+) -> list[npt.NDArray[np.uint8]]:
+    """Makes the clean pictures of these indices, of which calibration takes the first ones.
+
+    Args:
+        source: a folder, or "synthetic"; a folder of pairs gives generated pictures.
+        channels: 1 or 3.
+        indices: which pictures; a folder's files are used in turn, in an order that the seed decides.
+        size: height and width in pixels.
+        seed: see `calibration_images`.
+
+    Raises:
+        InputError: the folder is missing or empty, or a picture is broken or too small.
+    """
+    if source == SYNTHETIC:
+        return [synthetic_image(*size, channels, _rng(seed, i)) for i in indices]
+    if is_paired(Path(source)):
+        return clean_pictures(SYNTHETIC, channels, indices, size, seed)
+    return _crops(Path(source), channels, indices.stop, size, seed)[0][indices.start :]
+
+
 def _rng(seed: int, index: int, purpose: int = 0) -> np.random.Generator:
     """A stream of its own for each picture and purpose, so that one more picture changes no other."""
     return np.random.default_rng([seed, index, purpose])

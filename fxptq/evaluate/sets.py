@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from fxptq.data.degrade import Degradation
 from fxptq.data.pairs import INPUT, TARGET, is_paired, pairs_in
+from fxptq.data.sources import clean_pictures
 from fxptq.data.synthetic import synthetic_image
 from fxptq.errors import InputError
 from fxptq.io.images import list_images, read_image
@@ -164,6 +165,46 @@ def samples(
     """
     makers = tuple(_Generated(i, degradation, channels, sizes.near(size, size), seed) for i in range(count))
     return BenchmarkSet(SAMPLES, degradation, makers)
+
+
+def held_out(
+    source: str | Path,
+    degradation: Degradation,
+    *,
+    channels: int = 3,
+    start: int,
+    count: int = 6,
+    size: int = 48,
+    sizes: Sizes = ANY_SIZE,
+    seed: int = 0,
+) -> BenchmarkSet:
+    """A set of pictures from the source of the calibration inputs that come behind those.
+
+    Args:
+        source: a folder, or "synthetic". A folder of few pictures gives other crops of them.
+        degradation: the task.
+        channels: 3 for RGB, 1 for grey.
+        start: the number of calibration inputs.
+        count: how many.
+        size: height and width of the inputs in pixels, at least.
+        sizes: the sizes that the network takes.
+        seed: of the calibration inputs.
+    """
+    height, width = (side * degradation.scale for side in sizes.near(size, size))
+    pictures = clean_pictures(source, channels, range(start, start + count), (height, width), seed)
+    makers = tuple(_Made(f"held-out {i}", hr, degradation, (seed, start + i, 1)) for i, hr in enumerate(pictures))
+    return BenchmarkSet("held-out pictures", degradation, makers)
+
+
+@dataclass(frozen=True)
+class _Made:
+    name: str
+    hr: npt.NDArray[np.uint8]
+    degradation: Degradation
+    seed: tuple[int, int, int]
+
+    def __call__(self) -> Pair:
+        return Pair(self.name, self.degradation.apply(self.hr, np.random.default_rng(self.seed)), self.hr)
 
 
 @dataclass(frozen=True)

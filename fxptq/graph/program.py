@@ -8,7 +8,7 @@ Quantizers belong to the program and are found by site name, never owned by a gr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -257,6 +257,24 @@ class Program(nn.Module):
                     found.setdefault(operand.quantizer, operand)
         return found
 
+    def set_bits(self, widths: Mapping[str, int]) -> None:
+        """Gives quantizers other widths. Their bounds stay the same numbers, so they need to be set again.
+
+        Args:
+            widths: bits by quantizer key, 2 to 8 each.
+
+        Raises:
+            InputError: there is no such quantizer.
+        """
+        for key, bits in widths.items():
+            if key not in self.quantizers:
+                raise InputError(f"there is no quantizer {key!r}; `quantizers` lists them")
+            self.quantizers[key].set_bits(bits)
+        self.sites = tuple(_with_bits(site, widths) for site in self.sites)
+        self._cache.replace(
+            lambda variant: replace(variant, sites=tuple(_with_bits(site, widths) for site in variant.sites))
+        )
+
     def weight_target(self, key: str) -> str | None:
         """Where the constant lives that a quantizer reads (`model.layers.0.weight`); None for an activation's.
 
@@ -296,6 +314,19 @@ class Program(nn.Module):
             return None
         bias: Tensor = attribute(self.holder, target)
         return bias.detach()
+
+    def tensors_in(self, twin: Program, key: str) -> tuple[Tensor, Tensor | None]:
+        """The weight that a quantizer reads and the bias of its layer, as another program of the same network has them.
+
+        Args:
+            twin: a program of the same network.
+            key: the quantizer of a weight; the bias is None where `bias_of` is.
+        """
+        target, bias = self.weight_target(key), self._biases.get(key)
+        if target is None:
+            raise InputError(f"{key} quantizes an activation, which no network holds")
+        weight: Tensor = attribute(twin.holder, target)
+        return weight.detach(), None if bias is None else attribute(twin.holder, bias).detach()
 
     def set_bias(self, key: str, value: Tensor) -> None:
         """Overwrites the bias of the layer whose weight that quantizer reads, in place, so that every graph sees it."""
@@ -343,6 +374,14 @@ def _as_calibrated(site: Site, known: Site | None) -> Site:
         for operand, first in zip(site.operands, known.operands, strict=True)
     )
     return replace(site, operands=operands, reason=known.reason)
+
+
+def _with_bits(site: Site, widths: Mapping[str, int]) -> Site:
+    operands = tuple(
+        replace(operand, bits=widths.get(operand.quantizer, operand.bits)) if operand.quantizer else operand
+        for operand in site.operands
+    )
+    return replace(site, operands=operands)
 
 
 def _shapes(inputs: tuple[Tensor, ...]) -> Shapes:

@@ -116,6 +116,28 @@ class Site:
         raise KeyError(f"{self.name} has no {slot}")
 
 
+def mean_bits(sites: Iterable[Site]) -> tuple[float, float]:
+    """The average width of weights, by their number of values, and of activations, by multiply-accumulates.
+
+    An average over nothing is 0.
+    """
+    weights: dict[str, tuple[float, float]] = {}
+    activations: list[tuple[float, float]] = []
+    for site in sites:
+        for operand in site.operands:
+            if operand.bits is None:
+                continue
+            if operand.slot == "weight" and operand.role == "constant":
+                weights[operand.quantizer] = (operand.bits, math.prod(site.shapes[operand.slot]))
+            else:
+                activations.append((operand.bits, site.macs))
+    means = [
+        sum(bits * share for bits, share in widths) / (sum(share for _, share in widths) or 1)
+        for widths in (list(weights.values()), activations)
+    ]
+    return means[0], means[1]
+
+
 def _names(nodes: Iterable[fx.Node]) -> list[str]:
     """A name for each site, no two alike, even where the name of a module looks like the ordinal of a function."""
     nodes = list(nodes)

@@ -64,6 +64,11 @@ class Site(Protocol):
     """The part of a site (fxptq.graph.sites.Site) that passes read."""
 
     @property
+    def name(self) -> str:
+        """Its module path, with an ordinal for calls of functions."""
+        ...
+
+    @property
     def kind(self) -> str:
         """linear, conv2d, ..."""
         ...
@@ -76,6 +81,11 @@ class Site(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of each operand by slot, and of `output`."""
+        ...
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates at the example's size."""
         ...
 
     @property
@@ -106,6 +116,10 @@ class QuantizedNetwork(Protocol):
         """The operand of each quantizer, by its key."""
         ...
 
+    def set_bits(self, widths: Mapping[str, int]) -> None:
+        """Give quantizers, by key, other widths; their bounds need to be set again."""
+        ...
+
     def weight_of(self, key: str) -> Tensor | None:
         """The float weight that the quantizer reads; None if it reads an activation."""
         ...
@@ -120,6 +134,10 @@ class QuantizedNetwork(Protocol):
 
     def bias_of(self, key: str) -> Tensor | None:
         """The bias of the layer whose weight the quantizer reads; None where no bias can be changed."""
+        ...
+
+    def tensors_in(self, twin: Any, key: str) -> tuple[Tensor, Tensor | None]:
+        """The weight that the quantizer reads and its layer's bias, as a program of the same network has them."""
         ...
 
     def set_bias(self, key: str, value: Tensor) -> None:
@@ -145,6 +163,11 @@ class Context:
             on these has learned more than its own pictures.
         batches: whether the network takes several pictures at once.
         picture: where the restored picture stands in the networks' outputs.
+        fixed: the quantizers whose width somebody has chosen by name, so that no pass changes it.
+        nominal: the other quantizers that have the width asked for; the plan gave the rest a width of its own.
+        overhead: bytes that a checkpoint of the student takes beside its codes; None where no file is made.
+        drop: measures by how many dB the student's pictures are worse than the teacher's, on pictures that are not
+            used for calibration; None where there are no such pictures.
         statistics: by quantizer key, the distribution of the tensor it sees in float; filled by `observe`.
         moments: by key of a weight's quantizer, the sum of x x^T over the inputs x that its rows multiply,
             [groups, inputs, inputs] with the groups of a grouped convolution; filled by `moments`.
@@ -163,6 +186,10 @@ class Context:
     sizes: Sizes = ANY_SIZE
     batches: bool = True
     picture: PictureOutput = WHOLE_OUTPUT
+    fixed: frozenset[str] = frozenset()
+    nominal: frozenset[str] = frozenset()
+    overhead: Callable[[], int] | None = None
+    drop: Callable[[], float] | None = None
     statistics: dict[str, Distribution] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)
     collected: set[str] = field(default_factory=set)
@@ -190,6 +217,8 @@ class PassReport:
         quantizers: by key, named figures: bounds, mean squared `error`, `snr_db`, ...
         series: named figures over the course of the pass, such as a loss.
         notes: sentences for a person.
+        figures: named figures of the whole network.
+        warnings: sentences for a person on faults, with what to do.
         sketches: by quantizer key, a histogram of the values that it sees, in the unit of its bounds.
         name: the name of the pass; filled in by `run_passes`.
         seconds: the duration of the pass; filled in by `run_passes`.
@@ -198,9 +227,15 @@ class PassReport:
     quantizers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     series: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     sketches: Mapping[str, Sketch] = field(default_factory=dict)
     name: str = ""
     seconds: float = 0.0
+
+
+NO_REPORT = PassReport()
+"""The report of a pass that did not run."""
 
 
 class Pass(ABC):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fxptq.errors import CalibrationError
 from fxptq.passes.base import Context, Operand, PassReport
@@ -27,13 +27,18 @@ def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport
     Raises:
         CalibrationError: if an activation has no statistics, or a weight is not finite; the quantizer is named.
     """
+    return set_bounds(ctx, tuple(ctx.student.quantizers), description, search)
+
+
+def set_bounds(ctx: Context, keys: Sequence[str], description: str, search: Search) -> PassReport:
+    """Set the bounds of the quantizers of these keys, as `set_all_bounds` does for all."""
     student, operands = ctx.student, ctx.student.operands()
 
     def search_share() -> dict[str, tuple[Bounds, dict[str, float], Sketch]]:
-        keys = ctx.ranks.share(list(student.quantizers))
-        with ctx.progress.task(description, len(keys)) as advance:
+        own = ctx.ranks.share(list(keys))
+        with ctx.progress.task(description, len(own)) as advance:
             found = {}
-            for key in keys:
+            for key in own:
                 quantizer = student.quantizers[key]
                 try:
                     values = _distribution(ctx, key, quantizer)
@@ -47,7 +52,8 @@ def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport
     found = ctx.ranks.exchange(ctx.ranks.together(search_share))
     figures: dict[str, dict[str, float]] = {}
     sketches: dict[str, Sketch] = {}
-    for key, quantizer in student.quantizers.items():
+    for key in keys:
+        quantizer = student.quantizers[key]
         bounds, figures[key], sketches[key] = found[key]
         try:
             quantizer.set_bounds(bounds.lower, bounds.upper)

@@ -136,6 +136,11 @@ class Judge:
             self._references = [ctx.picture.pick(ctx.teacher(*batch)) for batch in self._held]
         self.error = self._measure()
 
+    def remeasure(self) -> float:
+        """Measures the error in the present state, which is then the state that was judged last."""
+        self.error = self._measure()
+        return self.error
+
     def keeps(self, keys: Iterable[str], change: Callable[[], None]) -> bool:
         """Makes a change and keeps it if the error becomes smaller; otherwise takes it back.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from math import lcm, prod
+from math import gcd, lcm, prod
 from typing import ClassVar
 
 import torch
@@ -120,7 +120,7 @@ def input_vectors(x: Tensor, site: Site, rows: int) -> tuple[Tensor, int]:
     """
     if site.geometry is None:
         vectors = x.reshape(1, -1, x.shape[-1])
-        step = -(-vectors.shape[1] // rows)
+        step = _step(x.shape[:-1], rows)
         return vectors[:, ::step].double(), step
     vectors, step = _patches(x, site.shapes["weight"][2:], site.geometry, rows)
     return vectors.double(), step
@@ -142,10 +142,22 @@ def _patches(x: Tensor, kernel: Sequence[int], geometry: Geometry, rows: int) ->
     windows = geometry.windows(x, kernel)
     windows = windows.movedim(1, -1 - len(kernel))  # [B, *positions, C, *kernel]
     positions = windows.shape[: 1 + len(kernel)]
-    step = -(-prod(positions) // rows)
+    step = _step(positions, rows)
     indices = torch.unravel_index(torch.arange(0, prod(positions), step, device=x.device), positions)
     patches = windows[indices].reshape(len(indices[0]), geometry.groups, -1)
     return patches.transpose(0, 1).contiguous(), step
+
+
+def _step(positions: Sequence[int], rows: int) -> int:
+    """The step between positions that are used, so that at most `rows` are.
+
+    It has no factor in common with an axis. Otherwise every row of a picture would be met at the same columns, which
+    behind a pixel shuffle are all of one phase, and in a window at the same places.
+    """
+    step = -(-prod(positions) // rows)
+    while step > 1 and any(gcd(step, length) > 1 for length in positions):
+        step += 1
+    return step
 
 
 def _added(total: Tensor | None, moments: Tensor) -> Tensor:

@@ -77,15 +77,24 @@ class Quantizer(nn.Module, ABC):
 
     def __init__(self, bits: int, ranges: int = 1, axis: int = 0, role: Role = "symmetric") -> None:
         super().__init__()
-        if bits not in BITS:
-            raise InputError(f"a quantizer has {BITS.start} to {BITS.stop - 1} bits, not {bits}")
         if ranges < 1:
             raise InputError(f"a quantizer has one range or more, not {ranges}")
         if role not in ROLES:
             raise InputError(f"a quantizer's role is symmetric, one_sided or constant, not {role!r}")
-        self.bits, self.ranges, self.axis, self.role = bits, ranges, axis, role
+        self.ranges, self.axis, self.role = ranges, axis, role
+        self.set_bits(bits)
         self.mode: Mode = "off"
         self.observer: Observer | None = None
+
+    def set_bits(self, bits: int) -> None:
+        """Give the grid another width between the same bounds.
+
+        Raises:
+            InputError: `bits` is not in 2..8.
+        """
+        if bits not in BITS:
+            raise InputError(f"a quantizer has {BITS.start} to {BITS.stop - 1} bits, not {bits}")
+        self.bits = bits
 
     def forward(self, x: Tensor) -> Tensor:
         """The quantized values of `x` if the mode is `on`; otherwise `x` itself."""

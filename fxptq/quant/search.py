@@ -90,6 +90,13 @@ def dobi_one_sided(values: Distribution, space: Space, candidates: int = 100, lo
     return _best(values, space, low.expand_as(move), high - move)
 
 
+def symmetric(values: Distribution, space: Space, candidates: int = 100) -> Bounds:
+    """Searches ranges about zero: candidate i of K is [-m, m] times 1 - 0.9 i / K, m being the largest magnitude."""
+    largest = torch.maximum(values.minimum.abs(), values.maximum.abs())[:, None]
+    ends = largest * (1 - 0.9 * torch.arange(candidates, dtype=torch.float64) / candidates)
+    return _best(values, space, -ends, ends)
+
+
 def dobi2d(values: Distribution, space: Space, candidates: int = 100, lowest: float | None = None) -> Bounds:
     """Searches over both bounds: all [min + i d, max - j d] with d = (max - min) / K and i + j < K.
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 STAGES = {"fp": "full precision", "dobi": "bounds alone", "final": "quantized"}
 """How the stages of a run are called in tables."""
 
+_MOST_WIDTHS = 12
+"""Pairs of widths and kind up to which each has a line of its own."""
+
 
 def _table(title: str, *columns: str, right: int = 0) -> Table:
     """A table whose last `right` columns are numbers; a cell too long for the terminal goes on in the next line."""
@@ -64,6 +67,8 @@ def show_quantized(console: Console, outcome: Outcome, report: Path | None) -> N
         times.add_row(stage, f"{seconds:.1f}")
     console.print(times)
     show_bits(console, outcome.model.sites)
+    for warning in outcome.model.quality.warnings:
+        console.print(f"warning     {warning}")
     console.print(f"peak memory {outcome.peak_mb:,.0f} MB")
     console.print(f"checkpoint  {outcome.out}")
     if report is not None:
@@ -73,9 +78,21 @@ def show_quantized(console: Console, outcome: Outcome, report: Path | None) -> N
 
 def show_bits(console: Console, sites: Sequence[Site]) -> None:
     """How many sites have which bits, and what stayed in float, by name and reason."""
+    from fxptq.graph.sites import mean_bits  # noqa: PLC0415  # a list of recipes needs no torch
+
     widths = Counter((site.bits, site.kind) for site in sites if not site.reason)
-    for ((w, a), kind), count in sorted(widths.items(), key=lambda item: str(item[0])):
-        console.print(f"{count:4d} {kind} sites at W{w}A{a}")
+    if len(widths) <= _MOST_WIDTHS:
+        for ((w, a), kind), count in sorted(widths.items(), key=lambda item: str(item[0])):
+            console.print(f"{count:4d} {kind} sites at W{w}A{a}")
+    else:
+        for kind in dict.fromkeys(kind for _, kind in widths):
+            found = {bits: count for (bits, own), count in widths.items() if own == kind}
+            ranges = ["-".join(dict.fromkeys((str(min(one)), str(max(one))))) for one in zip(*found, strict=True)]
+            console.print(f"{sum(found.values()):4d} {kind} sites at W{ranges[0]} A{ranges[1]}")
+        weights, activations = mean_bits(sites)
+        console.print(
+            f"     on average {weights:.2f} bits for weights (by number), {activations:.2f} for activations (by work)"
+        )
     floats = [site for site in sites if site.reason]
     console.print(f"{len(floats):4d} sites in float" + (":" if floats else ""))
     for site in floats:

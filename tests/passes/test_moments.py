@@ -5,6 +5,7 @@ For any weight W, the sum over all positions of (W x)^2 is the trace of W M W^T,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -206,3 +207,16 @@ def test_one_weight_in_different_groups() -> None:
             power += F.conv2d(x, w, padding=1, groups=groups).square().sum((0, 2, 3))
     rows = w.flatten(1).unflatten(0, (4, -1))
     torch.testing.assert_close(((rows @ context.moments[key]) * rows).sum(2).flatten(), power)
+
+
+@pytest.mark.parametrize("positions", [(8, 128, 128), (4, 96, 64), (512, 64), (1, 7, 9)])
+@pytest.mark.parametrize("rows", [100, 2048, 10**6])
+def test_positions_that_are_used_lie_at_every_phase(positions: tuple[int, ...], rows: int) -> None:
+    from fxptq.passes.moments import _step  # noqa: PLC0415  # private: the promise is about its numbers
+
+    step, count = _step(positions, rows), math.prod(positions)
+    used = range(0, count, step)
+    assert len(used) <= rows
+    for period in (2, 4, 8):
+        if len(used) > 8 * period and positions[-1] % period == 0:
+            assert {index % positions[-1] % period for index in used} == set(range(period))

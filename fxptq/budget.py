@@ -1,0 +1,127 @@
+"""Budgets put to work: the allocation of bits in a list of passes, and the measurements that it needs of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from fxptq.bits import Bits, Budget
+from fxptq.checkpoint import file as checkpoints
+from fxptq.checkpoint.metadata import Metadata
+from fxptq.checkpoint.state import coded_weights, put_weights_on_grid, to_checkpoint
+from fxptq.data.sources import SYNTHETIC
+from fxptq.evaluate.restore import NetworkRun, fitted
+from fxptq.evaluate.score import evaluate
+from fxptq.evaluate.sets import BenchmarkSet, held_out
+from fxptq.facts import Facts
+from fxptq.graph import Program
+from fxptq.passes.allocate import BEHIND
+from fxptq.passes.base import Context, QuantizedNetwork
+from fxptq.recipe import PassEntry
+
+ALLOCATE = "allocate"
+"""The pass that gives each operand its own bits."""
+
+_ROOM = 512
+"""Bytes by which the metadata of a checkpoint may grow while passes run."""
+
+
+def with_budget(passes: tuple[PassEntry, ...], budget: Budget | None, *, uniform: bool) -> tuple[PassEntry, ...]:
+    """The passes of a preset with the allocation of bits that a budget needs.
+
+    Args:
+        passes: the passes of the preset.
+        budget: what to keep; None leaves it to the preset.
+        uniform: whether the preset's own allocation is left out.
+    """
+    if uniform:
+        return tuple(step for step in passes if step.name != ALLOCATE)
+    if budget is None:
+        return passes
+    operands = "weights" if budget.file_bytes is not None else "all"
+    limit = {name: value for name, value in vars(budget).items() if value is not None}
+    place = next((i for i, step in enumerate(passes) if step.name == ALLOCATE), None)
+    if place is not None:
+        own, rest = passes[place].settings, passes[place + 1 :]
+    else:
+        place = next((i for i, step in enumerate(passes) if step.name in BEHIND), len(passes))
+        own, rest = {}, passes[place:]
+    entry = PassEntry.model_validate({"name": ALLOCATE, **own, "operands": operands, **limit})
+    return (*passes[:place], entry, *rest)
+
+
+def widths_asked(student: Program, bits: Bits, patterns: Collection[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """Finds the quantizers whose width was chosen by the name of their site, and the others that have the asked width.
+
+    Args:
+        student: the network, as planned.
+        bits: the widths asked for.
+        patterns: globs of the names of sites whose widths were chosen.
+
+    Returns:
+        The keys of both kinds, as `Context.fixed` and `Context.nominal`.
+    """
+    fixed = frozenset(
+        operand.quantizer
+        for site in student.sites
+        if any(fnmatchcase(site.name, pattern) for pattern in patterns)
+        for operand in site.operands
+    )
+    asked = frozenset(
+        key
+        for key, quantizer in student.quantizers.items()
+        if quantizer.bits == (bits.a if student.weight_of(key) is None else bits.w)
+    )
+    return fixed, asked - fixed
+
+
+def overhead(student: Program, meta: Metadata, dtype: torch.dtype) -> int:
+    """Counts the most bytes that a checkpoint takes beside its codes, whichever biases later passes change."""
+    biases = sum(bias.numel() for key in student.quantizers if (bias := student.bias_of(key)) is not None)
+    weights = {key: weight.clone() for key in coded_weights(student) if (weight := student.weight_of(key)) is not None}
+    put_weights_on_grid(student)  # a checkpoint holds no other weights
+    try:
+        return checkpoints.overhead(to_checkpoint(student, meta, dtype)) + 4 * biases + _ROOM
+    finally:
+        for key, weight in weights.items():
+            student.set_weight(key, weight)
+
+
+def drop_of(facts: Facts, context: Context, calib: object) -> Callable[[], float] | None:
+    """Makes the measurement of the student's loss in dB on pictures that are not used for calibration.
+
+    Args:
+        facts: the facts about the network.
+        context: the networks, and the calibration inputs.
+        calib: the source of the calibration inputs; a folder gives further pictures, any other source generated ones.
+
+    Returns:
+        None for a network that takes several inputs, or no pictures.
+    """
+    recipe = facts.recipe
+    if isinstance(context.images[0], tuple) or recipe.input.channels != context.images[0].shape[1]:
+        return None
+    source = calib if isinstance(calib, str | Path) else SYNTHETIC
+
+    @lru_cache(1)
+    def pictures() -> BenchmarkSet:
+        return held_out(
+            source,
+            recipe.task,
+            channels=recipe.input.channels,
+            start=len(context.images),
+            sizes=facts.sizes,
+            seed=context.seed,
+        )
+
+    def psnr(network: QuantizedNetwork) -> float:
+        run = fitted(NetworkRun(network, context.device, recipe.scale), recipe.pictures)
+        score = evaluate(run, pictures(), value_range=recipe.input.range)
+        return score.mean.figures[score.reported[0]]
+
+    teacher = lru_cache(1)(lambda: psnr(context.teacher))
+    return lambda: teacher() - psnr(context.student)

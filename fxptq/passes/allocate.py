@@ -1,0 +1,270 @@
+"""Allocate: gives each operand its own bit width, by its sensitivity and its cost, within a budget.
+
+One more bit divides an operand's part of the output's squared error by about three: a finer grid would divide it by
+four, but then the best bounds clip less. So errors at every width follow from one estimate (see `sensitivity`), and
+`allocation` chooses the widths. Operands that share a quantizer share a width. Sites that cost next to nothing get 8
+bits without a rule of their own, because bits are cheap there. The bounds of quantizers that change are searched again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import ClassVar, Literal
+
+import torch
+
+from fxptq.errors import InputError
+from fxptq.passes.allocation import Errors, Limit, allocate
+from fxptq.passes.base import Context, Operand, Pass, PassReport, QuantizedNetwork, register
+from fxptq.passes.bounds import set_bounds
+from fxptq.passes.costs import bit_operations, code_bits
+from fxptq.passes.crops import Batches
+from fxptq.passes.judge import Judge, JudgedSettings, Snapshot
+from fxptq.passes.observe import Observe
+from fxptq.passes.offsets import movable_weights
+from fxptq.passes.sensitivity import estimate
+from fxptq.quant import search
+from fxptq.quant.distribution import Distribution
+from fxptq.quant.quantizer import BITS, Quantizer
+
+_STEP = 0.25
+"""Distance of the average widths that are tried for a largest drop."""
+
+
+BEHIND = frozenset({"moments", "gptq", "refit", "biases", "dqc"})
+"""Bundled passes that round weights or train for the widths that are there, so that they come behind this pass."""
+
+
+@register("allocate")
+class Allocate(Pass):
+    """Chooses the widths of all operands whose bits nobody has fixed, and searches bounds again where widths change.
+
+    Without a budget, the work and the size of the plan are the budget, and the plan stays if the choice is not better
+    on held-out inputs. A budget always holds. The pass needs bounds that are set, and belongs before passes that round
+    weights or train bounds.
+    """
+
+    @dataclass(frozen=True)
+    class Settings(JudgedSettings):
+        """Settings; see also `JudgedSettings`. At most one budget may be given.
+
+        Attributes:
+            operands: the operands that may get other widths. Activations make most of the error, and passes that
+                refit weights lower the error of weights afterwards.
+            average: average width, 2 to 8. The network does not exceed the bit operations and the code bytes that it
+                has with this width wherever the plan has the asked one.
+            file_bytes: largest number of bytes of the checkpoint.
+            operations: largest number of bit operations at the size of the example.
+            max_drop: largest loss of PSNR in dB on held-out pictures; the fewest bits that keep it are sought.
+            extra: part of the plan's bit operations and code bytes that may be added to them.
+            raise_only: whether no operand may get fewer bits than the plan gives it.
+            decay: factor by which one more bit divides an operand's squared error.
+            draws: random output directions for each batch, see `sensitivity.estimate`.
+            crops: number of crops that sensitivities are estimated on.
+            batch: crops in a batch.
+            patch: side of a crop in pixels of the input.
+            k: number of candidates for each bound that is searched again.
+        """
+
+        operands: Literal["activations", "weights", "all"] = "activations"
+        average: float | None = None
+        file_bytes: int | None = None
+        operations: float | None = None
+        max_drop: float | None = None
+        extra: float = 0.0
+        raise_only: bool = False
+        decay: float = 3.0
+        draws: int = 8
+        crops: int = 8
+        batch: int = 4
+        patch: int = 32
+        k: int = 100
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            budgets = (self.average, self.file_bytes, self.operations, self.max_drop)
+            if sum(budget is not None for budget in budgets) > 1:
+                raise InputError("give one of average, file_bytes, operations and max_drop")
+            if self.average is not None and not BITS.start <= self.average <= BITS.stop - 1:
+                raise InputError(f"average must be {BITS.start} to {BITS.stop - 1} bits, not {self.average:g}")
+            if any(budget is not None and budget <= 0 for budget in budgets) or self.extra < 0 or self.decay <= 1:
+                raise InputError("budgets are above 0, extra is not negative, and decay is above 1")
+            if min(self.draws, self.crops, self.batch, self.patch, self.k) < 1:
+                raise InputError("draws, crops, batch, patch and k must be at least 1")
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    settings: Settings
+
+    def run(self, ctx: Context) -> PassReport:
+        """See Pass.
+
+        Returns:
+            For each quantizer its `bits` and its `sensitivity`: the squared error of the output that it makes alone, at
+            the width before the pass.
+
+        Raises:
+            InputError: bounds are not set, there are no images, or the budget cannot be met.
+        """
+        student = ctx.student
+        if not student.quantizers:
+            return PassReport(notes=("no quantizer",))
+        if any(quantizer.mode != "on" for quantizer in student.quantizers.values()):
+            raise InputError("allocate weighs bounds that are set: run a pass such as `dobi2d` before it")
+        if self.settings.max_drop is not None and ctx.drop is None:
+            raise InputError("max_drop is measured on pictures, and this network takes no pictures: give a budget")
+        judge = Judge(ctx, self.settings.holdout)
+        ctx.install_kernels()
+        sensitivity = estimate(ctx, self._batches(ctx), self.settings.draws)
+        widths = _Widths(ctx, self.settings.k)
+        errors, start = self._errors(ctx, widths.plan, sensitivity), judge.error
+        notes: list[str] = []
+        if self.settings.max_drop is not None:
+            limits = self._within(ctx, widths, errors, notes)
+        else:
+            limits = self._limits(ctx, widths.plan)
+            widths.set(allocate(errors, limits))
+        error = judge.remeasure()
+        budgets = (self.settings.average, self.settings.file_bytes, self.settings.operations, self.settings.max_drop)
+        verdict = ""
+        if all(budget is None for budget in budgets) and not error < start:
+            widths.take_back()
+            verdict = ": not better, taken back"
+        return PassReport(
+            quantizers={key: {"bits": bits, "sensitivity": sensitivity[key]} for key, bits in widths.now.items()},
+            notes=(
+                f"squared error of the output {start:.3g} -> {error:.3g}{verdict}",
+                *notes,
+                *_counted(student, widths.now),
+                *(f"{limit.name}: {limit.cost(widths.now):,.0f} of {limit.most:,.0f}" for limit in limits),
+            ),
+        )
+
+    def _within(self, ctx: Context, widths: _Widths, errors: Errors, notes: list[str]) -> list[Limit]:
+        """Sets the fewest bits that keep the largest drop, or the most bits where none do; returns their limits."""
+        averages = [BITS.start + _STEP * i for i in range(round((BITS.stop - 1 - BITS.start) / _STEP) + 1)]
+        most, drop = self.settings.max_drop, ctx.drop
+        assert most is not None and drop is not None  # checked by `run`  # noqa: S101, PT018
+        low, high = 0, len(averages) - 1
+        measured: dict[int, float] = {}
+        while low < high:  # the drop falls with the width, up to the noise of the measurement
+            middle = (low + high) // 2
+            widths.set(allocate(errors, self._averaging(ctx, widths.plan, averages[middle])))
+            measured[middle] = drop()
+            low, high = (low, middle) if measured[middle] <= most else (middle + 1, high)
+        limits = self._averaging(ctx, widths.plan, averages[high])
+        widths.set(allocate(errors, limits))
+        if high not in measured:
+            measured[high] = drop()
+        found = f"{averages[high]:g} bits on average lose {measured[high]:.3f} dB on held-out pictures"
+        notes.append(found if measured[high] <= most else f"{found}, and no allocation keeps {most:g} dB")
+        return limits
+
+    def _batches(self, ctx: Context) -> Sequence[torch.Tensor | tuple[torch.Tensor, ...]]:
+        settings = self.settings
+        batches = Batches(
+            ctx.images,
+            size=settings.patch,
+            sizes=ctx.sizes,
+            batch=settings.batch if ctx.batches else 1,
+            fraction=settings.holdout,
+            crops=1,
+            generator=torch.Generator().manual_seed(ctx.seed),
+        )
+        return batches.fixed(settings.crops)[: settings.crops]
+
+    def _errors(self, ctx: Context, plan: Mapping[str, int], sensitivity: Mapping[str, float]) -> Errors:
+        """The error of each operand at each width that it may have."""
+        settings = self.settings
+        errors: dict[str, dict[int, float]] = {}
+        for key, bits in plan.items():
+            kind = "activations" if ctx.student.weight_of(key) is None else "weights"
+            fixed = key in ctx.fixed or settings.operands not in ("all", kind)
+            least = bits if settings.raise_only else BITS.start
+            widths = [bits] if fixed else range(least, BITS.stop)
+            errors[key] = {width: sensitivity[key] * settings.decay ** (bits - width) for width in widths}
+        return errors
+
+    def _limits(self, ctx: Context, plan: Mapping[str, int]) -> list[Limit]:
+        settings = self.settings
+        work, size = _unlimited(ctx.student)
+        if settings.operations is not None:
+            return [replace(work, most=settings.operations)]
+        if settings.file_bytes is not None:
+            beside = (ctx.overhead() if ctx.overhead is not None else 0) + len(size.terms)  # codes fill whole bytes
+            least = beside + sum(BITS.start * term.factor for term in size.terms) / 8
+            if settings.file_bytes < least:
+                raise InputError(
+                    f"a file of {settings.file_bytes:,} bytes is too small: 2 bits take {least:,.0f} bytes"
+                )
+            return [replace(size, most=8.0 * (settings.file_bytes - beside))]
+        if settings.average is None:
+            return [replace(limit, most=(1 + settings.extra) * limit.cost(plan)) for limit in (work, size)]
+        return self._averaging(ctx, plan, settings.average)
+
+    @staticmethod
+    def _averaging(ctx: Context, plan: Mapping[str, int], average: float) -> list[Limit]:
+        """The limits that an average width sets: what the plan would cost with it in the place of the asked width."""
+        asked = {key: average if key in ctx.nominal else float(bits) for key, bits in plan.items()}
+        return [replace(limit, most=limit.cost(asked)) for limit in _unlimited(ctx.student)]
+
+
+def _unlimited(student: QuantizedNetwork) -> tuple[Limit, Limit]:
+    """The costs of a network, which nothing limits yet: bit operations, and the bits of weight codes."""
+    coded = movable_weights(student)
+    return Limit("bit operations", bit_operations(student), inf), Limit("bits of codes", code_bits(student, coded), inf)
+
+
+class _Widths:
+    """The widths of a student's quantizers, whose bounds follow them.
+
+    Args:
+        ctx: the student and the statistics of its operands.
+        k: number of candidates for each bound.
+
+    Attributes:
+        plan: the widths at first.
+    """
+
+    def __init__(self, ctx: Context, k: int) -> None:
+        self._ctx, self._k = ctx, k
+        self.plan = self.now
+        self._before = Snapshot.of(ctx.student, ctx.student.quantizers)
+
+    @property
+    def now(self) -> dict[str, int]:
+        """The width of each quantizer, by key."""
+        return {key: quantizer.bits for key, quantizer in self._ctx.student.quantizers.items()}
+
+    def set(self, widths: Mapping[str, int]) -> None:
+        """Gives quantizers these widths; bounds are searched where a width changes, and as they were elsewhere."""
+        student = self._ctx.student
+        student.set_bits(widths)
+        self._before.restore()
+        changed = [key for key, bits in widths.items() if bits != self.plan[key]]
+        if any(student.weight_of(key) is None and key not in self._ctx.statistics for key in changed):
+            Observe(Observe.Settings()).run(self._ctx)
+        set_bounds(self._ctx, changed, "bounds", self._search)
+
+    def take_back(self) -> None:
+        """Gives all quantizers the widths and bounds that they had at first."""
+        self._ctx.student.set_bits(self.plan)
+        self._before.restore()
+
+    def _search(self, values: Distribution, quantizer: Quantizer, _operand: Operand) -> search.Bounds:
+        """The best bounds; they stay symmetric where they were, because a kernel may count on it."""
+        if bool((quantizer.lower == -quantizer.upper).all()) and bool((quantizer.upper > 0).all()):
+            return search.symmetric(values, quantizer, self._k)
+        return search.dobi2d(values, quantizer, self._k)
+
+
+def _counted(student: QuantizedNetwork, widths: Mapping[str, int]) -> list[str]:
+    """How many operands have which width, as sentences."""
+    weights = {key for key in widths if student.weight_of(key) is not None}
+    lines = []
+    for name, keys in (("activations", widths.keys() - weights), ("weights", weights)):
+        count = Counter(widths[key] for key in keys)
+        lines.append(f"{name}: " + ", ".join(f"{count[bits]} at {bits} bits" for bits in sorted(count)))
+    return lines

@@ -1,0 +1,130 @@
+"""Layers met in the order of execution, and biases that make up for the errors of means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxptq.data.sources import Inputs
+from fxptq.passes.base import Context, QuantizedNetwork, Site
+from fxptq.passes.moments import input_vectors, is_covered
+from fxptq.passes.offsets import movable_weights
+from fxptq.passes.samples import in_float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose weight may change.
+
+    Attributes:
+        site: its site.
+        key: the quantizer of its weight.
+    """
+
+    site: Site
+    key: str
+
+
+Layers = Mapping[str, Sequence[Layer]]
+"""The layers that read each input, by the input's quantizer."""
+
+
+def layers_of(student: QuantizedNetwork) -> Layers:
+    """The linear layers and plain convolutions whose weights may change; no two of them have one weight."""
+    movable = movable_weights(student)
+    layers: dict[str, list[Layer]] = {}
+    sites: dict[str, int] = {}
+    for site in student.sites:
+        keys = {operand.slot: operand.quantizer for operand in site.operands}
+        weight = keys.get("weight", "")
+        sites[weight] = sites.get(weight, 0) + 1
+        if keys.get("input") and weight in movable and is_covered(site):
+            layers.setdefault(keys["input"], []).append(Layer(site, weight))
+    alone = {key: [layer for layer in of_input if sites[layer.key] == 1] for key, of_input in layers.items()}
+    return {key: of_input for key, of_input in alone.items() if of_input}
+
+
+def visit(ctx: Context, layers: Layers, batch: Inputs, meet: Callable[[Layer, Tensor], None]) -> object:
+    """Runs a batch, and calls `meet` with each layer and its input when the input is there, before the layer runs.
+
+    Returns:
+        The output of the student.
+    """
+    with ExitStack() as hooks:
+        for key, of_input in layers.items():
+
+            def pass_on(_module: object, _args: object, x: Tensor, of_input: Sequence[Layer] = of_input) -> None:
+                for layer in of_input:
+                    meet(layer, x)
+
+            hooks.callback(ctx.student.quantizers[key].register_forward_hook(pass_on).remove)
+        return ctx.student(*ctx.placed(batch))
+
+
+def means_in_float(ctx: Context, layers: Layers, batch: Inputs, rows: int) -> dict[str, Tensor]:
+    """The mean of each layer's input vectors in float, [groups, inputs], by the key of its weight.
+
+    Args:
+        ctx: the student.
+        layers: the layers.
+        batch: an input of the network.
+        rows: largest number of positions that are used for each layer.
+    """
+    means: dict[str, Tensor] = {}
+
+    def take(layer: Layer, x: Tensor) -> None:
+        means[layer.key] = input_vectors(x, layer.site, rows)[0].mean(1)
+
+    with in_float(ctx.student):
+        visit(ctx, layers, batch, take)
+    return means
+
+
+def outputs(weight: Tensor, inputs: Tensor) -> Tensor:
+    """The outputs of a layer without bias for one input vector of each group, [groups, inputs] to [outputs]."""
+    by_group = weight.double().reshape(len(inputs), -1, inputs.shape[1])
+    return torch.einsum("goi,gi->go", by_group, inputs).flatten().to(weight.dtype)
+
+
+def run_with_corrected_biases(
+    ctx: Context, layers: Layers, batch: Inputs, means: Mapping[str, Tensor], rows: int
+) -> object:
+    """Runs a batch with biases that make up for the errors of the means of this batch; afterwards they are as before.
+
+    Args:
+        ctx: the student.
+        layers: the layers whose biases are corrected, as far as they have one.
+        batch: an input of the network.
+        means: the means of the layers' inputs in float, of `means_in_float`.
+        rows: largest number of positions that are used for each layer.
+
+    Returns:
+        The output of the student.
+    """
+    student = ctx.student
+
+    def correct(layer: Layer, x: Tensor) -> None:
+        weight, bias = student.weight_of(layer.key), student.bias_of(layer.key)
+        if weight is None or bias is None:
+            return
+        mean = input_vectors(x, layer.site, rows)[0].mean(1)
+        on_grid = student.quantizers[layer.key](weight)
+        student.set_bias(layer.key, bias + outputs(weight, means[layer.key]) - outputs(on_grid, mean))
+
+    with _biases_restored(student, layers):
+        return visit(ctx, layers, batch, correct)
+
+
+@contextmanager
+def _biases_restored(student: QuantizedNetwork, layers: Layers) -> Iterator[None]:
+    keys = [layer.key for of_input in layers.values() for layer in of_input]
+    biases = {key: bias.clone() for key in keys if (bias := student.bias_of(key)) is not None}
+    try:
+        yield
+    finally:
+        for key, bias in biases.items():
+            student.set_bias(key, bias)
