@@ -418,7 +418,7 @@ def quantize(
     facts = gather_facts(make_weights_plain(independent_copy(model)), settings, inputs, overrides)
     _log.log(logging.WARNING if facts.fault else logging.INFO, "%s", facts.fault or facts.inferred or settings.title)
     quantized = quantize_for(facts, model, example, checked, calib, progress=progress, after_pass=after_pass)
-    for warning in quantized.quality.warnings:
+    for warning in quantized.quality.warnings if current().first else ():
         _log.warning("%s", warning)
     return quantized
 

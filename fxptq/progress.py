@@ -252,7 +252,8 @@ class Lines:
         where = ", ".join(str(task) for task in (tasks[:1] + tasks[1:][-1:]))
         overall = self._overall
         if overall is None:
-            self._say(where)
+            if where:  # nothing is open yet, or any more
+                self._say(where)
             return
         self._tell_ends(overall)
         if overall.current is not None:

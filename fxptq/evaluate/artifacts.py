@@ -68,6 +68,9 @@ def banding(restored: Floats, reference: Floats, period: int = 1) -> float:
         restored: [..., H, W, C], W at least twice the period.
         reference: of the same shape, such as the float network's picture.
         period: see `phase_errors`.
+
+    Raises:
+        InputError: shapes differ, or a picture is too narrow.
     """
     error = _difference(restored, reference)
     width, channels = error.shape[-2:]
