@@ -46,7 +46,8 @@ def check_quality(ctx: Context, white: float) -> PassReport:
 
     Returns:
         A report named `quality`. Figures are in levels of 255: `colour_shift`, `mesh` (where the network enlarges),
-        `banding` (where inputs are wider than one pixel), and `beyond`, by how much pictures leave the range of the float network's.
+        `banding` (where inputs are wider than one pixel), and `beyond`, by how much pictures leave the range of the
+        float network's.
     """
     _, held = split(ctx.images, _HELD, torch.Generator().manual_seed(ctx.seed))
     figures: dict[str, float] = {}
