@@ -107,7 +107,7 @@ class Interrupts:
     def _unraisable(self, report: sys.UnraisableHookArgs) -> None:
         """Passes on reports of errors that no code can catch; a Ctrl-C among them strikes again a moment later."""
         if issubclass(report.exc_type, KeyboardInterrupt):
-            threading.Timer(_MOMENT, _thread.interrupt_main).start()
+            threading.Timer(_MOMENT, _strike_again).start()
         else:
             self._report(report)
 
@@ -115,9 +115,18 @@ class Interrupts:
         self.struck = True
         if _loads_compiled(frame) and self._postponed < _POSTPONED:
             self._postponed += 1
-            threading.Timer(_MOMENT, _thread.interrupt_main).start()
+            threading.Timer(_MOMENT, _strike_again).start()
         else:
             signal.default_int_handler(number, frame)
+
+
+def _strike_again() -> None:
+    """Interrupts the main thread, also where it waits in a call of the system."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
 
 
 def _loads_compiled(frame: FrameType | None) -> bool:

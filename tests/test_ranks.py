@@ -150,7 +150,12 @@ def test_an_error_is_told_once_and_ends_all(tmp_path: Path, world: int, task: st
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="signals of POSIX")
 @pytest.mark.parametrize(
-    ("task", "world", "timeout"), [("killed", 2, "1800"), ("killed", 3, "1800"), ("stopped", 2, "40")]
+    ("task", "world", "timeout"),
+    [
+        ("killed", 2, "1800"),
+        pytest.param("killed", 3, "1800", marks=pytest.mark.slow),
+        pytest.param("stopped", 2, "40", marks=pytest.mark.slow),
+    ],
 )
 def test_a_process_that_is_gone_is_named_and_ends_all(tmp_path: Path, task: str, world: int, timeout: str) -> None:
     ended = launch(task, tmp_path, world, FXPTQ_RANKS_TIMEOUT=timeout)
