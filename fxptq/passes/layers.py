@@ -1,9 +1,9 @@
-"""Layers met in the order of execution, and biases that make up for the errors of means."""
+"""Layers met in the order of execution, and the means of their inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -88,43 +88,3 @@ def outputs(weight: Tensor, inputs: Tensor) -> Tensor:
     """The outputs of a layer without bias for one input vector of each group, [groups, inputs] to [outputs]."""
     by_group = weight.double().reshape(len(inputs), -1, inputs.shape[1])
     return torch.einsum("goi,gi->go", by_group, inputs).flatten().to(weight.dtype)
-
-
-def run_with_corrected_biases(
-    ctx: Context, layers: Layers, batch: Inputs, means: Mapping[str, Tensor], rows: int
-) -> object:
-    """Runs a batch with biases that make up for the errors of the means of this batch; afterwards they are as before.
-
-    Args:
-        ctx: the student.
-        layers: the layers whose biases are corrected, as far as they have one.
-        batch: an input of the network.
-        means: the means of the layers' inputs in float, of `means_in_float`.
-        rows: largest number of positions that are used for each layer.
-
-    Returns:
-        The output of the student.
-    """
-    student = ctx.student
-
-    def correct(layer: Layer, x: Tensor) -> None:
-        weight, bias = student.weight_of(layer.key), student.bias_of(layer.key)
-        if weight is None or bias is None:
-            return
-        mean = input_vectors(x, layer.site, rows)[0].mean(1)
-        on_grid = student.quantizers[layer.key](weight)
-        student.set_bias(layer.key, bias + outputs(weight, means[layer.key]) - outputs(on_grid, mean))
-
-    with _biases_restored(student, layers):
-        return visit(ctx, layers, batch, correct)
-
-
-@contextmanager
-def _biases_restored(student: QuantizedNetwork, layers: Layers) -> Iterator[None]:
-    keys = [layer.key for of_input in layers.values() for layer in of_input]
-    biases = {key: bias.clone() for key in keys if (bias := student.bias_of(key)) is not None}
-    try:
-        yield
-    finally:
-        for key, bias in biases.items():
-            student.set_bias(key, bias)
