@@ -48,12 +48,8 @@ def layers_of(student: QuantizedNetwork) -> Layers:
     return {key: of_input for key, of_input in alone.items() if of_input}
 
 
-def visit(ctx: Context, layers: Layers, batch: Inputs, meet: Callable[[Layer, Tensor], None]) -> object:
-    """Runs a batch, and calls `meet` with each layer and its input when the input is there, before the layer runs.
-
-    Returns:
-        The output of the student.
-    """
+def visit(ctx: Context, layers: Layers, batch: Inputs, meet: Callable[[Layer, Tensor], None]) -> None:
+    """Runs a batch, and calls `meet` with each layer and its input when the input is there, before the layer runs."""
     with ExitStack() as hooks:
         for key, of_input in layers.items():
 
@@ -62,7 +58,7 @@ def visit(ctx: Context, layers: Layers, batch: Inputs, meet: Callable[[Layer, Te
                     meet(layer, x)
 
             hooks.callback(ctx.student.quantizers[key].register_forward_hook(pass_on).remove)
-        return ctx.student(*ctx.placed(batch))
+        ctx.student(*ctx.placed(batch))
 
 
 def means_in_float(ctx: Context, layers: Layers, batch: Inputs, rows: int) -> dict[str, Tensor]:
