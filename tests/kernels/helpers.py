@@ -121,9 +121,13 @@ def decoded(q: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
     return q.encode(weight).double() * step + lower
 
 
-def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Equal to float32 rounding of a few operations on the largest value."""
-    return float((found.double() - expected).abs().max()) <= 1e-6 * float(expected.abs().max()) + 1e-7
+def close(found: torch.Tensor, expected: torch.Tensor, terms: torch.Tensor | None = None) -> bool:
+    """Equal to float32 rounding of a few operations on the largest value.
+
+    Where a sum cancels, its rounding is that of its terms: `terms` has the sums of their absolute values.
+    """
+    largest = float((expected if terms is None else terms).abs().max())
+    return float((found.double() - expected).abs().max()) <= 1e-6 * largest + 1e-7
 
 
 def assert_codes(found: torch.Tensor, exact: torch.Tensor, levels: int) -> None:

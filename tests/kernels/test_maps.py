@@ -96,23 +96,27 @@ def test_a_layer_with_maps_equals_float64(kind: str, bits: int, weight_bits: int
     bias = numbers(columns, seed=seed + 4)
     entry_coding, coding = entry.coding(), weight.coding()
     x, v = values(a, entry_coding), values(w, coding)
-    if geometry is None:
-        expected = x @ v.T + bias.double()
-        layer = integer_layer(w, coding, bias, entry_coding)
-        packed = PANELS.linear(layer, weight_bits, entry_coding.grid)
-    elif PANELS.fuses(geometry, shape, entry_coding.grid):
-        expected = geometry.apply(x, v, groups) + bias.double().view(-1, 1, 1)
-        layer = integer_layer(w, coding, bias, entry_coding, geometry)
-        packed = PANELS.convolution(layer, weight_bits, entry_coding.grid, geometry)
-    else:
-        expected = geometry.apply(x, v, groups) + bias.double().view(-1, 1, 1)
+
+    def apply(x: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        if geometry is None:
+            return x @ v.T + bias.double()
+        return geometry.apply(x, v, groups) + bias.double().view(-1, 1, 1)
+
+    expected = apply(x, v, bias)
+    terms = apply(x.abs(), v.abs(), bias.abs())
+    if geometry and not PANELS.fuses(geometry, shape, entry_coding.grid):
         found = GeneralConvolution(w, coding, bias, entry=entry_coding, geometry=geometry)(a)
-        assert close(found, expected)
+        assert close(found, expected, terms)
         return
+    layer = integer_layer(w, coding, bias, entry_coding, geometry)
+    if geometry is None:
+        packed = PANELS.linear(layer, weight_bits, entry_coding.grid)
+    else:
+        packed = PANELS.convolution(layer, weight_bits, entry_coding.grid, geometry)
     for native in BOTH:
         arguments = epilogue() | packed.arguments | packed.layer.epilogue()
         found = getattr(Operators(native), packed.operator)(a, columns=columns, **arguments)
-        assert close(found, expected)
+        assert close(found, expected, terms)
 
 
 @settings(deadline=None, max_examples=60)
