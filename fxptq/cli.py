@@ -492,6 +492,12 @@ def inspect(
     model: Model = None,
     site: Sites = None,
     graphml: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Also write the graph as GraphML.")] = None,
+    tensors: Annotated[
+        bool,
+        typer.Option(
+            "--tensors", help="Show the tensors of a checkpoint's file instead: name, shape, bits, bytes, scale."
+        ),
+    ] = False,
     json_out: JsonOut = None,
     form: Format = None,
 ) -> None:
@@ -500,6 +506,12 @@ def inspect(
     from fxptq.commands import inspect as command
     from fxptq.report import console
 
+    if tensors:
+        check_outputs(_outputs(json_out), {"CKPT": subject})
+        content = command.tensors(subject, graphml)
+        _write_json(json_out, content.as_json())
+        console.show_tensors(_tables(form), content)
+        return
     drawn = [Output("--graphml", graphml, GRAPHML)] if graphml is not None else []
     check_outputs(_outputs(json_out, *drawn), {"RECIPE|CKPT": subject, "--model": model})
     sites = command.run(subject, Bits(w, a), model, graphml, tuple(site or ()))

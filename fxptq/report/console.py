@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fxptq.bench.measure import Bench
     from fxptq.commands.compare import Comparison
     from fxptq.commands.doctor import Check
+    from fxptq.commands.inspect import Contents
     from fxptq.commands.passes import PassInfo
     from fxptq.commands.quantize import Outcome
     from fxptq.evaluate.score import SetScore
@@ -137,6 +138,21 @@ def show_sites(console: Console, sites: Sequence[Site]) -> None:
         table.add_row(site.name, site.kind, role, shapes, bits, f"{site.macs:,}", f"{100 * site.macs / total:.2f} %")
     console.print(table)
     show_bits(console, sites)
+
+
+def show_tensors(console: Console, contents: Contents) -> None:
+    """The tensors of a checkpoint's file, and the bytes of its parts."""
+    table = _table("Tensors", "name", "holds", "shape", "bits", "type", "scale", "bytes", right=2)
+    for one in contents.tensors:
+        scale = "" if one.scale is None else " to ".join(dict.fromkeys(f"{end:.4g}" for end in one.scale))
+        bits = "" if one.bits is None else str(one.bits)
+        table.add_row(one.name, one.holds, str(list(one.shape)), bits, one.dtype, scale, f"{one.bytes:,}")
+    console.print(table)
+    sizes = contents.sizes
+    parts = _table("Bytes on disk", "part", "bytes", right=1)
+    for name in ("codes", "bounds", "floats", "metadata", "header", "total"):
+        parts.add_row(name, f"{getattr(sizes, name):,}")
+    console.print(parts)
 
 
 def show_bench(console: Console, bench: Bench) -> None:
