@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -63,6 +63,9 @@ from fxptq.progress import Progress, Silent
 from fxptq.ranks import current
 from fxptq.recipe import DEFAULT, PassEntry, QuantizeSettings, Recipe
 from fxptq.sizes import Sizes
+
+if TYPE_CHECKING:
+    from fxptq.export.write import Exported
 
 _log = logging.getLogger("fxptq")
 
@@ -192,6 +195,45 @@ class QuantizedModel(nn.Module):
         integer = lower(self.program, compile=compile, backend=chosen, compare=compare)
         integer.task, integer.writer = self.task, self.save
         return integer
+
+    def export(
+        self, path: str | Path, *, size: tuple[int, int] | None = None, opset: int = 21, integers: bool = False
+    ) -> Exported:
+        """Writes the network for other runtimes: .onnx with quantize-dequantize nodes, or .pt2 for torch.export.
+
+        Args:
+            path: the path of the file; its ending chooses the format.
+            size: height and width of a file for one size. None exports an .onnx file for every size, where the network
+                has a graph of many sizes, and a .pt2 file for the size of the example.
+            opset: the version of ONNX's operators, 21 to 25.
+            integers: whether to refuse a network with sites that runtimes compute in float.
+
+        Returns:
+            What was written, and ONNX Runtime's outputs beside the simulation where it is installed.
+
+        Raises:
+            InputError: a call of the network has no ONNX form, an option does not fit, a package is missing, or the
+                file cannot be written.
+            FxptqError: ONNX Runtime or torch.export fails on the network.
+
+        Examples:
+            >>> q.export("network.onnx").onnx.in_float  # the sites that a runtime computes in float, with the reason
+        """
+        from fxptq.export.write import Settings, export  # noqa: PLC0415  # only for those who ask
+
+        task = self.task
+        facts = {
+            "scale": str(task.scale),
+            "range": f"{task.input.range:g}",
+            "channels": str(task.input.channels),
+            "sizes": str(task.input.sizes),
+            "bits": f"W{self.meta.bits_w}A{self.meta.bits_a}",
+            "task": str(task.task),
+        }
+        return export(
+            self.program, example_of(self.meta), Path(path), Settings(size, opset, integers),
+            sizes=task.input.sizes, white=task.input.range, facts=facts,
+        )  # fmt: skip
 
 
 @torch.inference_mode(mode=False)

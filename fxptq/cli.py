@@ -19,7 +19,7 @@ import typer
 from fxptq import __version__, shell
 from fxptq.errors import FxptqError
 from fxptq.io.files import check_writable, write_json
-from fxptq.io.outputs import CHECKPOINT, GRAPHML, JSON, PAGE, Output, check_outputs
+from fxptq.io.outputs import CHECKPOINT, GRAPHML, JSON, ONNX, PAGE, TORCH_EXPORT, Output, check_outputs
 from fxptq.report.tables import FORMS, Form, TableConsole, parse_form
 
 if TYPE_CHECKING:
@@ -476,6 +476,44 @@ def upscale(
         whole = len(done.failed) + len(done.written)
         _say(f"{len(done.failed)} of {_counted(whole, 'picture')} could not be restored; the others are written")
         raise typer.Exit(1)
+
+
+@app.command(
+    rich_help_panel=USE, epilog="Example: fxptq export small.safetensors -o small.onnx, or: -o small.pt2 --size 64x64"
+)
+def export(
+    checkpoint: Checkpoint,
+    file: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Where to write: .onnx, or .pt2 for torch.export.", rich_help_panel=RESULT),
+    ],
+    size: Annotated[
+        Optional[str],
+        typer.Option(help="HEIGHTxWIDTH of a file for one size; without it, all sizes that one graph serves."),
+    ] = None,
+    opset: Annotated[int, typer.Option(help="The version of ONNX's operators, 21 to 25.")] = 21,
+    integers: Annotated[
+        bool, typer.Option("--integers", help="Refuse a network with sites that runtimes compute in float.")
+    ] = False,
+    model: Model = None,
+    json_out: JsonOut = None,
+    form: Format = None,
+) -> None:
+    """Write a checkpoint for other runtimes: ONNX with quantize-dequantize nodes, or torch.export.
+
+    The file is compared with the simulation in ONNX Runtime, where that is installed, before it is written.
+    """
+    from fxptq.commands import export as command
+    from fxptq.export.write import Settings
+    from fxptq.report import console
+    from fxptq.sizes import parse_size
+
+    kind = TORCH_EXPORT if file.suffix == ".pt2" else ONNX
+    check_outputs(_outputs(json_out, Output("--out", file, kind)), {"CKPT": checkpoint, "--model": model})
+    settings = Settings(None if size is None else parse_size(size), opset, integers)
+    exported = command.run(checkpoint, file, model, settings)
+    _write_json(json_out, command.as_json(exported))
+    console.show_exported(_tables(form), exported)
 
 
 def _counted(count: int, what: str) -> str:

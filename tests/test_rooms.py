@@ -34,6 +34,7 @@ ROOMS = (
     "evaluate",
     "passes",
     "kernels",
+    "export",
     "recipe",
     "probe",
     "facts",
