@@ -400,6 +400,7 @@ def quantize(
     preset: str = "standard",
     budget: BudgetLike | None = None,
     uniform: bool = False,
+    zero_on_grid: bool = False,
     sites: Mapping[str, BitsLike] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -431,6 +432,7 @@ def quantize(
         budget: gives each operand its own bits within a budget: 3.0 for average bits, "600k" for the bytes of the
             checkpoint, "12Gbop" for bit operations, or Budget(max_drop=0.1) for the fewest bits that lose so many dB.
         uniform: whether all sites keep the planned bits, also where the preset would allocate them.
+        zero_on_grid: whether every grid gives 0 a code, so that other runtimes can compute on integers (`export`).
         sites: exceptions: bits, or "float", by glob pattern of site names; the first match wins.
         seed: seed of everything random; the same seed gives the same network on the same machine.
         progress: shows the progress of the work.
@@ -455,6 +457,7 @@ def quantize(
     _check_example(example)
     overrides = Overrides(scale, value_range, multiple, degradation)
     settings = recipe if isinstance(recipe, Recipe) else Recipe.load(DEFAULT if recipe is None else recipe)
+    settings = settings.with_zero_on_grid() if zero_on_grid else settings
     checked = check_work(settings, bits, preset=preset, budget=budget, uniform=uniform, sites=sites, seed=seed)
     inputs = example if isinstance(example, tuple) else (example,)
     facts = gather_facts(make_weights_plain(independent_copy(model)), settings, inputs, overrides)
@@ -650,7 +653,7 @@ def plan_of(settings: QuantizeSettings, bits: Bits, sites: Mapping[str, Bits | L
             *((pattern, parse_bits(text)) for pattern, text in settings.sites.items()),
             *((pattern, high) for pattern in settings.high_sites),
         ),
-        schemes=tuple(settings.schemes.items()),
+        schemes=(("*", "zero_on_grid"),) if settings.zero_on_grid else tuple(settings.schemes.items()),
     )
 
 

@@ -233,6 +233,9 @@ def quantize(
     uniform: Annotated[
         bool, typer.Option("--uniform", help="The planned bits everywhere, also where the preset allocates them.")
     ] = False,
+    zero_on_grid: Annotated[
+        bool, typer.Option("--zero-on-grid", help="Give 0 a code on every grid, for integers in other runtimes.")
+    ] = False,
     site: Sites = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -307,6 +310,7 @@ def quantize(
         Overrides(scale, white, multiple, degradation, None if size is None else parse_size(size)),
         budget=asked,
         uniform=uniform,
+        zero_on_grid=zero_on_grid,
         contrast=page,
     )
     with joined(device) as ranks:

@@ -50,6 +50,7 @@ class Options:
     overrides: Overrides = NO_OVERRIDES
     budget: Budget | None = None
     uniform: bool = False
+    zero_on_grid: bool = False
     contrast: bool = True
 
 
@@ -123,6 +124,8 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     exceptions = dict(map(parse_site, options.sites))
     seconds: dict[str, float] = {}
     source = open_network(options.recipe, options.factory, options.weights)
+    if options.zero_on_grid:
+        source = replace(source, recipe=source.recipe.with_zero_on_grid())
     device = device_of(options.device)
     work = check_work(
         source.recipe,
