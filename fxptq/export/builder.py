@@ -86,7 +86,14 @@ class Builder:
         self._names: set[str] = set()
 
     def op(self, kind: str, *inputs: Input, **attributes: Any) -> str:
-        """The name of the result of a node with one output."""
+        """The name of the result of a node with one output.
+
+        Raises:
+            Unsupported: an attribute is computed from sizes.
+        """
+        for value in attributes.values():
+            if any(isinstance(each, (Value, Size)) for each in (value if isinstance(value, list) else [value])):
+                raise Unsupported("an argument depends on the size of the input (--size makes a file for one size)")
         names = [self._name_of(value) for value in inputs]
         key = kind, tuple(names), tuple(sorted((name, _frozen(value)) for name, value in attributes.items()))
         if key not in self._made:

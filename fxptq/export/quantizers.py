@@ -69,7 +69,7 @@ def weight(b: Builder, quantizer: Quantizer, tensor: Tensor, key: str, *, turned
     kind = Turned if turned else Value
     if isinstance(coding, Refusal) or coding.shares or not exact or codes is None:
         values = quantized.t() if turned else quantized
-        return kind(b.constant(values, key), torch.float32, tensor.dim())
+        return kind(b.constant(values, key), torch.float32, tensor.dim(), tuple(values.shape))
     count = tensor.shape[axis] if len(coding.grids) > 1 else 1
     if turned:
         codes, axis = codes.t(), 1 - axis
@@ -81,7 +81,8 @@ def weight(b: Builder, quantizer: Quantizer, tensor: Tensor, key: str, *, turned
         zero = b.codes(_each(points, count).to(torch.uint8), quantizer.bits, f"{key}.zero_point")
     stored, steps = b.codes(codes, quantizer.bits, f"{key}.codes"), b.constant(scales, f"{key}.scale")
     along = {"axis": axis} if count > 1 else {}
-    x = kind(b.op("DequantizeLinear", stored, steps, zero, **along), torch.float32, tensor.dim())
+    shape = tuple(codes.shape)
+    x = kind(b.op("DequantizeLinear", stored, steps, zero, **along), torch.float32, tensor.dim(), shape)
     if None in points:
         after = (-1,) + (1,) * (tensor.dim() - 1 - axis) if count > 1 else ()
         x = _like(b, x, "Add", b.constant(offsets.reshape(after), f"{key}.offset"))

@@ -103,6 +103,14 @@ CALLS: dict[str, Call] = {
     "channel shuffle": lambda x, n: F.channel_shuffle(x, 2),
     "linear": lambda x, n: F.linear(x.movedim(1, -1), n.w[:, :, 0].flatten(1)[:, :4], n.v),
     "convolution": lambda x, n: F.conv2d(x, n.w, n.v, stride=2, padding=2, dilation=2, groups=2),
+    "rms_norm, var, std": lambda x, n: (
+        F.rms_norm(x.movedim(1, -1), (4,), n.v), x.var((2, 3), keepdim=True), x.std(1), x.std(), x.var(1, correction=0)
+    ),
+    "split into pieces": lambda x, n: x.split(3, 1)[0] + x.split(1, 1)[3],
+    "coordinates": lambda x, n: torch.stack(
+        torch.meshgrid(torch.linspace(-1, 1, x.shape[2]), torch.linspace(0, 2, x.shape[3]), indexing="ij")
+    ) * x[:, :2],
+    "convolution, same, dilated": lambda x, n: F.conv2d(x, n.w[..., :2, :], None, padding="same", groups=2, dilation=2),
     "convolution, same": lambda x, n: F.conv2d(x, n.w, None, padding="same", groups=2),
     "transposed convolution": lambda x, n: F.conv_transpose2d(x, n.w, None, 2, 1, 1),
     "matmul, einsum": lambda x, n: x @ x.transpose(2, 3) + torch.einsum("bchw,bcgw->bchg", x, x),
@@ -173,9 +181,14 @@ def test_every_form_is_tried() -> None:
         (lambda x, n: x.topk(2, 1)[0], "topk"),
         (lambda x, n: torch.fft.rfft2(x).real, "fft_rfft2"),
         (lambda x, n: F.interpolate(x, scale_factor=2, mode="area"), "interpolate"),
-        (lambda x, n: x.std(1), "std"),
+        (
+            lambda x, n: F.conv2d(
+                x.flatten(0, 1)[None], n.w[:1, :1].repeat(4 * x.shape[0], 1, 1, 1), groups=4 * x.shape[0]
+            ),
+            "conv2d",
+        ),
     ],
-    ids=["unfold", "topk", "fft", "area", "std"],
+    ids=["unfold", "topk", "fft", "area", "groups from sizes"],
 )
 def test_a_call_without_a_form_is_refused_by_name_and_place(call: Call, name: str) -> None:
     with pytest.raises(InputError, match=rf"\(test_calls\.py:\d+\).*{name}: ") as caught:

@@ -9,7 +9,7 @@ import torch
 
 from fxptq.export.builder import Builder, Number, Size, Turned, Unsupported, Value, scalar
 from fxptq.export.calls.elementwise import as_type, binary, whole
-from fxptq.export.calls.moves import numbers_of, reshaped, side, sides
+from fxptq.export.calls.moves import expanded, numbers_of, reshaped, side, sides
 from fxptq.export.table import form_of
 
 
@@ -43,7 +43,10 @@ def _convolution(
         raise Unsupported("a convolution of an input without a batch")
     where: dict[str, Any] = {}
     if padding == "same":
-        where["auto_pad"] = "SAME_UPPER"
+        if weight.shape is None:
+            raise Unsupported("a convolution with the padding 'same' whose weight is computed from the image")
+        total = [each * (length - 1) for each, length in zip(_all(dilation, axes), weight.shape[2:], strict=True)]
+        where["pads"] = [each // 2 for each in total] + [each - each // 2 for each in total]
     elif padding != "valid":
         where["pads"] = _all(padding, axes) * 2
     strides, dilations = _all(stride, axes), _all(dilation, axes)
@@ -168,6 +171,21 @@ def _instance_norm(
     return b.like(input, "InstanceNormalization", input, weight, bias, epsilon=float(eps))
 
 
+@form_of("rms_norm")
+def _rms_norm(
+    b: Builder,
+    input: Value,  # noqa: A002
+    normalized_shape: Sequence[Number],
+    weight: Value | None = None,
+    eps: float | None = None,
+) -> Value:
+    axes = [input.rank - 1 - index for index in range(len(normalized_shape))]
+    power = _reduced(b, "ReduceMean", b.like(input, "Mul", input, input), axes, keepdim=True)
+    least = torch.finfo(input.dtype).eps if eps is None else eps
+    x = binary(b, "Div", input, b.like(power, "Sqrt", binary(b, "Add", power, least)))
+    return x if weight is None else b.like(x, "Mul", x, weight)
+
+
 @form_of("normalize")
 def _normalize(
     b: Builder,
@@ -202,6 +220,30 @@ _reduction("ReduceSum", "sum")
 _reduction("ReduceMax", "amax")
 _reduction("ReduceMin", "amin")
 _reduction("ReduceProd", "prod")
+
+
+@form_of("var")
+def _variance(
+    b: Builder,
+    input: Value,  # noqa: A002
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    correction: float | None = None,
+) -> Value:
+    axes = list(range(input.rank)) if dim is None else [axis % input.rank for axis in _all(dim, 1)]
+    apart = binary(b, "Sub", input, _reduced(b, "ReduceMean", input, axes, keepdim=True))
+    total = _reduced(b, "ReduceSum", b.like(apart, "Mul", apart, apart), axes, keepdim)
+    count: Number = 1
+    for axis in axes:
+        count = whole(b, "Mul", count, side(b, input, axis))
+    return binary(b, "Div", total, whole(b, "Sub", count, int(unbiased) if correction is None else correction))
+
+
+@form_of("std")
+def _deviation(b: Builder, input: Value, *args: Any, **kwargs: Any) -> Value:  # noqa: A002
+    variance = _variance(b, input, *args, **kwargs)
+    return b.like(variance, "Sqrt", variance)
 
 
 @form_of("max_pool2d")
@@ -288,6 +330,26 @@ def _arange(b: Builder, *numbers: Any, dtype: Any = None, device: Any = None, **
     ends = (b.op("Squeeze", b.numbers([number]), torch.tensor([0])) for number in (start, end, step))
     whole_numbers = Value(b.op("Range", *ends), torch.int64, 1)
     return whole_numbers if dtype is None else as_type(b, whole_numbers, dtype)
+
+
+@form_of("linspace")
+def _linspace(b: Builder, start: float, end: float, steps: Number, **others: Any) -> Value:
+    last = whole(b, "Sub", steps, 1)
+    places = binary(b, "Mul", as_type(b, _arange(b, steps), torch.float32), float(end - start))
+    return as_type(b, binary(b, "Add", binary(b, "Div", places, last), start), others.get("dtype") or torch.float32)
+
+
+@form_of("meshgrid")
+def _meshgrid(b: Builder, *tensors: Any, indexing: str = "ij") -> list[Value]:
+    axes = list(tensors[0]) if isinstance(tensors[0], (tuple, list)) else list(tensors)
+    if indexing != "ij" and len(axes) > 1:
+        axes[:2] = axes[1::-1]
+    shape = [side(b, axis, 0) for axis in axes]
+    lines = [reshaped(b, x, [-1 if at == place else 1 for at in range(len(axes))]) for place, x in enumerate(axes)]
+    grids = [expanded(b, line, shape) for line in lines]
+    if indexing != "ij" and len(grids) > 1:
+        grids[:2] = grids[1::-1]
+    return grids
 
 
 def _filled_like(name: str, number: float) -> None:

@@ -157,12 +157,25 @@ def _stack(b: Builder, tensors: Sequence[Value], dim: int = 0) -> Value:
     return concatenate(b, [unsqueeze(b, tensor, axis) for tensor in tensors], axis)
 
 
-@form_of("split", "tensor_split", "split_with_sizes")
-def _split(b: Builder, tensor: Value, split_size: Any, dim: int = 0) -> list[Value]:
+@form_of("split", "split_with_sizes")
+def _split(b: Builder, tensor: Value, split_size: Any, dim: int = 0) -> Any:
     if not isinstance(split_size, (list, tuple)):
-        raise Unsupported("a split into pieces of one length; give their lengths, or use chunk")
+        return _Pieces(b, tensor, split_size, dim)
     names = b.outputs("Split", len(split_size), tensor, b.numbers(list(split_size)), axis=dim % tensor.rank)
     return [Value(name, tensor.dtype, tensor.rank) for name in names]
+
+
+class _Pieces:
+    """The pieces of one length of an axis, each cut when it is asked for: their number need not be known."""
+
+    def __init__(self, b: Builder, x: Value, length: Number, axis: int) -> None:
+        self._b, self._x, self._length, self._axis = b, x, length, axis
+
+    def __getitem__(self, index: int) -> Value:
+        if index < 0:
+            raise Unsupported("a piece of a split, counted from the end")
+        start, end = (whole(self._b, "Mul", self._length, place) for place in (index, index + 1))
+        return sliced(self._b, self._x, self._axis, start, end)
 
 
 @form_of("chunk")
