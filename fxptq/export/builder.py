@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fxptq.refusal import Refusal
 
-UINT4 = 21
-"""ONNX's number for the type of two codes a byte."""
+UINT4, INT4 = 21, 22
+"""ONNX's numbers for the types of two codes a byte."""
 
 TYPES: dict[torch.dtype, int] = {
     torch.float32: 1, torch.uint8: 2, torch.int8: 3, torch.int16: 5, torch.int32: 6, torch.int64: 7, torch.bool: 9,
@@ -121,13 +121,21 @@ class Builder:
         data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
         return self._constant(TYPES[tensor.dtype], tuple(tensor.shape), data, name)
 
-    def codes(self, codes: Tensor, bits: int, name: str) -> str:
-        """The name of a constant of codes: two a byte up to 4 bits, the first in the low half; else one a byte."""
-        flat = codes.detach().cpu().contiguous().reshape(-1).numpy()
+    def codes(self, codes: Tensor, bits: int, name: str, *, zero: int = 0) -> str:
+        """The name of a constant of codes: two a byte up to 4 bits, the first in the low half; else one a byte.
+
+        Args:
+            codes: uint8.
+            bits: bits of a code.
+            name: the name of the constant.
+            zero: the code that is stored as 0; the type is a signed one if it is not 0.
+        """
+        shape, flat = tuple(codes.shape), codes.detach().cpu().contiguous().reshape(-1).numpy()
+        stored = (flat - np.uint8(zero)).astype(np.uint8)  # two's complement
         if bits > 4:
-            return self._constant(TYPES[torch.uint8], tuple(codes.shape), flat.tobytes(), name)
-        pairs = np.append(flat, np.zeros(len(flat) % 2, np.uint8)).reshape(-1, 2)
-        return self._constant(UINT4, tuple(codes.shape), (pairs[:, 0] | pairs[:, 1] << 4).tobytes(), name)
+            return self._constant(TYPES[torch.int8 if zero else torch.uint8], shape, stored.tobytes(), name)
+        pairs = np.append(stored & 15, np.zeros(len(flat) % 2, np.uint8)).reshape(-1, 2)
+        return self._constant(INT4 if zero else UINT4, shape, (pairs[:, 0] | pairs[:, 1] << 4).tobytes(), name)
 
     def numbers(self, values: Sequence[Number]) -> str:
         """The name of an int64 tensor of one axis that holds these numbers."""

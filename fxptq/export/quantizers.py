@@ -76,10 +76,13 @@ def weight(b: Builder, quantizer: Quantizer, tensor: Tensor, key: str, *, turned
     scales, offsets = (_each([getattr(grid, name) for grid in coding.grids], count) for name in ("scale", "offset"))
     scales[scales == 0] = 1  # the codes of a range of zero width are 0
     points = [zero_code(grid) for grid in coding.grids]
+    middle = 1 << (quantizer.bits - 1)
+    signed = middle if set(points) == {middle} else 0  # the form of weights that runtimes compute on
     zero = None
-    if None not in points and any(points):
+    if None not in points and any(points) and not signed:
         zero = b.codes(_each(points, count).to(torch.uint8), quantizer.bits, f"{key}.zero_point")
-    stored, steps = b.codes(codes, quantizer.bits, f"{key}.codes"), b.constant(scales, f"{key}.scale")
+    stored = b.codes(codes, quantizer.bits, f"{key}.codes", zero=signed)
+    steps = b.constant(scales, f"{key}.scale")
     along = {"axis": axis} if count > 1 else {}
     shape = tuple(codes.shape)
     x = kind(b.op("DequantizeLinear", stored, steps, zero, **along), torch.float32, tensor.dim(), shape)

@@ -22,7 +22,7 @@ from tests.tiny import OWN, Medley, edsr, inputs, run, settings, swinir, write_c
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra `export`)")
 runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra `export`)")
 
-UINT8, UINT4 = 2, 21
+UINT8, UINT4, INT8, INT4 = 2, 21, 3, 22
 
 
 class Own(nn.Module):

@@ -40,6 +40,19 @@ def test_zero_has_a_code_and_a_range_moves_by_half_a_step_at_most(pairs: list[tu
     assert bool((q(torch.zeros(len(pairs), 3)).abs() <= 1e-5 * q.width.max()).all())
 
 
+@given(ends, ends, st.integers(2, 8))
+def test_the_zero_of_a_constant_is_in_the_middle(one: float, other: float, bits: int) -> None:
+    q = make_quantizer("zero_on_grid", bits, role="constant")
+    lower, upper = min(one, other), max(one, other)
+    q.set_bounds(lower, upper)
+    (found,) = q.grids()  # type: ignore[misc]
+    if found.scale:
+        assert found.zero_point == pytest.approx(2 ** (bits - 1), rel=1e-5)
+        reach = found.scale * 2 ** (bits - 1)
+        assert found.offset <= min(lower, 0) + 1e-5 * reach
+        assert found.offset + found.levels * found.scale >= max(upper, 0) - 1e-5 * reach
+
+
 @given(st.floats(-3, 3), st.integers(2, 8))
 def test_training_keeps_the_code_of_zero(change: float, bits: int) -> None:
     q = quantizer(bits)

@@ -1,7 +1,8 @@
 """Zero on the grid: a uniform quantizer with a whole zero point, so that 0 is one of the values, as other runtimes ask.
 
-When bounds are set, the range is extended up to 0 where it does not reach it, and then moved by at most half a step.
-Training scales a range and leaves the code of 0 as it is.
+When bounds are set, the range is extended up to 0 where it does not reach it, and then moved by at most half a step. A
+constant, such as a weight, has its zero in the middle, at the code 2**(bits - 1), because runtimes compute on weights
+of signed codes. Training scales a range and leaves the code of 0 as it is.
 """
 
 from __future__ import annotations
@@ -30,6 +31,19 @@ def with_zero(lower: Tensor, upper: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return -zero * scale, n * scale
 
 
+def with_zero_in_the_middle(lower: Tensor, upper: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """The lower end and the width of the smallest range whose code 2**(bits - 1) is 0 and that holds another range.
+
+    Args:
+        lower: lower ends, any shape and floating-point type.
+        upper: upper ends, of the same shape.
+        bits: 2 to 8.
+    """
+    zero = 1 << (bits - 1)
+    scale = torch.maximum(-lower.clamp(max=0) / zero, upper.clamp(min=0) / (zero - 1))
+    return -zero * scale, grid.levels(bits) * scale
+
+
 @register("zero_on_grid")
 class ZeroOnGrid(Uniform):
     """Uniform quantizer whose zero point is a whole number; see `Uniform`.
@@ -47,12 +61,16 @@ class ZeroOnGrid(Uniform):
         low, high = (self.per_range(bound, self.lower0) for bound in (lower, upper))
         if not bool((low.isfinite() & high.isfinite() & (high >= low)).all()):
             self._set(low, high - low)  # raises
-        self._set(*with_zero(low, high, self.bits))
+        self._set(*self._possible(low, high))
 
     def admissible(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Ranges with a code for 0; see `Quantizer`."""
-        low, width = with_zero(lower, upper, self.bits)
+        low, width = self._possible(lower, upper)
         return low, low + width
+
+    def _possible(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The lower end and the width of the range that stands for a proposal."""
+        return (with_zero_in_the_middle if self.role == "constant" else with_zero)(lower, upper, self.bits)
 
     def trainables(self) -> tuple[Trainable, ...]:
         """`log_scale`, in units of the initial width; none if every width is zero."""
