@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fxptq._version import __version__
@@ -43,7 +43,7 @@ class OnnxFile:
         wider: the number of weights whose codes are stored with more bits than they have, by their own bits.
     """
 
-    data: bytes
+    data: bytes = field(repr=False)
     opset: int
     in_float: Mapping[str, str]
     sites: int
