@@ -236,6 +236,13 @@ def quantize(
     site: Sites = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    resume: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep the state of the run there; the same command goes on where a run that was killed has ended.",
+        ),
+    ] = None,
     scale: Annotated[
         Optional[int], typer.Option(help="Of the output over the input, if it is not found.", rich_help_panel=OWN)
     ] = None,
@@ -308,6 +315,7 @@ def quantize(
         budget=asked,
         uniform=uniform,
         contrast=page,
+        resume=resume,
     )
     with joined(device) as ranks:
         outcome = command.run(options, _progress() if ranks.first else Silent())

@@ -39,6 +39,7 @@ ROOMS = (
     "facts",
     "origin",
     "budget",
+    "resume",
     "api",
     "__init__",
     "commands",

@@ -18,7 +18,7 @@ from fxptq.data.sources import SYNTHETIC, check_calibration
 from fxptq.errors import InputError
 from fxptq.evaluate.contrast import NOTHING_SEEN, Contrast, Watch
 from fxptq.evaluate.restore import NetworkRun
-from fxptq.evaluate.score import SetScore
+from fxptq.evaluate.score import SetScore, from_json, to_json
 from fxptq.facts import NO_OVERRIDES, Overrides, gather_facts
 from fxptq.graph import Program
 from fxptq.graph.sites import mean_bits
@@ -27,6 +27,7 @@ from fxptq.memory import peak_mb
 from fxptq.passes.base import get_pass
 from fxptq.progress import Overall
 from fxptq.ranks import current
+from fxptq.resume import RunFolder
 from fxptq.stages import Stage
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ class Options:
     budget: Budget | None = None
     uniform: bool = False
     contrast: bool = True
+    resume: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,10 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     last_bounds = max((i for i, step in enumerate(work.passes) if get_pass(step.name).sets_bounds), default=-1)
     names = [step.name for step in work.passes]
     next_stage = shown.enter_context(progress.run(f"quantize {source.name}", stages_of(names, last_bounds)))
+    folder = None
+    if options.resume is not None:
+        named = ", ".join(f"{one.name} ({len(one)})" for one in sets)
+        folder = RunFolder(options.resume, current(), {"benchmark sets": named})
     watch = Watch(recipe.task, recipe.input.range) if options.contrast else None
     scores = {
         "fp": _timed(
@@ -162,16 +168,23 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
         done.append(name)
         next_stage()
         if len(done) - 1 == last_bounds and len(done) < len(names):  # else the final scores are those of the bounds
-            scores["dobi"] = _timed(
-                seconds,
-                "evaluate",
-                lambda: score_sets(NetworkRun(student, device, scale), sets, recipe, progress, "bounds"),
-            )
+
+            def score() -> list[SetScore]:
+                return score_sets(NetworkRun(student, device, scale), sets, recipe, progress, "bounds")
+
+            scores["dobi"] = _timed(seconds, "evaluate", lambda: _noted(folder, score))
             next_stage()
 
     started, scoring = time.perf_counter(), seconds["evaluate"]
     quantized = quantize_for(
-        facts, model, example_of(recipe).to(device), work, options.calib, progress=progress, after_pass=after_pass
+        facts,
+        model,
+        example_of(recipe).to(device),
+        work,
+        options.calib,
+        progress=progress,
+        after_pass=after_pass,
+        folder=folder,
     )
     for report in quantized.report:
         seconds[report.name] = seconds.get(report.name, 0.0) + report.seconds
@@ -194,6 +207,13 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     return Outcome(
         source, quantized, scores, parameters, parts, seconds, peak, options.out, facts.inferred, opened_with, contrast
     )
+
+
+def _noted(folder: RunFolder | None, score: Callable[[], list[SetScore]]) -> list[SetScore]:
+    """Scores that are measured once in a run, however often it is killed: later, the network is another one."""
+    if folder is None:
+        return score()
+    return [from_json(one) for one in folder.noted("scores of the bounds", lambda: [to_json(one) for one in score()])]
 
 
 def opener(options: Options) -> str:

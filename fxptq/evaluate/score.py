@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,17 @@ class SetScore:
     mean: Score
     images: Mapping[str, Score]
     reported: tuple[str, ...] = task_named("bicubic").figures
+
+
+def to_json(score: SetScore) -> dict[str, Any]:
+    """A set's scores as JSON that keeps every bit."""
+    return asdict(score)
+
+
+def from_json(content: Mapping[str, Any]) -> SetScore:
+    """The scores that `to_json` has written."""
+    images = {name: Score(**figures) for name, figures in content["images"].items()}
+    return SetScore(content["name"], Score(**content["mean"]), images, tuple(content["reported"]))
 
 
 def evaluate(

@@ -6,8 +6,9 @@ budget are computed again, with the same values, so that the budget changes no r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -45,16 +46,47 @@ Teach = Callable[[Inputs], Lesson]
 """Makes the lesson of a batch."""
 
 
-def fresh_lessons(batches: Batches, teach: Teach) -> Iterator[Lesson]:
-    """Lessons on new random batches, without end."""
-    while True:
-        yield teach(batches.draw())
+class Lessons(Iterator[Lesson]):
+    """Lessons without end, in rounds, whose place can be read and found again.
+
+    Args:
+        draw: draws the lessons of a round at random; each is made when it is called.
+        generator: the source of randomness of `draw`.
+    """
+
+    def __init__(self, draw: Callable[[], Sequence[Callable[[], Lesson]]], generator: torch.Generator) -> None:
+        self._draw, self._generator = draw, generator
+        self._start = generator.get_state()
+        self._round: Sequence[Callable[[], Lesson]] = ()
+        self._given = 0
+
+    def __next__(self) -> Lesson:
+        """The next lesson."""
+        if self._given == len(self._round):
+            self._start, self._given = self._generator.get_state(), 0
+            self._round = self._draw()
+        self._given += 1
+        return self._round[self._given - 1]()
+
+    @property
+    def place(self) -> tuple[Tensor, int]:
+        """The state of the generator at the start of the round, and the number of lessons given since then."""
+        return self._start, self._given
+
+    def go_to(self, start: Tensor, given: int) -> None:
+        """Goes to a place that lessons of the same source had; no lesson is made for it."""
+        self._generator.set_state(start)
+        self._start, self._given = start, given
+        self._round = self._draw() if given else ()
 
 
-def repeated_lessons(
-    batches: Batches, teach: Teach, *, crops: int, memory: int, generator: torch.Generator
-) -> Iterator[Lesson]:
-    """Lessons on a fixed set of batches, without end: all of them in random order, then again in another order.
+def fresh_lessons(batches: Batches, teach: Teach) -> Lessons:
+    """Lessons on new random batches; each is a round."""
+    return Lessons(lambda: [partial(teach, batches.draw())], batches.generator)
+
+
+def repeated_lessons(batches: Batches, teach: Teach, *, crops: int, memory: int, generator: torch.Generator) -> Lessons:
+    """Lessons on a fixed set of batches: all of them in random order, then again in another order.
 
     Args:
         batches: the source of the batches.
@@ -65,10 +97,17 @@ def repeated_lessons(
     """
     inputs = batches.fixed(crops)
     kept: dict[int, Lesson] = {}
-    while True:
-        for index in torch.randperm(len(inputs), generator=generator).tolist():
-            lesson = kept.get(index) or teach(inputs[index])
-            if index not in kept and lesson.nbytes <= memory:
-                kept[index] = lesson
-                memory -= lesson.nbytes
-            yield lesson
+    left = memory
+
+    def lesson_of(index: int) -> Lesson:
+        nonlocal left
+        lesson = kept.get(index) or teach(inputs[index])
+        if index not in kept and lesson.nbytes <= left:
+            kept[index] = lesson
+            left -= lesson.nbytes
+        return lesson
+
+    def draw() -> list[Callable[[], Lesson]]:
+        return [partial(lesson_of, index) for index in torch.randperm(len(inputs), generator=generator).tolist()]
+
+    return Lessons(draw, generator)
