@@ -166,6 +166,20 @@ def test_a_process_that_is_gone_is_named_and_ends_all(tmp_path: Path, task: str,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="signals of POSIX")
+def test_processes_go_on_where_one_was_killed(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert launch("kept", whole, 2).statuses == [0, 0]
+    assert all(launch("kept_and_killed", killed, 2).statuses)
+    assert {path.name for path in (killed / "state").iterdir()} == {"student.safetensors", "pass.safetensors"}
+    assert not (killed / "kept.safetensors").exists()
+    assert launch("kept", killed, 2).statuses == [0, 0]
+    assert (killed / "kept.safetensors").read_bytes() == (whole / "kept.safetensors").read_bytes()
+    ended = launch("kept", killed, 1)
+    assert ended.statuses == [1]
+    assert "number of processes 2, and this one has 1" in ended.lines[0]
+
+
 def test_torchrun_writes_the_file_of_one_process(tmp_path: Path) -> None:
     text = RECIPE.replace("images = 2", "images = 3")
     recipe, weights = write_recipe(tmp_path, text)
