@@ -57,6 +57,7 @@ from fxptq.graph.randomness import OwnRandomNumbers
 from fxptq.graph.summary import as_html, in_one_line
 from fxptq.graph.tensors import lazy_tensors
 from fxptq.graph.wrappers import network_of
+from fxptq.memory import parse_bytes
 from fxptq.origin import dtype_name, inputs_digest, metadata_of, weights_digest
 from fxptq.passes.base import NO_REPORT, Context, PassReport, build_pass, run_passes
 from fxptq.passes.gate import check_quality
@@ -369,6 +370,7 @@ def quantize(
     multiple: int | None = None,
     degradation: str | Degradation | None = None,
     resume: str | Path | None = None,
+    memory: int | str | None = None,
 ) -> QuantizedModel:
     """Quantizes a trained network.
 
@@ -404,6 +406,8 @@ def quantize(
         degradation: the degradation of the input: bicubic, noise:SIGMA, jpeg:QUALITY or none.
         resume: a folder for the state of the run after each pass and within distillation. The same call goes on where
             a run that was killed has ended, and returns the same network. None keeps no state.
+        memory: bytes, as in 500M or 4G, that moments, samples and answers of the float network may each take at a time
+            beside the networks; None for no limit. The result does not depend on it.
 
     Raises:
         InputError: bits, recipe, pattern or calibration source are not valid for the network, a weight holds NaN, or
@@ -425,8 +429,9 @@ def quantize(
     facts = gather_facts(make_weights_plain(independent_copy(model)), settings, inputs, overrides)
     _log.log(logging.WARNING if facts.fault else logging.INFO, "%s", facts.fault or facts.inferred or settings.title)
     folder = None if resume is None else RunFolder(Path(resume), current())
+    most = None if memory is None else parse_bytes(memory)
     quantized = quantize_for(
-        facts, model, example, checked, calib, progress=progress, after_pass=after_pass, folder=folder
+        facts, model, example, checked, calib, progress=progress, after_pass=after_pass, folder=folder, memory=most
     )
     for warning in quantized.quality.warnings if current().first else ():
         _log.warning("%s", warning)
@@ -492,6 +497,7 @@ def quantize_for(
     progress: Progress | None = None,
     after_pass: Callable[[str, Program], None] | None = None,
     folder: RunFolder | None = None,
+    memory: int | None = None,
 ) -> QuantizedModel:
     """Quantizes a network whose facts are known.
 
@@ -504,6 +510,7 @@ def quantize_for(
         progress: see `quantize`.
         after_pass: see `quantize`.
         folder: keeps the state of the run; None for no state.
+        memory: see `quantize`; in bytes.
 
     Raises:
         FxptqError: as `quantize`.
@@ -561,6 +568,7 @@ def quantize_for(
         progress=progress,
         ranks=ranks,
         install_kernels=install_kernels,
+        memory=memory,
     )
     patterns = (*work.sites, *chosen.quantize.sites)
     context.fixed, context.nominal = widths_asked(student, bits, patterns)

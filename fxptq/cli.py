@@ -243,6 +243,13 @@ def quantize(
             help="Keep the state of the run there; the same command goes on where a run that was killed has ended.",
         ),
     ] = None,
+    memory: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="SIZE",
+            help="What statistics may take at a time beside the networks, such as 500M or 4G; the result is the same.",
+        ),
+    ] = None,
     scale: Annotated[
         Optional[int], typer.Option(help="Of the output over the input, if it is not found.", rich_help_panel=OWN)
     ] = None,
@@ -281,6 +288,7 @@ def quantize(
     from fxptq.commands import quantize as command
     from fxptq.commands.budgets import asked_budget
     from fxptq.facts import Overrides
+    from fxptq.memory import parse_bytes
     from fxptq.progress import Silent
     from fxptq.ranks import joined
     from fxptq.report import console
@@ -316,6 +324,7 @@ def quantize(
         uniform=uniform,
         contrast=page,
         resume=resume,
+        memory=None if memory is None else parse_bytes(memory),
     )
     with joined(device) as ranks:
         outcome = command.run(options, _progress() if ranks.first else Silent())

@@ -53,6 +53,7 @@ class Options:
     uniform: bool = False
     contrast: bool = True
     resume: Path | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
         progress=progress,
         after_pass=after_pass,
         folder=folder,
+        memory=options.memory,
     )
     for report in quantized.report:
         seconds[report.name] = seconds.get(report.name, 0.0) + report.seconds

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
@@ -172,7 +172,8 @@ class Context:
             used for calibration; None where there are no such pictures.
         statistics: by quantizer key, the distribution of the tensor it sees in float; filled by `observe`.
         moments: by key of a weight's quantizer, the sum of x x^T over the inputs x that its rows multiply,
-            [groups, inputs, inputs] with the groups of a grouped convolution; filled by `moments`.
+            [groups, inputs, inputs] with the groups of a grouped convolution; filled by `moments`. On disk where they
+            take more than `memory`.
         collected: names of the statistics gathered so far.
         seed: seed of everything random.
         progress: shows the progress of the passes.
@@ -180,6 +181,8 @@ class Context:
         install_kernels: installs compiled kernels behind the operators that quantizers call, where there are any. A
             pass that runs them many times calls it first; it may take a while, once a machine.
         interim: takes the state of a long pass while it works.
+        memory: bytes that moments, samples and answers of the teacher may each take at a time; None for no limit. No
+            result depends on it.
     """
 
     student: QuantizedNetwork
@@ -194,13 +197,14 @@ class Context:
     overhead: Callable[[], int] | None = None
     drop: Callable[[], float] | None = None
     statistics: dict[str, Distribution] = field(default_factory=dict)
-    moments: dict[str, Tensor] = field(default_factory=dict)
+    moments: MutableMapping[str, Tensor] = field(default_factory=dict)
     collected: set[str] = field(default_factory=set)
     seed: int = 0
     progress: Progress = field(default_factory=Silent)
     ranks: Ranks = ALONE
     install_kernels: Callable[[], object] = lambda: None
     interim: Interim = field(default_factory=NothingKept)
+    memory: int | None = None
 
     @property
     def device(self) -> torch.device:

@@ -24,7 +24,7 @@ from fxptq.passes.base import Context, Pass, PassReport, QuantizedNetwork, regis
 from fxptq.passes.course import Course, resume, state_of
 from fxptq.passes.crops import Batches
 from fxptq.passes.distill import DistillationLoss, FeatureScale
-from fxptq.passes.lessons import fresh_lessons, repeated_lessons
+from fxptq.passes.lessons import KeptLessons, fresh_lessons, repeated_lessons
 from fxptq.passes.offsets import learned_offsets, movable_weights
 from fxptq.passes.pinned import pinned_codes
 from fxptq.passes.teaching import Teaching
@@ -185,10 +185,11 @@ class Training:
             generator=generator,
             elsewhere=ctx.elsewhere if settings.holdout_origin == "other" else (),
         )
-        self.held = [self.teaching.teach(batch) for batch in batches.held]
+        self.held = KeptLessons(batches.held, self.teaching.teach, ctx.memory)
         self.lessons = fresh_lessons(batches, self.teaching.teach)
         if settings.crops:
-            memory = settings.answers_mb * 10**6
+            own = settings.answers_mb * 10**6
+            memory = own if ctx.memory is None else min(own, ctx.memory)
             self.lessons = repeated_lessons(
                 batches, self.teaching.teach, crops=settings.crops, memory=memory, generator=generator
             )

@@ -6,7 +6,7 @@ budget are computed again, with the same values, so that the budget changes no r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,6 +44,40 @@ class Lesson:
 
 Teach = Callable[[Inputs], Lesson]
 """Makes the lesson of a batch."""
+
+
+class KeptLessons(Iterable[Lesson]):
+    """The lessons of some batches, made when they are asked for, and kept while a budget of memory lasts.
+
+    Args:
+        inputs: the batches.
+        teach: makes the lesson of a batch, the same one whenever it is asked.
+        memory: the budget in bytes; None for all that is needed.
+
+    Attributes:
+        left: the rest of the budget.
+    """
+
+    def __init__(self, inputs: Sequence[Inputs], teach: Teach, memory: int | None) -> None:
+        self.left = memory
+        self._inputs, self._teach = inputs, teach
+        self._kept: dict[int, Lesson] = {}
+
+    def __len__(self) -> int:
+        """The number of lessons."""
+        return len(self._inputs)
+
+    def __iter__(self) -> Iterator[Lesson]:
+        """The lessons, in the order of the batches."""
+        return map(self.lesson, range(len(self)))
+
+    def lesson(self, index: int) -> Lesson:
+        """The lesson of a batch."""
+        lesson = self._kept.get(index) or self._teach(self._inputs[index])
+        if index not in self._kept and (self.left is None or lesson.nbytes <= self.left):
+            self._kept[index] = lesson
+            self.left = None if self.left is None else self.left - lesson.nbytes
+        return lesson
 
 
 class Lessons(Iterator[Lesson]):
@@ -95,19 +129,9 @@ def repeated_lessons(batches: Batches, teach: Teach, *, crops: int, memory: int,
         memory: budget of the lessons that are kept, in bytes.
         generator: source of randomness.
     """
-    inputs = batches.fixed(crops)
-    kept: dict[int, Lesson] = {}
-    left = memory
-
-    def lesson_of(index: int) -> Lesson:
-        nonlocal left
-        lesson = kept.get(index) or teach(inputs[index])
-        if index not in kept and lesson.nbytes <= left:
-            kept[index] = lesson
-            left -= lesson.nbytes
-        return lesson
+    kept = KeptLessons(batches.fixed(crops), teach, memory)
 
     def draw() -> list[Callable[[], Lesson]]:
-        return [partial(lesson_of, index) for index in torch.randperm(len(inputs), generator=generator).tolist()]
+        return [partial(kept.lesson, index) for index in torch.randperm(len(kept), generator=generator).tolist()]
 
     return Lessons(draw, generator)
