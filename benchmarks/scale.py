@@ -77,7 +77,15 @@ def main() -> None:
     if options.case:
         work(Case(**json.loads(options.case)))
     elif options.large:
-        show_memory([replace(LARGE, passes=()), replace(LARGE, memory=options.memory), LARGE])
+        moments = replace(LARGE, pictures=2, passes=("observe", "dobi2d", "moments", "gptq"))
+        show_memory(
+            [
+                replace(LARGE, passes=()),
+                replace(LARGE, memory=options.memory),
+                moments,
+                replace(moments, memory="100M"),
+            ]
+        )
     else:
         show_seconds(CASES)
 
@@ -100,7 +108,7 @@ def show_memory(cases: list[Case]) -> None:
     """Prints the largest memory of each case as it is done."""
     for case in cases:
         found = measured(case)
-        what = "quantize" if case.passes else "float"
+        what = "+".join(case.passes) or "float"
         budget = f" with --memory {case.memory}" if case.memory else ""
         seconds = ", ".join(f"{name} {value:.0f} s" for name, value in found["seconds"].items())
         print(f"{what}{budget}: {found['parameters']:,} parameters, {found['peak_mb']:.0f} MB; {seconds}", flush=True)

@@ -346,17 +346,23 @@ def evaluate(
     ] = False,
     model: Model = None,
     device: Device = "auto",
+    jobs: Annotated[int, typer.Option(help="Number of processes that share the pictures.", rich_help_panel=MEANS)] = 1,
     json_out: JsonOut = None,
     form: Format = None,
 ) -> None:
     """Score a checkpoint on benchmarks."""
     from fxptq.commands import evaluate as command
+    from fxptq.progress import Silent
+    from fxptq.ranks import joined
     from fxptq.report import console
 
     check_outputs(_outputs(json_out), {"CKPT": checkpoint, "--model": model})
-    scores = command.run(checkpoint, tuple(data or ()), model, _progress(), integer=integer, device=device)
-    _write_json(json_out, command.as_json(scores))
-    console.show_scores(_tables(form), scores)
+    options = command.Options(checkpoint, tuple(data or ()), model, integer, device, jobs)
+    with joined(device) as ranks:
+        scores = command.run(options, _progress() if ranks.first else Silent())
+        if ranks.first:
+            _write_json(json_out, command.as_json(scores))
+            console.show_scores(_tables(form), scores)
 
 
 @app.command(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -91,6 +93,15 @@ def test_shares_are_all_items() -> None:
         parts = [Ranks(rank, world) for rank in range(world)]
         assert sorted(x for ranks in parts for x in ranks.share(range(11))) == list(range(11))
         assert torch.equal(torch.cat([ranks.part(torch.arange(4)) for ranks in parts]), torch.arange(4))
+
+
+def test_shares_by_size_are_all_items_of_nearly_one_sum() -> None:
+    sizes = [5, 90, 40, 0, 30, 20, 7]
+    for world, largest in ((1, 193), (2, 97), (3, 90)):  # of the sums with a size of 0 counted as 1
+        parts = [Ranks(rank, world).share_by_size(sizes) for rank in range(world)]
+        assert sorted(i for part in parts for i in part) == list(range(7))
+        assert max(sum(max(sizes[i], 1) for i in part) for part in parts) == largest
+    assert Ranks(4, 5).share_by_size([1, 1]) == []
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -186,12 +197,12 @@ def test_torchrun_writes_the_file_of_one_process(tmp_path: Path) -> None:
     picture(tmp_path / "calib" / "a.png")
     picture(tmp_path / "calib" / "b" / "c.png", mode="L")
     command = ["-m", "fxptq", "quantize", "--recipe", recipe, "--weights", weights, "--device", "cpu"]
-    command += ["--preset", "quick", "--calib", str(tmp_path / "calib"), "--out"]
+    command += ["--preset", "quick", "--calib", str(tmp_path / "calib"), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for start, out in (([], "one"), (run, "two")):
         ran = subprocess.run(  # noqa: S603  # this checkout
-            [sys.executable, *start, *command, str(tmp_path / f"{out}.safetensors")],
+            [sys.executable, *start, *command, f"{out}.json", "--out", f"{out}.safetensors"],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -202,3 +213,9 @@ def test_torchrun_writes_the_file_of_one_process(tmp_path: Path) -> None:
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.count("tiny, W4A4") == 1
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    one, two = (json.loads((tmp_path / f"{out}.json").read_text()) for out in ("one", "two"))
+    assert one["eval"] == two["eval"]
+    pages = [(tmp_path / f"{out}.html").read_text() for out in ("one", "two")]
+    pictures_of_each = [re.findall(r"data:image/[a-z]+;base64,[\w+/=]+", page) for page in pages]
+    assert len(pictures_of_each[0]) > 4
+    assert pictures_of_each[0] == pictures_of_each[1]

@@ -16,7 +16,7 @@ from fxptq.commands.scores import open_sets, score_sets
 from fxptq.commands.source import Source, device_of, example_of, open_network, parse_site
 from fxptq.data.sources import SYNTHETIC, check_calibration
 from fxptq.errors import InputError
-from fxptq.evaluate.contrast import NOTHING_SEEN, Contrast, Watch
+from fxptq.evaluate.contrast import NOTHING_SEEN, Contrast, Watch, joined_contrast
 from fxptq.evaluate.restore import NetworkRun
 from fxptq.evaluate.score import SetScore, from_json, to_json
 from fxptq.facts import NO_OVERRIDES, Overrides, gather_facts
@@ -110,7 +110,7 @@ class Outcome:
 
 
 def run(options: Options, progress: Overall) -> Outcome:
-    """Quantizes, scores and writes; of several processes, all score, and the first one writes.
+    """Quantizes, scores and writes; several processes share the pictures to score, and the first one writes.
 
     Raises:
         FxptqError: as `fxptq.quantize` and the readers of weights, pictures and sets do.
@@ -120,8 +120,9 @@ def run(options: Options, progress: Overall) -> Outcome:
 
 
 def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
+    ranks = current()
     check_name(options.out)
-    if current().first:
+    if ranks.first:
         check_writable(options.out)
     exceptions = dict(map(parse_site, options.sites))
     seconds: dict[str, float] = {}
@@ -150,14 +151,14 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     folder = None
     if options.resume is not None:
         named = ", ".join(f"{one.name} ({len(one)})" for one in sets)
-        folder = RunFolder(options.resume, current(), {"benchmark sets": named})
+        folder = RunFolder(options.resume, ranks, {"benchmark sets": named})
     watch = Watch(recipe.task, recipe.input.range) if options.contrast else None
     scores = {
         "fp": _timed(
             seconds,
             "evaluate",
             lambda: score_sets(
-                NetworkRun(model, device, scale), sets, recipe, progress, "float", watch.first if watch else None
+                NetworkRun(model, device, scale), sets, recipe, progress, "float", watch.first if watch else None, ranks
             ),
         )
     }
@@ -171,7 +172,7 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
         if len(done) - 1 == last_bounds and len(done) < len(names):  # else the final scores are those of the bounds
 
             def score() -> list[SetScore]:
-                return score_sets(NetworkRun(student, device, scale), sets, recipe, progress, "bounds")
+                return score_sets(NetworkRun(student, device, scale), sets, recipe, progress, "bounds", ranks=ranks)
 
             scores["dobi"] = _timed(seconds, "evaluate", lambda: _noted(folder, score))
             next_stage()
@@ -196,7 +197,13 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
         seconds,
         "evaluate",
         lambda: score_sets(
-            NetworkRun(quantized, device, scale), sets, recipe, progress, "quantized", watch.second if watch else None
+            NetworkRun(quantized, device, scale),
+            sets,
+            recipe,
+            progress,
+            "quantized",
+            watch.second if watch else None,
+            ranks,
         ),
     )
     if last_bounds == len(names) - 1:
@@ -204,7 +211,7 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     next_stage()
     parameters = sum(p.numel() for p in model.parameters()) * 4
     parts, peak = _written(quantized, options.out), peak_mb()
-    contrast = watch.result() if watch else NOTHING_SEEN
+    contrast = joined_contrast(ranks.gather(watch.result()), scores["fp"]) if watch else NOTHING_SEEN
     opened_with = () if quantized.meta.recipe else ("--model", opener(options))
     return Outcome(
         source, quantized, scores, parameters, parts, seconds, peak, options.out, facts.inferred, opened_with, contrast

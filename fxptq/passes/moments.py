@@ -159,14 +159,14 @@ def input_vectors(x: Tensor, site: Site, rows: int) -> tuple[Tensor, int]:
         rows: largest number of positions.
 
     Returns:
-        [groups, positions, inputs], float64, and the step between two positions.
+        [groups, positions, inputs], float64, in memory of their own, and the step between two positions.
     """
     if site.geometry is None:
         vectors = x.reshape(1, -1, x.shape[-1])
         step = _step(x.shape[:-1], rows)
-        return vectors[:, ::step].double(), step
+        return vectors[:, ::step].to(torch.float64, copy=True), step
     vectors, step = _patches(x, site.shapes["weight"][2:], site.geometry, rows)
-    return vectors.double(), step
+    return vectors.to(torch.float64, copy=True), step
 
 
 def _patches(x: Tensor, kernel: Sequence[int], geometry: Geometry, rows: int) -> tuple[Tensor, int]:
