@@ -26,8 +26,8 @@ from fxptq.checkpoint.metadata import (
 from fxptq.checkpoint.state import (
     check_fits,
     example_of,
+    make_storable,
     program_of,
-    put_weights_on_grid,
     round_floats,
     to_checkpoint,
 )
@@ -583,7 +583,7 @@ def quantize_for(
     if folder is not None:
         folder.open(_identity(context, student, work, facts, described, inputs, model))
     reports = _run(work.passes, context, student, folder, after_pass or (lambda _name, _student: None))
-    put_weights_on_grid(student)
+    make_storable(student, dtype)
     with OwnRandomNumbers(seed):
         quality = check_quality(context, settings.input.range)
     return QuantizedModel(student, metadata(), reports, quality)
