@@ -239,6 +239,20 @@ def quantize(
     site: Sites = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    resume: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep the state of the run there; the same command goes on where a run that was killed has ended.",
+        ),
+    ] = None,
+    memory: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="SIZE",
+            help="What statistics may take at a time beside the networks, such as 500M or 4G; the result is the same.",
+        ),
+    ] = None,
     scale: Annotated[
         Optional[int], typer.Option(help="Of the output over the input, if it is not found.", rich_help_panel=OWN)
     ] = None,
@@ -277,6 +291,7 @@ def quantize(
     from fxptq.commands import quantize as command
     from fxptq.commands.budgets import asked_budget
     from fxptq.facts import Overrides
+    from fxptq.memory import parse_bytes
     from fxptq.progress import Silent
     from fxptq.ranks import joined
     from fxptq.report import console
@@ -312,6 +327,8 @@ def quantize(
         uniform=uniform,
         zero_on_grid=zero_on_grid,
         contrast=page,
+        resume=resume,
+        memory=None if memory is None else parse_bytes(memory),
     )
     with joined(device) as ranks:
         outcome = command.run(options, _progress() if ranks.first else Silent())
@@ -333,17 +350,23 @@ def evaluate(
     ] = False,
     model: Model = None,
     device: Device = "auto",
+    jobs: Annotated[int, typer.Option(help="Number of processes that share the pictures.", rich_help_panel=MEANS)] = 1,
     json_out: JsonOut = None,
     form: Format = None,
 ) -> None:
     """Score a checkpoint on benchmarks."""
     from fxptq.commands import evaluate as command
+    from fxptq.progress import Silent
+    from fxptq.ranks import joined
     from fxptq.report import console
 
     check_outputs(_outputs(json_out), {"CKPT": checkpoint, "--model": model})
-    scores = command.run(checkpoint, tuple(data or ()), model, _progress(), integer=integer, device=device)
-    _write_json(json_out, command.as_json(scores))
-    console.show_scores(_tables(form), scores)
+    options = command.Options(checkpoint, tuple(data or ()), model, integer, device, jobs)
+    with joined(device) as ranks:
+        scores = command.run(options, _progress() if ranks.first else Silent())
+        if ranks.first:
+            _write_json(json_out, command.as_json(scores))
+            console.show_scores(_tables(form), scores)
 
 
 @app.command(

@@ -40,6 +40,7 @@ ROOMS = (
     "facts",
     "origin",
     "budget",
+    "resume",
     "api",
     "__init__",
     "commands",

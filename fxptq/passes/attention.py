@@ -19,7 +19,7 @@ from torch import Tensor
 from fxptq.errors import FxptqError, InputError
 from fxptq.passes.base import Context, Operand, Pass, PassReport, QuantizedNetwork, register
 from fxptq.passes.judge import Judge, StagedSettings, State
-from fxptq.passes.samples import Take, evenly, in_memory, sample
+from fxptq.passes.samples import Take, evenly, in_memory, most_bytes, sample
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.schemes.affine import Affine
@@ -119,7 +119,8 @@ class Attention(Pass):
         sizes = _shapes_elsewhere(ctx, keys)
         states: list[State] = []
         with ctx.progress.task("attention", len(products)) as advance:
-            for part in in_memory(products, lambda one: self._nbytes(one, each) * len(judge.inputs)):
+            each_nbytes = partial(self._nbytes, windows=each)
+            for part in in_memory(products, lambda one: each_nbytes(one) * len(judge.inputs), most_bytes(ctx)):
                 samples = sample(ctx, judge.inputs, _takes(part, each))
                 for product in part:
                     factors = [samples.pop(operand.quantizer) for operand in (product.lhs, product.rhs)]
