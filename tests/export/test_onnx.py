@@ -178,7 +178,7 @@ def test_sites_with_a_zero_between_codes_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("make", "preset"),
-    [(Own, "standard"), (swinir, "standard"), (swinir, "accurate")],
+    [(Own, "standard"), pytest.param(swinir, "standard", marks=pytest.mark.slow), (swinir, "accurate")],
     ids=["own", "swinir", "accurate"],
 )
 def test_grids_with_a_code_for_zero_need_no_node_beside_the_codes(make: type, preset: str, tmp_path: Path) -> None:
@@ -214,6 +214,7 @@ def test_opsets_in_range(opset: int, tmp_path: Path) -> None:
     assert all(one.psnr > 50 for one in found.comparisons)
 
 
+@pytest.mark.slow
 def test_torch_export_of_the_integer_network(tmp_path: Path) -> None:
     q = quantized(swinir())
     found: Exported = q.export(tmp_path / "net.pt2")
