@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from fxptq.errors import CalibrationError, InputError
+from fxptq.quant import operators
 from fxptq.quant.distribution import Distribution
-
-_BLOCK = 1 << 15
-"""Values binned at a time: they stay in the processor's cache through the three counts."""
 
 _LEAST_EXPONENT = -200
 """Narrowest bins are 2**_LEAST_EXPONENT wide, below any float32."""
@@ -65,15 +63,16 @@ class Histogram:
         """
         if x.numel() == 0:
             return
-        low, high = (float(v) for v in torch.aminmax(x))
+        flat = _flat(x.detach())
+        low, high = (float(v) for v in torch.aminmax(flat))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise CalibrationError(
                 f"a tensor of shape {tuple(x.shape)} holds NaN or infinite values, which the network makes of a "
                 "calibration input; calibrate on other images, or look for the layer before it that makes them"
             )
         self._cover(low, high)
-        for block in torch.split(x.detach().reshape(-1), _BLOCK << (7 if x.is_cuda else 0)):
-            self._table += self._count(block)
+        binned = operators.histogram if flat.dtype == torch.float64 else torch.ops.fxptq.histogram
+        self._table += binned(flat, math.ldexp(1.0, -self._exponent), float(self._first), self.bins).cpu()
         self.count += x.numel()
 
     def merge(self, other: Histogram) -> None:
@@ -128,17 +127,12 @@ class Histogram:
             self._table = _move(self._table, self._first, first, exponent - self._exponent)
         self.minimum, self.maximum, self._exponent, self._first = low, high, exponent, first
 
-    def _count(self, x: Tensor) -> Tensor:
-        """Computes the table of a block of values, all within the range."""
-        values = x.double()
-        # Scaling by a power of two and floor are exact, so that a value's bin does not depend on rounding.
-        index = values.mul(math.ldexp(1.0, -self._exponent)).floor_().sub_(self._first).long()
-        rows = (
-            torch.bincount(index, minlength=self.bins).double(),
-            torch.bincount(index, values, minlength=self.bins),
-            torch.bincount(index, values.square(), minlength=self.bins),
-        )
-        return torch.stack(rows).cpu()
+
+def _flat(x: Tensor) -> Tensor:
+    """The values in the order of memory where they lie there without gaps; float32, or float64."""
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    flat = x.permute(order).reshape(-1)
+    return flat if flat.dtype == torch.float64 else flat.float()
 
 
 def _bin_of(value: float, exponent: int) -> int:

@@ -1,9 +1,10 @@
-"""Fake quantization as two operators of torch, with their definition in plain torch.
+"""Fake quantization and histograms as operators of torch, with their definition in plain torch.
 
 The dispatcher of torch is the interface: compiled kernels take over where a library registers them
 (fxptq/kernels/native), and everywhere else the functions here run. Values are the same bit for bit in both; the sums of
-gradients differ by rounding. The operators take values as runs [outer, ranges, inner], float32 and contiguous, whose
-middle axis has the grids; the functions take any shape that broadcasts and any floating-point type.
+gradients and of histograms differ by rounding. The operators of fake quantization take values as runs [outer, ranges,
+inner], float32 and contiguous, whose middle axis has the grids; the functions take any shape that broadcasts and any
+floating-point type.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from torch import Tensor
 
 _BLOCK = 1 << 17
 """Elements that a CPU thread takes through all operations before the next block, so that they stay in its cache."""
+
+_BINNED = 1 << 15
+"""Values binned at a time: they stay in the processor's cache through the three counts."""
 
 
 def fake_quantize(x: Tensor, scale: Tensor, offset: Tensor, levels: int) -> Tensor:
@@ -69,6 +73,29 @@ def fake_quantize_backward(
     return grad_x if of_values else x.new_empty(0), grad_scale.view_as(scale), grad_offset.view_as(offset)
 
 
+def histogram(x: Tensor, scale: float, first: float, bins: int) -> Tensor:
+    """Counts, sums and sums of squares of values in equal bins.
+
+    Args:
+        x: values [n]; the operator takes contiguous float32.
+        scale: a power of two: bins are 1 / scale wide and begin at multiples of it.
+        first: the whole number of the first bin; bin i begins at i / scale.
+        bins: how many bins there are; every value lies in one of them.
+
+    Returns:
+        float64 [3, bins].
+    """
+    table = torch.zeros(3, bins, dtype=torch.float64, device=x.device)
+    for block in torch.split(x, _BINNED << (7 if x.is_cuda else 0)):
+        values = block.double()
+        # Scaling by a power of two and floor are exact, so that a value's bin does not depend on rounding.
+        index = values.mul(scale).floor_().sub_(first).long()
+        table[0] += torch.bincount(index, minlength=bins)
+        table[1] += torch.bincount(index, values, minlength=bins)
+        table[2] += torch.bincount(index, values.square(), minlength=bins)
+    return table
+
+
 def _inner(a: Tensor, b: Tensor, low: Tensor) -> Tensor:
     """The sum of a * b over the elements that share a bound; `a` is overwritten."""
     return torch.dot(a, b) if low.dim() == 0 else a.mul_(b).sum_to_size(low.shape)
@@ -115,6 +142,7 @@ for _name, _schema, _plain in (
         "(Tensor x, Tensor grad, Tensor scale, Tensor offset, int levels, bool of_values) -> (Tensor, Tensor, Tensor)",
         _runs_backward,
     ),
+    ("histogram", "(Tensor x, float scale, float first, int bins) -> Tensor", histogram),
 ):
     _library.define(_name + _schema)
     _library.impl(_name, _plain, "CompositeExplicitAutograd")
