@@ -44,7 +44,7 @@ def main() -> None:
     parser.set_defaults(images=0)
     parser.add_argument("--calib", default="synthetic", help="a folder of pictures, or synthetic")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
-    parser.add_argument("--preset", default="accurate", help="the preset whose passes and schemes are used")
+    parser.add_argument("--preset", default="quick", help="the preset whose passes and schemes are used")
     parser.add_argument("--plan", default="", help="the preset whose sites and bits are used; that of --preset")
     parser.add_argument("--granularity", choices=["channel", "tensor"], default="channel", help="bounds of weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

@@ -147,7 +147,9 @@ class Uniform(Quantizer):
         """
         lower, width = self.lower0.half().float(), self.width0.half().float()
         most = self.width0 / 1024
-        if self.ranges > 1 and bool((((lower - self.lower0).abs() <= most) & ((width - self.width0).abs() <= most)).all()):
+        if self.ranges > 1 and bool(
+            (((lower - self.lower0).abs() <= most) & ((width - self.width0).abs() <= most)).all()
+        ):
             self._set(lower, width)
 
     def is_sound(self) -> bool:
