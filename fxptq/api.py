@@ -25,8 +25,8 @@ from fxptq.checkpoint.metadata import (
 from fxptq.checkpoint.state import (
     check_fits,
     example_of,
+    make_storable,
     program_of,
-    put_weights_on_grid,
     round_floats,
     to_checkpoint,
 )
@@ -564,7 +564,7 @@ def quantize_for(
     context.overhead = lambda: overhead(student, metadata(), dtype)
     context.drop = drop_of(facts, context, calib)
     reports = _run(work.passes, context, lambda name: after_pass(name, student) if after_pass is not None else None)
-    put_weights_on_grid(student)
+    make_storable(student, dtype)
     with OwnRandomNumbers(seed):
         quality = check_quality(context, settings.input.range)
     return QuantizedModel(student, metadata(), reports, quality)

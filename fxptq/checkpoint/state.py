@@ -1,15 +1,15 @@
 """A program's state as checkpoint content, and back: codes for weights on a grid, floats for the rest, the plan.
 
 The network rebuilt from a checkpoint gives the simulated output of the saved one bit for bit, because the stored values
-are the values the saved program computes with: float tensors are rounded to the storage type before calibration,
-weights are put on their grid after.
+are the values the saved program computes with: float tensors are rounded to the storage type before calibration, and
+again after it where passes have changed them; weights are put on their grid after it.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -33,14 +33,19 @@ _BEYOND = 1 << 24, 16  # values, and times the network's: what a checkpoint may 
 _RANGE = {"lower", "width"}  # quantizers that store these tensors have a section of their own in a checkpoint
 
 
-def round_floats(model: nn.Module, dtype: torch.dtype) -> None:
+def round_floats(model: nn.Module, dtype: torch.dtype, *, but: Collection[str] = ()) -> None:
     """Rounds the float32 parameters of a network to values that `dtype` can hold; they keep their own type.
 
     A tensor that `dtype` would change by more than rounding stays as it is; see `_bears_rounding`.
+
+    Args:
+        model: the network.
+        dtype: the type in which a checkpoint stores them.
+        but: names of parameters that stay as they are.
     """
     with torch.no_grad():
-        for tensor in model.parameters():
-            if tensor.dtype is torch.float32 and _bears_rounding(tensor, dtype):
+        for name, tensor in model.named_parameters():
+            if tensor.dtype is torch.float32 and name not in but and _bears_rounding(tensor, dtype):
                 tensor.copy_(tensor.to(dtype))
         # No buffer is rounded, because buffers are small, and often tables, coordinates or small constants.
 
@@ -77,6 +82,16 @@ def put_weights_on_grid(program: Program) -> None:
             assert weight is not None  # a coded key names a weight  # noqa: S101
             program.quantizers[key].shorten()
             program.set_weight(key, program.quantizers[key](weight))
+
+
+def make_storable(program: Program, dtype: torch.dtype) -> None:
+    """Gives the tensors of a program the values that a checkpoint holds: codes of weights, and `dtype` for the rest.
+
+    Passes change biases and other vectors in float32.
+    """
+    put_weights_on_grid(program)
+    coded = {name.removeprefix(_MODEL) for name in coded_weights(program).values()}
+    round_floats(program.holder.model, dtype, but=coded)
 
 
 def coded_weights(program: Program) -> dict[str, str]:

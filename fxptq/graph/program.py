@@ -29,6 +29,7 @@ from fxptq.graph.plan import Planner
 from fxptq.graph.runnable import runnable
 from fxptq.graph.sites import Operand, Site, find_sites
 from fxptq.graph.topology import residual_stages
+from fxptq.graph.twins import Twins, example_of, same_form
 from fxptq.graph.wrappers import network_of
 from fxptq.memory import return_freed_memory
 from fxptq.quant.quantizer import Quantizer
@@ -80,8 +81,8 @@ class Program(nn.Module):
         model: any network; it is copied and left as it was.
         example: one input it accepts, or a tuple of positional inputs.
         plan: which sites get quantizers; None leaves all of them in float.
-        twin: a program of the same network with other values of its weights, captured on the same example: what was
-            proved of its graph need not be proved again.
+        twin: a program of the same network with other values of its weights: what was proved of a graph of the one need
+            not be proved again of the other's.
         limit: how many graphs are kept; the least recently used goes first.
 
     Attributes:
@@ -118,9 +119,8 @@ class Program(nn.Module):
         self._biases: dict[str, str] = {}
         self.sites: tuple[Site, ...] = ()
         self.quantizers: dict[str, Quantizer] = {}
-        self._proved = twin.variants[0].capture if twin is not None else None
+        self._twins: Twins = Twins() if twin is None else twin._twins  # noqa: SLF001  # of its own class
         first = self.variant(self._checked(inputs))
-        self._proved = None
         self.sites, self.stage_ends = first.sites, first.stage_ends
         self._first = first.capture  # quantizers read its constants, even when its graph has gone
         self._sources = _sources(first, self.operands())
@@ -146,7 +146,7 @@ class Program(nn.Module):
         if known is not None:
             return known
         tried = self.variants
-        return self._holding(inputs, tried) or self._captured_on(inputs, tried)
+        return self._holding(inputs, tried) or self._captured_as(inputs, tried)
 
     def _holding(self, inputs: tuple[Tensor, ...], among: tuple[Variant, ...]) -> Variant | None:
         """The first graph that is right for inputs of these sizes."""
@@ -157,21 +157,34 @@ class Program(nn.Module):
                 return variant
         return None
 
+    def _captured_as(self, inputs: tuple[Tensor, ...], unfit: tuple[Variant, ...]) -> Variant:
+        """A graph other than the unfit ones: one that a twin has for these inputs, or another."""
+        with CAPTURING:
+            for twin in self._twins.of(self.variants):
+                if not (_alike(twin.shapes, _shapes(inputs)) and twin.capture.holds(twin.holder, inputs)):
+                    continue
+                taken = capture(self.holder.model, example_of(twin.shapes, inputs), twin.capture)
+                if same_form(taken.graph, twin.capture.graph):
+                    variant = self._kept(taken, twin.shapes)
+                    return self._holding(inputs, (variant,)) or self._captured_on(inputs, unfit)
+            return self._captured_on(inputs, unfit)
+
     def _captured_on(self, inputs: tuple[Tensor, ...], unfit: tuple[Variant, ...]) -> Variant:
         """A graph other than the unfit ones: another thread's, captured while this one waited, or a new one."""
         with CAPTURING:
             newer = tuple(variant for variant in self.variants if not any(variant is other for other in unfit))
-            found = self._holding(inputs, newer)
-            if found is not None:
-                return found
-            taken = capture(self.holder.model, inputs, self._proved)
-            names = self.holder.keep(taken.constants)
-            taken = taken.renamed(names)
-            self.holder.keep_for(taken, names.values())
-            variant = self._build(taken, _shapes(inputs))
-            self._cache.add(variant.shapes, variant, self.limit)
-            return_freed_memory()
-            return variant
+            return self._holding(inputs, newer) or self._kept(capture(self.holder.model, inputs), _shapes(inputs))
+
+    def _kept(self, taken: Capture, shapes: Shapes) -> Variant:
+        """A new graph, from now on in the cache."""
+        names = self.holder.keep(taken.constants)
+        taken = taken.renamed(names)
+        self.holder.keep_for(taken, names.values())
+        variant = self._build(taken, shapes)
+        self._cache.add(variant.shapes, variant, self.limit)
+        self._twins.add(variant)
+        return_freed_memory()
+        return variant
 
     def _build(self, taken: Capture, shapes: Shapes) -> Variant:
         sites = find_sites(taken.graph)

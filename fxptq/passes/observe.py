@@ -51,6 +51,7 @@ class Observe(Pass):
         """
         if not ctx.images:
             raise InputError("observing needs at least one calibration image")
+        ctx.install_kernels()
         student = ctx.student
         observers = {
             key: _Named(key, self.settings.bins) for key in student.quantizers if student.weight_of(key) is None

@@ -22,13 +22,15 @@ def pinned_codes(student: QuantizedNetwork, weights: Mapping[str, Tensor]) -> It
         weights: the weights whose codes stay, by quantizer key.
     """
     decoded = {key: _Decoded(student, key, weight) for key, weight in weights.items()}
-    with ExitStack() as hooks:
+    with ExitStack() as replaced:
         for key, values in decoded.items():
-            hooks.callback(student.quantizers[key].register_forward_hook(values).remove)
+            quantizer = student.quantizers[key]
+            quantizer.forward = values  # type: ignore[method-assign]  # a hook would quantize first, for nothing
+            replaced.callback(delattr, quantizer, "forward")
         yield
     with torch.no_grad():
         for key, values in decoded.items():
-            student.set_weight(key, values())
+            student.set_weight(key, values(weights[key]))
 
 
 class _Decoded:
@@ -42,6 +44,6 @@ class _Decoded:
             self._coded = self._quantizer.decode(self._codes) == self._weight
         self._all = bool(self._coded.all())
 
-    def __call__(self, *_of_hook: object) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:  # noqa: ARG002  # takes the place of `Quantizer.forward`
         values = self._quantizer.decode(self._codes)
         return values if self._all else torch.where(self._coded, values, self._weight)

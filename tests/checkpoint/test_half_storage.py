@@ -99,3 +99,17 @@ def test_bounds_of_output_channels_take_two_bytes_each(tmp_path: Path) -> None:
     for key in weights:
         assert {content.floats[f".{key}.{name}"].dtype for name in ("lower", "width")} == {torch.float16}
     assert torch.equal(fxptq.load(tmp_path / "m.safetensors", edsr())(inputs(1)), q(inputs(1)))
+
+
+def test_biases_that_a_pass_corrected_are_stored_in_half_precision(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 3, 3, padding=1)).eval()
+    before = model[2].bias.detach().clone()
+    found = fxptq.quantize(model, torch.rand(1, 3, 32, 32), bits=3, preset="quick")
+    bias = found.program.holder.model[2].bias
+    assert (bias - before).abs().max() > 1e-4, "refit has corrected nothing: the test shows nothing"
+    assert torch.equal(bias, bias.half().float())
+    found.save(tmp_path / "half.safetensors")
+    loaded, x = fxptq.load(tmp_path / "half.safetensors", model=model), torch.rand(1, 3, 24, 40)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), found(x))
