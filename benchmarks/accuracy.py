@@ -171,12 +171,14 @@ def _save(student: QuantizedNetwork, file: Path) -> None:
     snapshot = Snapshot.of(student, student.quantizers)
     vectors = {name: vector.detach().clone() for name, vector in student.vectors().items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save((snapshot.stored, snapshot.weights, snapshot.biases, vectors), file)
+    bits = {key: quantizer.bits for key, quantizer in student.quantizers.items()}
+    torch.save((bits, snapshot.stored, snapshot.weights, snapshot.biases, vectors), file)
 
 
 @torch.no_grad()
 def _load(student: QuantizedNetwork, file: Path) -> None:
-    stored, weights, biases, vectors = torch.load(file, weights_only=True)
+    bits, stored, weights, biases, vectors = torch.load(file, weights_only=True)
+    student.set_bits(bits)
     Snapshot(student, stored, weights, biases).restore()
     for name, vector in student.vectors().items():
         vector.copy_(vectors[name])

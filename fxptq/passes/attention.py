@@ -96,7 +96,7 @@ class Attention(Pass):
                 input gives one whole window at least.
         """
 
-        rows: int = 3072
+        rows: int = 1536
 
         def __post_init__(self) -> None:
             super().__post_init__()
