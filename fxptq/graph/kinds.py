@@ -216,9 +216,3 @@ def layers() -> tuple[type[nn.Module], ...]:
 def weight_axis(kind: str) -> int:
     """The axis of a weight along which its outputs lie, by the name of its kind; 0 for a kind without one."""
     return kind_named(kind).weight_axis or 0
-
-
-def geometry_of(node: fx.Node) -> Geometry | None:
-    """The geometry of a convolution; None for any other call, and where the network computes it from sizes."""
-    kind = kind_of(node)
-    return kind.geometry(node) if kind is not None and kind.geometry is not None else None

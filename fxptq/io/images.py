@@ -26,7 +26,7 @@ from fxptq.errors import FxptqError, InputError
 from fxptq.io import deep
 from fxptq.io.deep import Deep
 from fxptq.io.exif import kept_exif, resolution
-from fxptq.io.picture import Picture, Samples
+from fxptq.io.picture import Picture
 
 _log = logging.getLogger("fxptq")
 
@@ -287,20 +287,14 @@ def to_image(tensor: Tensor, value_range: float = 1.0) -> npt.NDArray[np.uint8]:
     Raises:
         FxptqError: the output is not finite, or not one picture.
     """
-    return _levels(tensor, value_range, 255).astype(np.uint8)
+    return _levels(tensor, value_range).astype(np.uint8)
 
 
-def to_samples(tensor: Tensor, value_range: float, white: int) -> Samples:
-    """A network's output as samples of a picture: as `to_image` gives them for a `white` of 255, uint16 for 65535."""
-    levels = _levels(tensor, value_range, white)
-    return levels.astype(np.uint8) if white == 255 else levels.astype(np.uint16)
-
-
-def _levels(tensor: Tensor, value_range: float, white: int) -> npt.NDArray[np.float32]:
+def _levels(tensor: Tensor, value_range: float) -> npt.NDArray[np.float32]:
     if tensor.ndim != 4 or tensor.shape[0] != 1:
         raise FxptqError(f"the network returned shape {tuple(tensor.shape)}; expected one picture, [1, C, H, W]")
     values = tensor.detach()[0].to("cpu", torch.float32)
     if not torch.isfinite(values).all():
         raise FxptqError("the network returned values that are not finite; no picture can be made of them")
-    levels = (values.clamp(0, value_range) * (float(white) / value_range)).round()
+    levels = (values.clamp(0, value_range) * (255.0 / value_range)).round()
     return np.ascontiguousarray(levels.permute(1, 2, 0).numpy())

@@ -114,6 +114,8 @@ class Content:
         curves: loss curves.
         seconds: by stage of the run.
         made_by: command, machine and versions, by name.
+        artefacts: figures of the quality gate, by name; see `fxptq.passes.gate`.
+        warnings: what the quality gate warns of.
     """
 
     title: str
@@ -132,3 +134,5 @@ class Content:
     curves: tuple[Curve, ...]
     seconds: Mapping[str, float]
     made_by: Mapping[str, str]
+    artefacts: Mapping[str, float]
+    warnings: tuple[str, ...]

@@ -49,6 +49,8 @@ def of_quantize(outcome: Outcome, command: str) -> Content:
         curves=tuple(_curves(model.report)),
         seconds=outcome.seconds,
         made_by={"Command": command, **described()},
+        artefacts=model.quality.figures,
+        warnings=model.quality.warnings,
     )
 
 
@@ -77,6 +79,8 @@ def of_compare(comparison: Comparison, command: str) -> Content:
         curves=(),
         seconds={},
         made_by={"Command": command, **described()},
+        artefacts={},
+        warnings=(),
     )
 
 

@@ -45,7 +45,14 @@ def summary(content: Content) -> Markup:
         for score in first
         if score.name == SAMPLES
     ]
-    return join([element("div", *cards, class_="cards"), paragraph, *generated])
+    return join([element("div", *cards, class_="cards"), _warnings(content), paragraph, *generated])
+
+
+def _warnings(content: Content) -> Markup:
+    """What the quality gate warns of; nothing where it does not."""
+    if not content.warnings:
+        return Markup("")
+    return element("ul", *(element("li", f"Warning: {warning}.") for warning in content.warnings), class_="warnings")
 
 
 def _card(title: str, value: str, note: str) -> Markup:
@@ -193,8 +200,26 @@ def training(content: Content) -> Markup:
     return join([table(["pass", "seconds", "notes"], rows), element("div", *charts, class_="charts")])
 
 
+_ARTEFACTS = {
+    "colour_shift": "largest mean error of a colour",
+    "mesh": "mesh: mean errors of the sub-pixel phases, highest minus lowest, in smooth areas",
+    "banding": "banding: largest step of a gradient that should have none",
+    "beyond": "by how much outputs leave the range of the float network's",
+}
+
+
 def colours(content: Content) -> Markup:
-    """Colour shift and ranges of the pictures."""
+    """Artefacts on calibration inputs; colour shift and ranges of the pictures."""
+    measured = {title: content.artefacts[name] for name, title in _ARTEFACTS.items() if name in content.artefacts}
+    artefacts = table(
+        ["artefact", "levels of 255"],
+        [[title, f"{value:.2f}"] for title, value in measured.items()],
+        "Artefacts on held-out calibration inputs",
+    )
+    return join([*([artefacts] if measured else []), _tones(content)])
+
+
+def _tones(content: Content) -> Markup:
     tones = content.contrast.tones
     if not tones:
         return element("p", "No pictures were kept for this page.")

@@ -19,7 +19,6 @@ from fxptq.io.images import (
     read_image,
     read_picture,
     to_image,
-    to_samples,
     to_tensor,
 )
 from fxptq.io.picture import Picture
@@ -417,9 +416,6 @@ def test_a_profile_that_cannot_be_used_is_said_to_be_lost(tmp_path: Path, caplog
 def test_levels_are_on_one_scale_whatever_the_depth() -> None:
     assert Picture(np.array([[[65535, 257, 0]]], np.uint16)).levels.tolist() == [[[255.0, 1.0, 0.0]]]
     assert Picture(np.array([[[255, 1, 0]]], np.uint8)).levels.tolist() == [[[255.0, 1.0, 0.0]]]
-    assert to_samples(torch.tensor([0.0, 1 / 65535, 1.0, 2.0]).reshape(1, 1, 1, 4), 1.0, 65535).ravel().tolist() == [
-        0, 1, 65535, 65535,
-    ]  # fmt: skip
 
 
 def test_a_picture_that_is_a_program_is_none(tmp_path: Path) -> None:

@@ -136,3 +136,22 @@ def test_console_shows_names_as_they_are(outcome: Outcome) -> None:
     assert "1.x: left out by the pattern '1.x'" in text
     assert "30.12 / 0.9000" in text
     assert "1,032 (11.96x smaller)" in text
+
+
+def test_warnings_and_artefacts_of_the_quality_gate_are_on_the_page(outcome: Outcome) -> None:
+    quality = replace(
+        outcome.model.quality,
+        warnings=("mesh: phases differ by 1.9 levels", NASTY),
+        figures={"mesh": 1.94, "colour_shift": -0.25},
+    )
+    model = fxptq.QuantizedModel(outcome.model.program, outcome.model.meta, outcome.model.report, quality)
+    text = page.page(of_quantize(replace(outcome, model=model), "fxptq quantize"))
+    assert text.count('class="warnings"') == 1
+    assert "<li>Warning: mesh: phases differ by 1.9 levels.</li>" in text
+    assert NASTY not in text
+    for shown in ("highest minus lowest", "1.94", "-0.25"):
+        assert shown in text
+    without = fxptq.QuantizedModel(outcome.model.program, outcome.model.meta, outcome.model.report)
+    plain = page.page(of_quantize(replace(outcome, model=without), "fxptq quantize"))
+    assert 'class="warnings"' not in plain
+    assert "highest minus lowest" not in plain
