@@ -24,6 +24,7 @@ DOCUMENTED = {
     "fxptq.quant.grid": "Grids",
     "fxptq.graph.sites": "Sites",
     "fxptq.kernels.backend": "Back ends",
+    "fxptq.export.write": "Export",
 }
 """The modules on the page, in its order, with the titles of their sections."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -56,13 +57,18 @@ from fxptq.graph.randomness import OwnRandomNumbers
 from fxptq.graph.summary import as_html, in_one_line
 from fxptq.graph.tensors import lazy_tensors
 from fxptq.graph.wrappers import network_of
+from fxptq.memory import parse_bytes
 from fxptq.origin import dtype_name, inputs_digest, metadata_of, weights_digest
 from fxptq.passes.base import NO_REPORT, Context, PassReport, build_pass, run_passes
 from fxptq.passes.gate import check_quality
 from fxptq.progress import Progress, Silent
-from fxptq.ranks import current
+from fxptq.ranks import Ranks, current
 from fxptq.recipe import DEFAULT, PassEntry, QuantizeSettings, Recipe
+from fxptq.resume import RunFolder, digest
 from fxptq.sizes import Sizes
+
+if TYPE_CHECKING:
+    from fxptq.export.write import Exported
 
 _log = logging.getLogger("fxptq")
 
@@ -192,6 +198,45 @@ class QuantizedModel(nn.Module):
         integer = lower(self.program, compile=compile, backend=chosen, compare=compare)
         integer.task, integer.writer = self.task, self.save
         return integer
+
+    def export(
+        self, path: str | Path, *, size: tuple[int, int] | None = None, opset: int = 21, integers: bool = False
+    ) -> Exported:
+        """Writes the network for other runtimes: .onnx with quantize-dequantize nodes, or .pt2 for torch.export.
+
+        Args:
+            path: the path of the file; its ending chooses the format.
+            size: height and width of a file for one size. None exports an .onnx file for every size, where the network
+                has a graph of many sizes, and a .pt2 file for the size of the example.
+            opset: the version of ONNX's operators, 21 to 25.
+            integers: whether to refuse a network with sites that runtimes compute in float.
+
+        Returns:
+            What was written, and ONNX Runtime's outputs beside the simulation where it is installed.
+
+        Raises:
+            InputError: a call of the network has no ONNX form, an option does not fit, a package is missing, or the
+                file cannot be written.
+            FxptqError: ONNX Runtime or torch.export fails on the network.
+
+        Examples:
+            >>> q.export("network.onnx").onnx.in_float  # the sites that a runtime computes in float, with the reason
+        """
+        from fxptq.export.write import Settings, export  # noqa: PLC0415  # only for those who ask
+
+        task = self.task
+        facts = {
+            "scale": str(task.scale),
+            "range": f"{task.input.range:g}",
+            "channels": str(task.input.channels),
+            "sizes": str(task.input.sizes),
+            "bits": f"W{self.meta.bits_w}A{self.meta.bits_a}",
+            "task": str(task.task),
+        }
+        return export(
+            self.program, example_of(self.meta), Path(path), Settings(size, opset, integers),
+            sizes=task.input.sizes, white=task.input.range, facts=facts,
+        )  # fmt: skip
 
 
 @torch.inference_mode(mode=False)
@@ -358,6 +403,7 @@ def quantize(
     preset: str = "standard",
     budget: BudgetLike | None = None,
     uniform: bool = False,
+    zero_on_grid: bool = False,
     sites: Mapping[str, BitsLike] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -366,6 +412,8 @@ def quantize(
     value_range: float | None = None,
     multiple: int | None = None,
     degradation: str | Degradation | None = None,
+    resume: str | Path | None = None,
+    memory: int | str | None = None,
 ) -> QuantizedModel:
     """Quantizes a trained network.
 
@@ -389,18 +437,25 @@ def quantize(
         budget: gives each operand its own bits within a budget: 3.0 for average bits, "600k" for the bytes of the
             checkpoint, "12Gbop" for bit operations, or Budget(max_drop=0.1) for the fewest bits that lose so many dB.
         uniform: whether all sites keep the planned bits, also where the preset would allocate them.
+        zero_on_grid: whether every grid gives 0 a code, so that other runtimes can compute on integers (`export`).
         sites: exceptions: bits, or "float", by glob pattern of site names; the first match wins.
         seed: seed of everything random; the same seed gives the same network on the same machine.
         progress: shows the progress of the work.
-        after_pass: called with the name of each pass and the student when the pass is done.
+        after_pass: called with the name of each pass and the student when the pass is done; in a run that goes on, all
+            passes that are done have the student behind the last of them.
         scale: ratio of the output's height and width to the input's. This and the next three arguments replace the
             facts of the recipe, or the facts that trying the network would find.
         value_range: the value of white in the input, 1 or 255.
         multiple: height and width of the input are multiples of this.
         degradation: the degradation of the input: bicubic, noise:SIGMA, jpeg:QUALITY or none.
+        resume: a folder for the state of the run after each pass and within distillation. The same call goes on where
+            a run that was killed has ended, and returns the same network. None keeps no state.
+        memory: bytes, as in 500M or 4G, that moments, samples and answers of the float network may each take at a time
+            beside the networks; None for no limit. The result does not depend on it.
 
     Raises:
-        InputError: bits, recipe, pattern or calibration source are not valid for the network, or a weight holds NaN.
+        InputError: bits, recipe, pattern or calibration source are not valid for the network, a weight holds NaN, or
+            the folder `resume` belongs to another run or holds a damaged file.
         CaptureError: the network cannot be captured; the message says where and why.
         CalibrationError: a pass met a value that is not finite.
 
@@ -413,11 +468,16 @@ def quantize(
     _check_example(example)
     overrides = Overrides(scale, value_range, multiple, degradation)
     settings = recipe if isinstance(recipe, Recipe) else Recipe.load(DEFAULT if recipe is None else recipe)
+    settings = settings.with_zero_on_grid() if zero_on_grid else settings
     checked = check_work(settings, bits, preset=preset, budget=budget, uniform=uniform, sites=sites, seed=seed)
     inputs = example if isinstance(example, tuple) else (example,)
     facts = gather_facts(make_weights_plain(independent_copy(model)), settings, inputs, overrides)
     _log.log(logging.WARNING if facts.fault else logging.INFO, "%s", facts.fault or facts.inferred or settings.title)
-    quantized = quantize_for(facts, model, example, checked, calib, progress=progress, after_pass=after_pass)
+    folder = None if resume is None else RunFolder(Path(resume), current())
+    most = None if memory is None else parse_bytes(memory)
+    quantized = quantize_for(
+        facts, model, example, checked, calib, progress=progress, after_pass=after_pass, folder=folder, memory=most
+    )
     for warning in quantized.quality.warnings if current().first else ():
         _log.warning("%s", warning)
     return quantized
@@ -481,6 +541,8 @@ def quantize_for(
     *,
     progress: Progress | None = None,
     after_pass: Callable[[str, Program], None] | None = None,
+    folder: RunFolder | None = None,
+    memory: int | None = None,
 ) -> QuantizedModel:
     """Quantizes a network whose facts are known.
 
@@ -492,6 +554,8 @@ def quantize_for(
         calib: see `quantize`.
         progress: see `quantize`.
         after_pass: see `quantize`.
+        folder: keeps the state of the run; None for no state.
+        memory: see `quantize`; in bytes.
 
     Raises:
         FxptqError: as `quantize`.
@@ -510,10 +574,7 @@ def quantize_for(
     inputs = example if isinstance(example, tuple) else (example,)
     images, described = _images(calib, facts, inputs, chosen.images, seed)
     images = [converted_inputs(image) for image in images]
-    if ranks.world > 1:
-        ranks.check_same("bits, settings or a seed", (work, chosen))
-        ranks.check_same("calibration inputs", inputs_digest(images))
-        ranks.check_same("weights", weights_digest(model))
+    _check_alike(ranks, (work, chosen), images, model)
     with progress.task("capture", 2) as advance:
         plain = make_weights_plain(independent_copy(model))
         if own_dtype in OTHERS:
@@ -552,6 +613,7 @@ def quantize_for(
         progress=progress,
         ranks=ranks,
         install_kernels=install_kernels,
+        memory=memory,
     )
     patterns = (*work.sites, *chosen.quantize.sites)
     context.fixed, context.nominal = widths_asked(student, bits, patterns)
@@ -563,21 +625,80 @@ def quantize_for(
 
     context.overhead = lambda: overhead(student, metadata(), dtype)
     context.drop = drop_of(facts, context, calib)
-    reports = _run(work.passes, context, lambda name: after_pass(name, student) if after_pass is not None else None)
+    if folder is not None:
+        folder.open(_identity(context, student, work, facts, described, inputs, model))
+    reports = _run(work.passes, context, student, folder, after_pass or (lambda _name, _student: None))
     make_storable(student, dtype)
     with OwnRandomNumbers(seed):
         quality = check_quality(context, settings.input.range)
     return QuantizedModel(student, metadata(), reports, quality)
 
 
-def _run(passes: tuple[PassEntry, ...], context: Context, after_pass: Callable[[str], None]) -> tuple[PassReport, ...]:
-    """Runs passes, each with the same random numbers whatever the passes before it drew."""
-    reports: tuple[PassReport, ...] = ()
-    for step in passes:
-        with OwnRandomNumbers(context.seed):
-            reports += run_passes([(step.name, step.settings)], context)
-        after_pass(step.name)
-    return reports
+def _check_alike(ranks: Ranks, settings: object, images: list[Inputs], model: nn.Module) -> None:
+    """Checks that all processes were given the same."""
+    if ranks.world > 1:
+        ranks.check_same("bits, settings or a seed", settings)
+        ranks.check_same("calibration inputs", inputs_digest(images))
+        ranks.check_same("weights", weights_digest(model))
+
+
+def _run(
+    passes: tuple[PassEntry, ...],
+    context: Context,
+    student: Program,
+    folder: RunFolder | None,
+    after_pass: Callable[[str, Program], None],
+) -> tuple[PassReport, ...]:
+    """Runs the passes that the folder of the run has not behind it, and keeps the state after each of them there."""
+    names = [step.name for step in passes]
+    reports: list[PassReport] = []
+    start = 0
+    if folder is not None:
+        earlier, start = folder.go_on(context, student)
+        reports += earlier
+        context.interim = folder.interim(start)
+    for name in names[:start]:
+        after_pass(name, student)
+    finished = start
+
+    def after(report: PassReport, done: int) -> None:
+        nonlocal finished
+        reports.append(report)
+        if folder is not None:
+            folder.save(context, student, reports, done, names[done:])
+            context.interim = folder.interim(done)
+        if done > finished:
+            finished = done
+            after_pass(report.name, student)
+
+    run_passes([(step.name, step.settings) for step in passes], context, start=start, after=after)
+    return tuple(reports)
+
+
+def _identity(
+    context: Context,
+    student: Program,
+    work: Work,
+    facts: Facts,
+    described: str,
+    example: tuple[Tensor, ...],
+    model: nn.Module,
+) -> dict[str, str]:
+    """All that decides the result of a run, by its name for people; see `RunFolder.open`."""
+    graph = re.sub("0x[0-9a-f]+", "", str(student.variants[0].capture.graph))  # addresses differ between processes
+    return {
+        "seed": str(work.seed),
+        "bits": f"W{work.bits.w}A{work.bits.a}",
+        "preset": work.preset,
+        "passes": digest([(step.name, sorted(step.settings.items())) for step in work.passes]),
+        "settings": digest((facts.recipe.model_dump_json(), sorted(work.sites.items()), facts.sizes, facts.batches)),
+        "calibration": described,
+        "calibration inputs": inputs_digest([*context.images, *context.elsewhere]),
+        "example": inputs_digest([example]),
+        "weights": weights_digest(model),
+        "network": digest(graph),
+        "device": context.device.type,
+    }
 
 
 def install_kernels() -> None:
@@ -608,7 +729,7 @@ def plan_of(settings: QuantizeSettings, bits: Bits, sites: Mapping[str, Bits | L
             *((pattern, parse_bits(text)) for pattern, text in settings.sites.items()),
             *((pattern, high) for pattern in settings.high_sites),
         ),
-        schemes=tuple(settings.schemes.items()),
+        schemes=(("*", "zero_on_grid"),) if settings.zero_on_grid else tuple(settings.schemes.items()),
     )
 
 

@@ -19,7 +19,7 @@ import typer
 from fxptq import __version__, shell
 from fxptq.errors import FxptqError
 from fxptq.io.files import check_writable, write_json
-from fxptq.io.outputs import CHECKPOINT, GRAPHML, JSON, PAGE, Output, check_outputs
+from fxptq.io.outputs import CHECKPOINT, GRAPHML, JSON, ONNX, PAGE, TORCH_EXPORT, Output, check_outputs
 from fxptq.report.tables import FORMS, Form, TableConsole, parse_form
 
 if TYPE_CHECKING:
@@ -233,9 +233,26 @@ def quantize(
     uniform: Annotated[
         bool, typer.Option("--uniform", help="The planned bits everywhere, also where the preset allocates them.")
     ] = False,
+    zero_on_grid: Annotated[
+        bool, typer.Option("--zero-on-grid", help="Give 0 a code on every grid, for integers in other runtimes.")
+    ] = False,
     site: Sites = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    resume: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep the state of the run there; the same command goes on where a run that was killed has ended.",
+        ),
+    ] = None,
+    memory: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="SIZE",
+            help="What statistics may take at a time beside the networks, such as 500M or 4G; the result is the same.",
+        ),
+    ] = None,
     scale: Annotated[
         Optional[int], typer.Option(help="Of the output over the input, if it is not found.", rich_help_panel=OWN)
     ] = None,
@@ -274,6 +291,7 @@ def quantize(
     from fxptq.commands import quantize as command
     from fxptq.commands.budgets import asked_budget
     from fxptq.facts import Overrides
+    from fxptq.memory import parse_bytes
     from fxptq.progress import Silent
     from fxptq.ranks import joined
     from fxptq.report import console
@@ -307,7 +325,10 @@ def quantize(
         Overrides(scale, white, multiple, degradation, None if size is None else parse_size(size)),
         budget=asked,
         uniform=uniform,
+        zero_on_grid=zero_on_grid,
         contrast=page,
+        resume=resume,
+        memory=None if memory is None else parse_bytes(memory),
     )
     with joined(device) as ranks:
         outcome = command.run(options, _progress() if ranks.first else Silent())
@@ -329,17 +350,23 @@ def evaluate(
     ] = False,
     model: Model = None,
     device: Device = "auto",
+    jobs: Annotated[int, typer.Option(help="Number of processes that share the pictures.", rich_help_panel=MEANS)] = 1,
     json_out: JsonOut = None,
     form: Format = None,
 ) -> None:
     """Score a checkpoint on benchmarks."""
     from fxptq.commands import evaluate as command
+    from fxptq.progress import Silent
+    from fxptq.ranks import joined
     from fxptq.report import console
 
     check_outputs(_outputs(json_out), {"CKPT": checkpoint, "--model": model})
-    scores = command.run(checkpoint, tuple(data or ()), model, _progress(), integer=integer, device=device)
-    _write_json(json_out, command.as_json(scores))
-    console.show_scores(_tables(form), scores)
+    options = command.Options(checkpoint, tuple(data or ()), model, integer, device, jobs)
+    with joined(device) as ranks:
+        scores = command.run(options, _progress() if ranks.first else Silent())
+        if ranks.first:
+            _write_json(json_out, command.as_json(scores))
+            console.show_scores(_tables(form), scores)
 
 
 @app.command(
@@ -478,6 +505,44 @@ def upscale(
         raise typer.Exit(1)
 
 
+@app.command(
+    rich_help_panel=USE, epilog="Example: fxptq export small.safetensors -o small.onnx, or: -o small.pt2 --size 64x64"
+)
+def export(
+    checkpoint: Checkpoint,
+    file: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Where to write: .onnx, or .pt2 for torch.export.", rich_help_panel=RESULT),
+    ],
+    size: Annotated[
+        Optional[str],
+        typer.Option(help="HEIGHTxWIDTH of a file for one size; without it, all sizes that one graph serves."),
+    ] = None,
+    opset: Annotated[int, typer.Option(help="The version of ONNX's operators, 21 to 25.")] = 21,
+    integers: Annotated[
+        bool, typer.Option("--integers", help="Refuse a network with sites that runtimes compute in float.")
+    ] = False,
+    model: Model = None,
+    json_out: JsonOut = None,
+    form: Format = None,
+) -> None:
+    """Write a checkpoint for other runtimes: ONNX with quantize-dequantize nodes, or torch.export.
+
+    The file is compared with the simulation in ONNX Runtime, where that is installed, before it is written.
+    """
+    from fxptq.commands import export as command
+    from fxptq.export.write import Settings
+    from fxptq.report import console
+    from fxptq.sizes import parse_size
+
+    kind = TORCH_EXPORT if file.suffix == ".pt2" else ONNX
+    check_outputs(_outputs(json_out, Output("--out", file, kind)), {"CKPT": checkpoint, "--model": model})
+    settings = Settings(None if size is None else parse_size(size), opset, integers)
+    exported = command.run(checkpoint, file, model, settings)
+    _write_json(json_out, command.as_json(exported))
+    console.show_exported(_tables(form), exported)
+
+
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' if count != 1 else ''}"
 
@@ -492,6 +557,12 @@ def inspect(
     model: Model = None,
     site: Sites = None,
     graphml: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Also write the graph as GraphML.")] = None,
+    tensors: Annotated[
+        bool,
+        typer.Option(
+            "--tensors", help="Show the tensors of a checkpoint's file instead: name, shape, bits, bytes, scale."
+        ),
+    ] = False,
     json_out: JsonOut = None,
     form: Format = None,
 ) -> None:
@@ -500,6 +571,12 @@ def inspect(
     from fxptq.commands import inspect as command
     from fxptq.report import console
 
+    if tensors:
+        check_outputs(_outputs(json_out), {"CKPT": subject})
+        content = command.tensors(subject, graphml)
+        _write_json(json_out, content.as_json())
+        console.show_tensors(_tables(form), content)
+        return
     drawn = [Output("--graphml", graphml, GRAPHML)] if graphml is not None else []
     check_outputs(_outputs(json_out, *drawn), {"RECIPE|CKPT": subject, "--model": model})
     sites = command.run(subject, Bits(w, a), model, graphml, tuple(site or ()))

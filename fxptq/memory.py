@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from pathlib import Path
+
+from fxptq.errors import InputError
 
 try:
     import resource
 except ImportError:  # Windows has no such module
     resource = None  # type: ignore[assignment]
 
+_MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+
+def parse_bytes(value: int | str) -> int:
+    """A number of bytes, written as 500M or 4G (of 10**6 and 10**9 bytes) or as a number.
+
+    Raises:
+        InputError: it is written in another way, or is 0.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMGT]?)B?", str(value).strip())
+    number = 0 if found is None or isinstance(value, bool) else int(float(found[1]) * _MULTIPLES[found[2]])
+    if number < 1:
+        raise InputError(f"memory {value!r}: expected a number of bytes, as in 500M or 4G")
+    return number
 
 
 def peak_mb() -> float:

@@ -65,6 +65,20 @@ class Ranks:
         """The items of this process: every `world`-th one. The shares of all processes are all items."""
         return items if self.world == 1 else items[self.rank :: self.world]
 
+    def share_by_size(self, sizes: Sequence[float]) -> list[int]:
+        """The numbers of the items of this process, so that the sums of all processes' sizes are nearly equal.
+
+        The largest item that is left goes to the process with the least so far.
+        """
+        loads = [0.0] * self.world
+        own: list[int] = []
+        for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+            rank = loads.index(min(loads))
+            loads[rank] += max(sizes[index], 1)
+            if rank == self.rank:
+                own.append(index)
+        return sorted(own)
+
     def part(self, batch: Tensor) -> Tensor:
         """The entries of the first axis for this process, in one block; none where there are too few."""
         return batch if self.world == 1 else torch.tensor_split(batch, self.world)[self.rank].clone()

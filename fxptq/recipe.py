@@ -200,6 +200,8 @@ class QuantizeSettings(Frozen):
         schemes: the scheme of operands by glob of `site.slot`, such as "*.qkv.input", or in an attention of
             `site.part`, such as "*.attention" (parts: query, key, attention, value); the first match wins. Operands
             that match none are uniform.
+        zero_on_grid: whether every grid gives 0 a code, as other runtimes ask (scheme `zero_on_grid`), in place of
+            `schemes`.
     """
 
     kinds: tuple[SiteKind, ...] = Field(default_factory=quantizable, strict=False)
@@ -211,6 +213,7 @@ class QuantizeSettings(Frozen):
     high_sites: Annotated[tuple[str, ...], Field(strict=False)] = ()
     sites: dict[str, SiteBits] = {}
     schemes: dict[str, str] = {}
+    zero_on_grid: bool = False
 
 
 class PassEntry(BaseModel):
@@ -385,6 +388,10 @@ class Recipe(Frozen):
     def _presets(self) -> dict[str, PresetTable]:
         shared = {} if self.name == DEFAULT else Recipe.load(DEFAULT).presets
         return {**shared, **self.presets}
+
+    def with_zero_on_grid(self) -> Self:
+        """The same recipe, whose every grid gives 0 a code; see `QuantizeSettings`."""
+        return self.model_copy(update={"quantize": self.quantize.model_copy(update={"zero_on_grid": True})})
 
     @property
     def preset_names(self) -> list[str]:

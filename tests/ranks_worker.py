@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import fxptq
-from fxptq import ranks
+from fxptq import ranks, resume
 from fxptq.errors import FxptqError
+from fxptq.passes.dqc import Training
 from fxptq.quant.observer import Histogram
 from tests.tiny import edsr, inputs, settings
 
@@ -112,6 +113,30 @@ def stopped(folder: Path) -> None:
     """The last process stops in the middle of observing, and is not seen to be gone."""
     _hit(signal.SIGSTOP)
     quantize(folder)
+
+
+def kept(folder: Path) -> None:
+    """A run that keeps its state, after each step of the distillation too."""
+    resume.INTERVAL_S = 0.0
+    passes = settings(f'{{ name = "minmax" }}, {{ name = "dqc", {DQC}, rounding_lr = 0.1 }}')
+    q = fxptq.quantize(edsr(), inputs(1), 4, pictures(), passes, scale=2, value_range=1.0, resume=folder / "state")
+    if ranks.current().first:
+        q.save(folder / "kept.safetensors")
+
+
+def kept_and_killed(folder: Path) -> None:
+    """The last process is killed in the third step of the distillation."""
+    team = ranks.current()
+    plain = Training.step
+
+    def step(self: Training, number: int, done: float) -> float:
+        value = plain(self, number, done)
+        if team.rank == team.world - 1 and number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value
+
+    Training.step = step
+    kept(folder)
 
 
 def _hit(number: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -93,6 +95,15 @@ def test_shares_are_all_items() -> None:
         assert torch.equal(torch.cat([ranks.part(torch.arange(4)) for ranks in parts]), torch.arange(4))
 
 
+def test_shares_by_size_are_all_items_of_nearly_one_sum() -> None:
+    sizes = [5, 90, 40, 0, 30, 20, 7]
+    for world, largest in ((1, 193), (2, 97), (3, 90)):  # of the sums with a size of 0 counted as 1
+        parts = [Ranks(rank, world).share_by_size(sizes) for rank in range(world)]
+        assert sorted(i for part in parts for i in part) == list(range(7))
+        assert max(sum(max(sizes[i], 1) for i in part) for part in parts) == largest
+    assert Ranks(4, 5).share_by_size([1, 1]) == []
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_sums_are_those_of_all_processes(tmp_path: Path, world: int) -> None:
     ended = launch("sums", tmp_path, world)
@@ -166,18 +177,32 @@ def test_a_process_that_is_gone_is_named_and_ends_all(tmp_path: Path, task: str,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="signals of POSIX")
+def test_processes_go_on_where_one_was_killed(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert launch("kept", whole, 2).statuses == [0, 0]
+    assert all(launch("kept_and_killed", killed, 2).statuses)
+    assert {path.name for path in (killed / "state").iterdir()} == {"student.safetensors", "pass.safetensors"}
+    assert not (killed / "kept.safetensors").exists()
+    assert launch("kept", killed, 2).statuses == [0, 0]
+    assert (killed / "kept.safetensors").read_bytes() == (whole / "kept.safetensors").read_bytes()
+    ended = launch("kept", killed, 1)
+    assert ended.statuses == [1]
+    assert "number of processes 2, and this one has 1" in ended.lines[0]
+
+
 def test_torchrun_writes_the_file_of_one_process(tmp_path: Path) -> None:
     text = RECIPE.replace("images = 2", "images = 3")
     recipe, weights = write_recipe(tmp_path, text)
     picture(tmp_path / "calib" / "a.png")
     picture(tmp_path / "calib" / "b" / "c.png", mode="L")
     command = ["-m", "fxptq", "quantize", "--recipe", recipe, "--weights", weights, "--device", "cpu"]
-    command += ["--preset", "quick", "--calib", str(tmp_path / "calib"), "--out"]
+    command += ["--preset", "quick", "--calib", str(tmp_path / "calib"), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for start, out in (([], "one"), (run, "two")):
         ran = subprocess.run(  # noqa: S603  # this checkout
-            [sys.executable, *start, *command, str(tmp_path / f"{out}.safetensors")],
+            [sys.executable, *start, *command, f"{out}.json", "--out", f"{out}.safetensors"],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -188,3 +213,9 @@ def test_torchrun_writes_the_file_of_one_process(tmp_path: Path) -> None:
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.count("tiny, W4A4") == 1
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    one, two = (json.loads((tmp_path / f"{out}.json").read_text()) for out in ("one", "two"))
+    assert one["eval"] == two["eval"]
+    pages = [(tmp_path / f"{out}.html").read_text() for out in ("one", "two")]
+    pictures_of_each = [re.findall(r"data:image/[a-z]+;base64,[\w+/=]+", page) for page in pages]
+    assert len(pictures_of_each[0]) > 4
+    assert pictures_of_each[0] == pictures_of_each[1]

@@ -1,13 +1,16 @@
-"""`fxptq inspect`: the table of a network's sites, and its graph as GraphML."""
+"""`fxptq inspect`: the table of a network's sites, its graph as GraphML, and the tensors of a checkpoint's file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fxptq.api import plan_of
 from fxptq.bits import Bits
+from fxptq.checkpoint import file as checkpoints
+from fxptq.checkpoint.tensors import StoredTensor, stored_tensors
 from fxptq.commands.evaluate import open_checkpoint
 from fxptq.commands.source import example_of, from_factory, parse_site
 from fxptq.errors import InputError
@@ -68,3 +71,32 @@ def as_json(sites: Sequence[Site]) -> dict[str, Any]:
         ],
         "float_sites": [{"name": site.name, "reason": site.reason} for site in sites if site.reason],
     }
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The tensors of a checkpoint's file, and the bytes of each of its parts."""
+
+    tensors: tuple[StoredTensor, ...]
+    sizes: checkpoints.ByteCounts
+
+    def as_json(self) -> dict[str, Any]:
+        """The shape scripts rely on."""
+        return {
+            "tensors": [asdict(one) for one in self.tensors],
+            "bytes": asdict(self.sizes) | {"file": self.sizes.total},
+        }
+
+
+def tensors(subject: str | None, graphml: Path | None) -> Contents:
+    """The tensors of a checkpoint's file; no network is built.
+
+    Raises:
+        InputError: no file is named, or a graph is asked for as well.
+        CheckpointError: the file is no checkpoint.
+    """
+    if subject is None or subject.endswith(".toml"):
+        raise InputError("--tensors: name a checkpoint, as in fxptq inspect small.safetensors --tensors")
+    if graphml is not None:
+        raise InputError("--tensors reads the file alone and makes no graph: leave --graphml out")
+    return Contents(stored_tensors(checkpoints.read(subject)), checkpoints.byte_counts(subject))

@@ -16,9 +16,9 @@ from fxptq.commands.scores import open_sets, score_sets
 from fxptq.commands.source import Source, device_of, example_of, open_network, parse_site
 from fxptq.data.sources import SYNTHETIC, check_calibration
 from fxptq.errors import InputError
-from fxptq.evaluate.contrast import NOTHING_SEEN, Contrast, Watch
+from fxptq.evaluate.contrast import NOTHING_SEEN, Contrast, Watch, joined_contrast
 from fxptq.evaluate.restore import NetworkRun
-from fxptq.evaluate.score import SetScore
+from fxptq.evaluate.score import SetScore, from_json, to_json
 from fxptq.facts import NO_OVERRIDES, Overrides, gather_facts
 from fxptq.graph import Program
 from fxptq.graph.sites import mean_bits
@@ -27,6 +27,7 @@ from fxptq.memory import peak_mb
 from fxptq.passes.base import get_pass
 from fxptq.progress import Overall
 from fxptq.ranks import current
+from fxptq.resume import RunFolder
 from fxptq.stages import Stage
 
 T = TypeVar("T")
@@ -50,7 +51,10 @@ class Options:
     overrides: Overrides = NO_OVERRIDES
     budget: Budget | None = None
     uniform: bool = False
+    zero_on_grid: bool = False
     contrast: bool = True
+    resume: Path | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Outcome:
 
 
 def run(options: Options, progress: Overall) -> Outcome:
-    """Quantizes, scores and writes; of several processes, all score, and the first one writes.
+    """Quantizes, scores and writes; several processes share the pictures to score, and the first one writes.
 
     Raises:
         FxptqError: as `fxptq.quantize` and the readers of weights, pictures and sets do.
@@ -117,12 +121,15 @@ def run(options: Options, progress: Overall) -> Outcome:
 
 
 def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
+    ranks = current()
     check_name(options.out)
-    if current().first:
+    if ranks.first:
         check_writable(options.out)
     exceptions = dict(map(parse_site, options.sites))
     seconds: dict[str, float] = {}
     source = open_network(options.recipe, options.factory, options.weights)
+    if options.zero_on_grid:
+        source = replace(source, recipe=source.recipe.with_zero_on_grid())
     device = device_of(options.device)
     work = check_work(
         source.recipe,
@@ -144,13 +151,17 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     last_bounds = max((i for i, step in enumerate(work.passes) if get_pass(step.name).sets_bounds), default=-1)
     names = [step.name for step in work.passes]
     next_stage = shown.enter_context(progress.run(f"quantize {source.name}", stages_of(names, last_bounds)))
+    folder = None
+    if options.resume is not None:
+        named = ", ".join(f"{one.name} ({len(one)})" for one in sets)
+        folder = RunFolder(options.resume, ranks, {"benchmark sets": named})
     watch = Watch(recipe.task, recipe.input.range) if options.contrast else None
     scores = {
         "fp": _timed(
             seconds,
             "evaluate",
             lambda: score_sets(
-                NetworkRun(model, device, scale), sets, recipe, progress, "float", watch.first if watch else None
+                NetworkRun(model, device, scale), sets, recipe, progress, "float", watch.first if watch else None, ranks
             ),
         )
     }
@@ -162,16 +173,24 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
         done.append(name)
         next_stage()
         if len(done) - 1 == last_bounds and len(done) < len(names):  # else the final scores are those of the bounds
-            scores["dobi"] = _timed(
-                seconds,
-                "evaluate",
-                lambda: score_sets(NetworkRun(student, device, scale), sets, recipe, progress, "bounds"),
-            )
+
+            def score() -> list[SetScore]:
+                return score_sets(NetworkRun(student, device, scale), sets, recipe, progress, "bounds", ranks=ranks)
+
+            scores["dobi"] = _timed(seconds, "evaluate", lambda: _noted(folder, score))
             next_stage()
 
     started, scoring = time.perf_counter(), seconds["evaluate"]
     quantized = quantize_for(
-        facts, model, example_of(recipe).to(device), work, options.calib, progress=progress, after_pass=after_pass
+        facts,
+        model,
+        example_of(recipe).to(device),
+        work,
+        options.calib,
+        progress=progress,
+        after_pass=after_pass,
+        folder=folder,
+        memory=options.memory,
     )
     for report in quantized.report:
         seconds[report.name] = seconds.get(report.name, 0.0) + report.seconds
@@ -181,7 +200,13 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
         seconds,
         "evaluate",
         lambda: score_sets(
-            NetworkRun(quantized, device, scale), sets, recipe, progress, "quantized", watch.second if watch else None
+            NetworkRun(quantized, device, scale),
+            sets,
+            recipe,
+            progress,
+            "quantized",
+            watch.second if watch else None,
+            ranks,
         ),
     )
     if last_bounds == len(names) - 1:
@@ -189,11 +214,18 @@ def _run(options: Options, progress: Overall, shown: ExitStack) -> Outcome:
     next_stage()
     parameters = sum(p.numel() for p in model.parameters()) * 4
     parts, peak = _written(quantized, options.out), peak_mb()
-    contrast = watch.result() if watch else NOTHING_SEEN
+    contrast = joined_contrast(ranks.gather(watch.result()), scores["fp"]) if watch else NOTHING_SEEN
     opened_with = () if quantized.meta.recipe else ("--model", opener(options))
     return Outcome(
         source, quantized, scores, parameters, parts, seconds, peak, options.out, facts.inferred, opened_with, contrast
     )
+
+
+def _noted(folder: RunFolder | None, score: Callable[[], list[SetScore]]) -> list[SetScore]:
+    """Scores that are measured once in a run, however often it is killed: later, the network is another one."""
+    if folder is None:
+        return score()
+    return [from_json(one) for one in folder.noted("scores of the bounds", lambda: [to_json(one) for one in score()])]
 
 
 def opener(options: Options) -> str:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fxptq.errors import InputError
 from fxptq.evaluate.restore import fitted
-from fxptq.evaluate.score import SetScore, evaluate
+from fxptq.evaluate.score import SetScore, evaluate, pictures_of
 from fxptq.evaluate.sets import BenchmarkSet, Pair, open_set, parse_data, samples
 from fxptq.evaluate.tiles import Run
 from fxptq.progress import Advance, Progress
+from fxptq.ranks import ALONE, Ranks
 from fxptq.recipe import Recipe
 
 
@@ -41,11 +42,22 @@ def score_sets(
     progress: Progress,
     what: str,
     seen: Callable[[str, Pair, Tensor], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[SetScore]:
-    """Scores a network on each set; `seen` gets the set's name, each pair, and the output for it."""
+    """Scores a network on each set.
+
+    Args:
+        run: the network.
+        sets: the sets.
+        recipe: what the network takes and gives.
+        progress: shows the pictures of this process.
+        what: names the network there.
+        seen: gets the set's name, each pair, and the output for it; in each process its own pairs.
+        ranks: the processes that share the pictures by size; each of them gets all scores.
+    """
     scores = []
     for benchmark in sets:
-        with progress.task(f"{what} on {benchmark.name}", len(benchmark)) as advance:
+        with progress.task(f"{what} on {benchmark.name}", len(pictures_of(benchmark, ranks))) as advance:
             scores.append(
                 evaluate(
                     fitted(run, recipe.pictures),
@@ -53,6 +65,7 @@ def score_sets(
                     value_range=recipe.input.range,
                     progress=partial(_advance, advance),
                     seen=partial(seen, benchmark.name) if seen is not None else None,
+                    ranks=ranks,
                 )
             )
     return scores

@@ -6,19 +6,14 @@ that was interrupted is taken up by the next one.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from fxptq.commands.pictures import STREAM, Job, Jobs, plan_jobs
+from fxptq.commands.pool import in_processes, threads_of_each
 from fxptq.commands.restorer import Restorer, Settings
 from fxptq.errors import FxptqError, InputError
 from fxptq.io.files import check_writable, write_bytes
@@ -104,44 +99,22 @@ def _one_by_one(jobs: Jobs, settings: Settings, progress: Progress) -> Upscaled:
 
 def _in_processes(jobs: Jobs, settings: Settings, count: int, progress: Progress) -> Upscaled:
     """Each process restores one picture at a time, and takes its part of the processor's cores and of the memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     tiling = replace(settings.tiling, share=settings.tiling.share / count)
-    own = replace(settings, tiling=tiling, threads=max(1, cores // count))
+    own = replace(settings, tiling=tiling, threads=threads_of_each(count))
     failures: dict[Job, str] = {}
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_leave_interrupts)
-    try:
-        waiting = {pool.submit(_restore_one, own, job): job for job in jobs.todo}
-        with progress.task(f"upscale in {count} processes", len(jobs.todo)) as advance:
-            for job, found in _finished(waiting):
-                failures |= {job: found} if found else {}
-                advance(note=job.read.name)
-    except BaseException as error:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        if not isinstance(error, BrokenProcessPool):
-            raise
-        raise FxptqError(
-            f"a process was killed, perhaps because memory has ended: give fewer than {count} --jobs, or a smaller "
-            "--tile; the pictures that are written stay (--skip-existing goes on from there)"
-        ) from None
-    pool.shutdown()
+    remedy = (
+        f"give fewer than {count} --jobs, or a smaller --tile; the pictures that are written stay (--skip-existing "
+        "goes on from there)"
+    )
+    with (
+        in_processes(count, partial(_restore_one, own), jobs.todo, remedy) as finished,
+        progress.task(f"upscale in {count} processes", len(jobs.todo)) as advance,
+    ):
+        for job, found in finished:
+            failures |= {job: found} if found else {}
+            advance(note=job.read.name)
     written = tuple(job.write for job in jobs.todo if job not in failures)
     return Upscaled(written, (), tuple(failures[job] for job in jobs.todo if job in failures))
-
-
-def _finished(waiting: dict[Future[str], Job]) -> Iterator[tuple[Job, str]]:
-    """The pictures as they are done, with the reason of each failure."""
-    left = set(waiting)
-    while left:
-        done, left = wait(left, return_when=FIRST_COMPLETED)
-        for future in done:
-            yield waiting[future], future.result()
-
-
-def _leave_interrupts() -> None:
-    """A process of the pool ends silently at Ctrl-C; the first process says what has happened."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _restore_one(settings: Settings, job: Job) -> str:

@@ -7,6 +7,7 @@ that were computed to be scored; the same outputs give the same patches.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from fxptq.data.degrade import Degradation
 from fxptq.data.resize import imresize
 from fxptq.evaluate.metrics import psnr
+from fxptq.evaluate.score import SetScore
 from fxptq.evaluate.sets import Pair
 from fxptq.io.images import to_image
 
@@ -187,6 +189,25 @@ class Watch:
         heapq.heappush(self._worst, (patch.error, self._number, patch))
         if len(self._worst) > MOST_PATCHES:
             heapq.heappop(self._worst)
+
+
+def joined_contrast(parts: Sequence[Contrast], scores: Sequence[SetScore]) -> Contrast:
+    """What several processes have seen of their shares of the pictures, as one process sees all of them.
+
+    Args:
+        parts: one for each process.
+        scores: of all pictures, in the order of the sets.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    every = [(score.name, name) for score in scores for name in score.images]
+    order = {key: number for number, key in enumerate(every)}
+    tones = sorted((tone for part in parts for tone in part.tones), key=lambda one: order[one.benchmark, one.picture])
+    patches = sorted(
+        (patch for part in parts for patch in part.patches),
+        key=lambda one: (-one.error, order[one.benchmark, one.picture]),
+    )
+    return Contrast(tuple(patches[:MOST_PATCHES]), tuple(tones), sum(part.skipped for part in parts))
 
 
 def worst_places(first: Pixels, second: Pixels, side: int = SIDE, count: int = EACH) -> list[tuple[float, int, int]]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from fxptq.data.pairs import INPUT, TARGET, is_paired, pairs_in
 from fxptq.data.sources import clean_pictures
 from fxptq.data.synthetic import synthetic_image
 from fxptq.errors import InputError
-from fxptq.io.images import list_images, read_image
+from fxptq.io.images import list_images, pixels_in, read_image
 from fxptq.sizes import ANY_SIZE, Size, Sizes
 
 SAMPLES = "samples"  # the name of the set made without files
@@ -41,6 +42,19 @@ class Pair:
     hr: npt.NDArray[np.uint8]
 
 
+class Maker(Protocol):
+    """Makes a pair when it is called."""
+
+    @property
+    def pixels(self) -> int:
+        """About the number of pixels of the pair's pictures, without reading them; 0 if it is not known."""
+        ...
+
+    def __call__(self) -> Pair:
+        """The pair."""
+        ...
+
+
 @dataclass(frozen=True)
 class BenchmarkSet:
     """A named sequence of pairs, each made when it is asked for.
@@ -48,12 +62,12 @@ class BenchmarkSet:
     Attributes:
         name: as given on the command line and shown in reports.
         task: what separates input and clean picture.
-        makers: one function for each pair.
+        makers: one for each pair.
     """
 
     name: str
     task: Degradation
-    makers: tuple[Callable[[], Pair], ...]
+    makers: tuple[Maker, ...]
 
     @property
     def scale(self) -> int:
@@ -203,6 +217,10 @@ class _Made:
     degradation: Degradation
     seed: tuple[int, int, int]
 
+    @property
+    def pixels(self) -> int:
+        return int(self.hr.shape[0]) * int(self.hr.shape[1])
+
     def __call__(self) -> Pair:
         return Pair(self.name, self.degradation.apply(self.hr, np.random.default_rng(self.seed)), self.hr)
 
@@ -214,6 +232,10 @@ class _Stored:
     scale: int
     channels: int
     name: str = ""
+
+    @property
+    def pixels(self) -> int:
+        return pixels_in(self.lr)
 
     def __call__(self) -> Pair:
         lr, hr = read_image(self.lr, self.channels), read_image(self.hr, self.channels)
@@ -236,6 +258,10 @@ class _Degraded:
     seed: int
     name: str
 
+    @property
+    def pixels(self) -> int:
+        return pixels_in(self.hr)
+
     def __call__(self) -> Pair:
         hr = read_image(self.hr, self.channels)
         rng = np.random.default_rng([self.seed, zlib.crc32(self.hr.stem.encode())])
@@ -249,6 +275,10 @@ class _Generated:
     channels: int
     size: Size
     seed: int
+
+    @property
+    def pixels(self) -> int:
+        return self.size[0] * self.size[1]
 
     def __call__(self) -> Pair:
         height, width = (side * self.degradation.scale for side in self.size)

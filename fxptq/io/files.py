@@ -15,6 +15,7 @@ import re
 import secrets
 import stat
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,20 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         InputError: the file cannot be written.
     """
+    write_pieces(path, (data,))
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """Writes a file as `write_bytes` does, piece by piece, so that its content need not be in memory at once.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     try:
         if _written_in_place(path):
-            _write_in_place(path, data)
+            _write_in_place(path, pieces)
         else:
-            _replace(_followed(path), data)
+            _replace(_followed(path), pieces)
     except OSError as error:
         raise _refused(path, error) from None
 
@@ -96,12 +106,12 @@ def _expressible(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _replace(target: Path, data: bytes) -> None:
+def _replace(target: Path, pieces: Iterable[bytes]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, part = _new_part(target.parent)
     try:
         with open(handle, "wb") as stream:  # noqa: PTH123  # of a handle
-            stream.write(data)
+            stream.writelines(pieces)
             stream.flush()
             os.fsync(stream.fileno())
             with contextlib.suppress(OSError):  # a private file stays private
@@ -136,7 +146,7 @@ def _written_in_place(path: Path) -> bool:
         return False
 
 
-def _write_in_place(path: Path, data: bytes) -> None:
+def _write_in_place(path: Path, pieces: Iterable[bytes]) -> None:
     descriptor = _descriptor(path)
     if descriptor is not None:  # opening it anew would start over at the beginning of a file
         for stream in (sys.stdout, sys.stderr):
@@ -144,7 +154,7 @@ def _write_in_place(path: Path, data: bytes) -> None:
                 stream.flush()
     handle = os.dup(descriptor) if descriptor is not None else os.open(path, os.O_WRONLY)
     with open(handle, "wb") as file:  # noqa: PTH123  # of a handle
-        file.write(data)
+        file.writelines(pieces)
 
 
 def _descriptor(path: Path) -> int | None:

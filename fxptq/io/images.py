@@ -211,6 +211,15 @@ def _in_8_bits(picture: Deep) -> Image.Image:
     return Image.fromarray(bytes_of[:, :, 0] if bytes_of.shape[2] == 1 else bytes_of)
 
 
+def pixels_in(path: Path) -> int:
+    """The number of pixels that the header of a picture claims; 0 if it cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            return picture.width * picture.height
+    except Exception:  # noqa: BLE001  # whoever reads the picture says what is wrong with it
+        return 0
+
+
 def list_images(folder: Path) -> list[Path]:
     """The pictures directly in `folder`, by suffix, sorted by name; other files and hidden ones are passed over.
 

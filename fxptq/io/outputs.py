@@ -30,6 +30,8 @@ CHECKPOINT = Kind("a checkpoint of fxptq", lambda head: head[8:].startswith(b'{"
 JSON = Kind("a JSON object", lambda head: head.lstrip().startswith(b"{"))
 PAGE = Kind("a report of fxptq", lambda head: head.startswith(b"<!doctype html><html lang=") and b"fxptq" in head)
 GRAPHML = Kind("GraphML", lambda head: b"<graphml" in head)
+ONNX = Kind("an ONNX file of fxptq", lambda head: head[:1] == b"\x08" and b"\x12\x05fxptq" in head[:16])
+TORCH_EXPORT = Kind("a file of torch.export", lambda head: head.startswith(b"PK") and b"archive" in head)
 
 
 @dataclass(frozen=True)

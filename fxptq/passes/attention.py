@@ -19,7 +19,7 @@ from torch import Tensor
 from fxptq.errors import FxptqError, InputError
 from fxptq.passes.base import Context, Operand, Pass, PassReport, QuantizedNetwork, register
 from fxptq.passes.judge import Judge, StagedSettings, State
-from fxptq.passes.samples import Take, evenly, in_memory, sample
+from fxptq.passes.samples import Take, evenly, in_memory, most_bytes, sample
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.schemes.affine import Affine, short
@@ -122,7 +122,8 @@ class Attention(Pass):
         sizes = _shapes_elsewhere(ctx, keys)
         states: list[State] = []
         with ctx.progress.task("attention", len(products)) as advance:
-            for part in in_memory(products, lambda one: self._nbytes(one, inputs) * inputs):
+            nbytes = partial(self._nbytes, inputs=inputs)
+            for part in in_memory(products, lambda one: nbytes(one) * inputs, most_bytes(ctx)):
                 samples = sample(ctx, judge.inputs, _takes([(one, self._windows(one, inputs)) for one in part]))
                 for product in part:
                     factors = [samples.pop(operand.quantizer) for operand in (product.lhs, product.rhs)]

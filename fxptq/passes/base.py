@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
@@ -22,6 +22,8 @@ from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
 from fxptq.graph.geometry import Geometry
 from fxptq.graph.outputs import WHOLE_OUTPUT, PictureOutput
+from fxptq.graph.randomness import OwnRandomNumbers
+from fxptq.passes.interim import Interim, NothingKept
 from fxptq.progress import Progress, Silent
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
@@ -170,13 +172,17 @@ class Context:
             used for calibration; None where there are no such pictures.
         statistics: by quantizer key, the distribution of the tensor it sees in float; filled by `observe`.
         moments: by key of a weight's quantizer, the sum of x x^T over the inputs x that its rows multiply,
-            [groups, inputs, inputs] with the groups of a grouped convolution; filled by `moments`.
+            [groups, inputs, inputs] with the groups of a grouped convolution; filled by `moments`. On disk where they
+            take more than `memory`.
         collected: names of the statistics gathered so far.
         seed: seed of everything random.
         progress: shows the progress of the passes.
         ranks: the processes that work on these networks; each of them has its own copies of all that is here.
         install_kernels: installs compiled kernels behind the operators that quantizers call, where there are any. A
             pass that runs them many times calls it first; it may take a while, once a machine.
+        interim: takes the state of a long pass while it works.
+        memory: bytes that moments, samples and answers of the teacher may each take at a time; None for no limit. No
+            result depends on it.
     """
 
     student: QuantizedNetwork
@@ -191,12 +197,14 @@ class Context:
     overhead: Callable[[], int] | None = None
     drop: Callable[[], float] | None = None
     statistics: dict[str, Distribution] = field(default_factory=dict)
-    moments: dict[str, Tensor] = field(default_factory=dict)
+    moments: MutableMapping[str, Tensor] = field(default_factory=dict)
     collected: set[str] = field(default_factory=set)
     seed: int = 0
     progress: Progress = field(default_factory=Silent)
     ranks: Ranks = ALONE
     install_kernels: Callable[[], object] = lambda: None
+    interim: Interim = field(default_factory=NothingKept)
+    memory: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -329,12 +337,26 @@ def build_pass(name: str, options: Mapping[str, object] | None = None) -> Pass:
         raise InputError(f"pass {name!r}: {error}") from None
 
 
-def run_passes(passes: Iterable[tuple[str, Mapping[str, object]]], ctx: Context) -> tuple[PassReport, ...]:
+AfterPass = Callable[[PassReport, int], None]
+"""Called after a pass with its report and the number of entries of the list that are done."""
+
+
+def run_passes(
+    passes: Iterable[tuple[str, Mapping[str, object]]],
+    ctx: Context,
+    *,
+    start: int = 0,
+    after: AfterPass = lambda _report, _done: None,
+) -> tuple[PassReport, ...]:
     """Run passes in order. Before a pass, run the passes that gather the statistics that it needs and nobody gathered.
+
+    Each pass draws the same random numbers, whatever the passes before it drew.
 
     Args:
         passes: (name, settings) of each pass, as in a recipe; all are checked before the first runs.
         ctx: the networks and inputs that they work on.
+        start: the number of passes, from the first on, that `ctx` has behind it.
+        after: called after every pass that ran, also one that gathered statistics.
 
     Returns:
         The report of every pass that ran, also of the passes that gathered statistics.
@@ -344,17 +366,24 @@ def run_passes(passes: Iterable[tuple[str, Mapping[str, object]]], ctx: Context)
         CalibrationError: from a pass that could not go on.
     """
     reports: list[PassReport] = []
-    for name, step in [(name, build_pass(name, options)) for name, options in passes]:
+
+    def run(name: str, step: Pass, done: int) -> None:
+        reports.append(_run(name, step, ctx))
+        after(reports[-1], done)
+
+    steps = [(name, build_pass(name, options)) for name, options in passes]
+    for index, (name, step) in enumerate(steps[start:], start):
         for statistic in sorted(step.needs - ctx.collected):
             provider = _provider(statistic, name)
-            reports.append(_run(provider, build_pass(provider), ctx))
-        reports.append(_run(name, step, ctx))
+            run(provider, build_pass(provider), index)
+        run(name, step, index + 1)
     return tuple(reports)
 
 
 def _run(name: str, step: Pass, ctx: Context) -> PassReport:
     start = time.perf_counter()
-    report = step.run(ctx)
+    with OwnRandomNumbers(ctx.seed):
+        report = step.run(ctx)
     _agree(ctx)
     ctx.collected |= step.provides
     return replace(report, name=name, seconds=time.perf_counter() - start)

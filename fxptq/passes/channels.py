@@ -17,7 +17,7 @@ from torch import Tensor
 from fxptq.errors import InputError
 from fxptq.passes.base import Context, Pass, PassReport, QuantizedNetwork, Site, register
 from fxptq.passes.judge import Judge, StagedSettings, State
-from fxptq.passes.samples import Take, evenly, in_memory, sample
+from fxptq.passes.samples import Take, evenly, in_memory, most_bytes, sample
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.schemes.affine import Affine, short
@@ -107,7 +107,7 @@ class Channels(Pass):
         start = judge.error
         chosen: list[tuple[Group, str, State]] = []
         with ctx.progress.task("channels", len(groups)) as advance:
-            for part in in_memory(groups, self._nbytes):
+            for part in in_memory(groups, self._nbytes, most_bytes(ctx)):
                 samples = sample(ctx, judge.inputs, {group.key: self._take(group, judge) for group in part})
                 for group in part:
                     name, state = self._choose(ctx.student, group, samples.pop(group.key))

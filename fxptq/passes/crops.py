@@ -85,6 +85,7 @@ class Batches:
 
     Attributes:
         held: the batches to evaluate on.
+        generator: source of randomness.
 
     Raises:
         InputError: if a picture is not [1, C, H, W].
@@ -103,7 +104,7 @@ class Batches:
         elsewhere: Sequence[Inputs] = (),
     ) -> None:
         self._training, holdout = (list(images), list(elsewhere)) if elsewhere else split(images, fraction, generator)
-        self._batch, self._generator = batch, generator
+        self._batch, self.generator = batch, generator
         self._crops: Crops | None = None
         self.held: list[Inputs] = list(holdout)
         crop_size = _crop_size([*images, *elsewhere], size, sizes)
@@ -114,7 +115,7 @@ class Batches:
     def draw(self) -> Inputs:
         """A random batch to train on."""
         if self._crops is None:
-            return self._training[int(torch.randint(len(self._training), (), generator=self._generator))]
+            return self._training[int(torch.randint(len(self._training), (), generator=self.generator))]
         return self._crops.augmented(self._batch)
 
     def fixed(self, crops: int) -> list[Inputs]:

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.errors import CalibrationError, InputError
+from fxptq.io.state_file import State
 from fxptq.passes.base import Context, Pass, PassReport, QuantizedNetwork, register
+from fxptq.passes.course import Course, resume, state_of
 from fxptq.passes.crops import Batches
 from fxptq.passes.distill import DistillationLoss, FeatureScale
-from fxptq.passes.lessons import fresh_lessons, repeated_lessons
+from fxptq.passes.lessons import KeptLessons, fresh_lessons, repeated_lessons
 from fxptq.passes.offsets import learned_offsets, movable_weights
 from fxptq.passes.pinned import pinned_codes
 from fxptq.passes.teaching import Teaching
@@ -183,10 +185,11 @@ class Training:
             generator=generator,
             elsewhere=ctx.elsewhere if settings.holdout_origin == "other" else (),
         )
-        self.held = [self.teaching.teach(batch) for batch in batches.held]
+        self.held = KeptLessons(batches.held, self.teaching.teach, ctx.memory)
         self.lessons = fresh_lessons(batches, self.teaching.teach)
         if settings.crops:
-            memory = settings.answers_mb * 10**6
+            own = settings.answers_mb * 10**6
+            memory = own if ctx.memory is None else min(own, ctx.memory)
             self.lessons = repeated_lessons(
                 batches, self.teaching.teach, crops=settings.crops, memory=memory, generator=generator
             )
@@ -197,42 +200,57 @@ class Training:
 
     def run(self) -> PassReport:
         """All steps; afterwards the parameters have the best state."""
-        settings, start = self.settings, time.perf_counter()
-        first = best = self.evaluate()
-        best_state, best_step, waited = self._state(), 0, 0
-        losses, evaluations, retreats, last = [], [first], 0, False
+        settings, interim = self.settings, self.ctx.interim
+        saved = interim.load("dqc")
+        course = self._begun() if saved is None else resume(saved, self.vectors, self.optimizer, self.lessons)
+        started, first, last = time.perf_counter() - course.seconds, course.evaluations[0], False
         backs_off = settings.backoff < 1 and settings.rounding_lr == 0
         try:
             with self.ctx.progress.task("dqc", settings.steps) as advance:
-                for step in range(1, settings.steps + 1):
-                    losses.append(self.step(step, min(1.0, self._done(step - 1, time.perf_counter() - start))))
+                done = len(course.losses)
+                advance(done)
+                for step in range(done + 1, settings.steps + 1):
+                    course.losses.append(self.step(step, min(1.0, self._done(step - 1, time.perf_counter() - started))))
                     if not self.reached:
                         break
-                    last = self._done(step, time.perf_counter() - start) >= 1
+                    last = self._done(step, time.perf_counter() - started) >= 1
                     if step % settings.eval_every == 0 or last:
-                        evaluations.append(self.evaluate())
-                        waited += 1
-                        if evaluations[-1] < best:
-                            best, best_state, best_step, waited = evaluations[-1], self._state(), step, 0
-                        elif evaluations[-1] > first and backs_off and not last:
-                            self._back_off(best_state)
-                            retreats += 1
-                    advance(note=f"loss {evaluations[-1]:.4g}")
-                    if last or (settings.patience and waited >= settings.patience):
+                        error = self.evaluate()
+                        course.evaluations.append(error)
+                        course.waited += 1
+                        if error < course.best:
+                            course.best, course.best_state = error, self._state()
+                            course.best_step, course.waited = step, 0
+                        elif error > first and backs_off and not last:
+                            self._back_off(course.best_state)
+                            course.retreats += 1
+                    advance(note=f"loss {course.evaluations[-1]:.4g}")
+                    if last or (settings.patience and course.waited >= settings.patience):
                         break
+                    interim.save("dqc", lambda: self._interim(course, time.perf_counter() - started))
         finally:
-            self._restore(best_state)
+            self._restore(course.best_state)
         if not self.reached:
             return PassReport(notes=("no gradient reaches the bounds from the picture: nothing was trained",))
-        notes = [f"loss on held-out crops {first:.5g} -> {best:.5g}, at step {best_step} of {len(losses)}"]
-        if retreats:
-            notes.append(f"the learning rate was too high and lowered {retreats} times, by {settings.backoff:g} each")
+        steps = len(course.losses)
+        notes = [f"loss on held-out crops {first:.5g} -> {course.best:.5g}, at step {course.best_step} of {steps}"]
+        if course.retreats:
+            often = f"{course.retreats} times, by {settings.backoff:g} each"
+            notes.append(f"the learning rate was too high and lowered {often}")
         figures = {key: quantizer.figures() for key, quantizer in self.learners.items()}
         return PassReport(
             quantizers=figures,
-            series={"loss": tuple(losses), "held_out_loss": tuple(evaluations)},
+            series={"loss": tuple(course.losses), "held_out_loss": tuple(course.evaluations)},
             notes=tuple(notes),
         )
+
+    def _begun(self) -> Course:
+        """The course of a training before its first step."""
+        error = self.evaluate()
+        return Course(error, self._state(), [error])
+
+    def _interim(self, course: Course, seconds: float) -> State:
+        return state_of(course, seconds, self.vectors, self.optimizer, self.lessons)
 
     def _done(self, steps: int, seconds: float) -> float:
         """The part of the run that is over, from 0 on: by steps or by time, whichever is further."""

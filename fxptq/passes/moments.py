@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import gcd, lcm, prod
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
+from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
 from fxptq.graph.geometry import Geometry
-from fxptq.passes.base import Context, Pass, PassReport, Site, register
+from fxptq.passes.base import Context, Pass, PassReport, QuantizedNetwork, Site, register
+from fxptq.passes.samples import in_memory
+from fxptq.passes.shelf import Shelf
+from fxptq.progress import Advance
 from fxptq.ranks import Ranks
+
+_ALL = 1 << 62
+"""More bytes than the moments of any network take."""
 
 
 @register("moments")
@@ -22,8 +30,9 @@ class Moments(Pass):
     """Runs the calibration images through the student and fills `ctx.moments` for weights whose rows make one output.
 
     Linear layers and convolutions have such weights, and transposed convolutions do not. Inputs are the outputs of
-    their quantizers, so they are quantized if the quantizers are on. The pass skips layers whose input has no
-    quantizer, and convolutions whose network computes a stride, padding or dilation from sizes.
+    their quantizers, so they are quantized if the quantizers are on. Where `ctx.memory` is too small for all moments,
+    the images run once for each group of layers that fits, and finished moments lie on disk. The pass skips layers
+    whose input has no quantizer, and convolutions whose network computes a stride, padding or dilation from sizes.
     """
 
     @dataclass(frozen=True)
@@ -51,34 +60,68 @@ class Moments(Pass):
         """
         if not ctx.images:
             raise InputError("moments need at least one calibration image")
-        sums: dict[str, Tensor] = {}
         images = ctx.ranks.share(ctx.images)
-        with ExitStack() as hooks, torch.no_grad(), ctx.progress.task("moments", len(images)) as advance:
-            for site in ctx.student.sites:
-                hooks.enter_context(self._watch(ctx, site, sums))
+        readers = _readers(ctx.student)
+        groups = list(in_memory(list(readers.values()), lambda sites: max(map(_nbytes, sites)), ctx.memory or _ALL))
+        if len(groups) > 1:
+            shelf = Shelf()
+            shelf.update(ctx.moments)
+            ctx.moments = shelf
+        weights = 0
+        with ctx.progress.task("moments", len(groups) * len(images)) as advance:
+            for group in groups:
+                sums = self._sums(ctx, [site for sites in group for site in sites], images, advance)
+                _merge(sums, ctx.ranks)
+                ctx.moments.update(sums)
+                weights += len(sums)
+        runs = f" in {len(groups)} runs" if len(groups) > 1 else ""
+        return PassReport(notes=(f"{weights} weights, {len(ctx.images)} images{runs}",))
+
+    @torch.no_grad()
+    def _sums(
+        self, ctx: Context, sites: Sequence[Site], images: Sequence[Inputs], advance: Advance
+    ) -> dict[str, Tensor]:
+        """The sums of the weights of these sites over images."""
+        sums: dict[str, Tensor] = {}
+        with ExitStack() as hooks:
+            for site in sites:
+                hooks.callback(self._watch(ctx, site, sums).remove)
             for image in images:
                 ctx.student(*ctx.placed(image))
                 advance()
-        _merge(sums, ctx.ranks)
-        ctx.moments.update(sums)
-        return PassReport(notes=(f"{len(sums)} weights, {len(ctx.images)} images",))
+        return sums
 
-    @contextmanager
-    def _watch(self, ctx: Context, site: Site, sums: dict[str, Tensor]) -> Iterator[None]:
-        keys = {operand.slot: operand.quantizer for operand in site.operands}
-        if not (keys.get("input") and keys.get("weight") and is_covered(site)):
-            yield
-            return
+    def _watch(self, ctx: Context, site: Site, sums: dict[str, Tensor]) -> RemovableHandle:
+        """Adds up the moments of a site's weight whenever its input is there."""
+        source, weight = _keys(site)
 
         def take(_module: object, _inputs: object, x: Tensor) -> None:
             moments = _second_moments(x.detach(), site, self.settings.rows)
-            sums[keys["weight"]] = _added(sums.get(keys["weight"]), moments)
+            sums[weight] = _added(sums.get(weight), moments)
 
-        handle = ctx.student.quantizers[keys["input"]].register_forward_hook(take)
-        try:
-            yield
-        finally:
-            handle.remove()
+        return ctx.student.quantizers[source].register_forward_hook(take)
+
+
+def _readers(student: QuantizedNetwork) -> dict[str, list[Site]]:
+    """The covered sites that read each weight with a quantizer and have one on their input."""
+    readers: dict[str, list[Site]] = {}
+    for site in student.sites:
+        source, weight = _keys(site)
+        if source and weight and is_covered(site):
+            readers.setdefault(weight, []).append(site)
+    return readers
+
+
+def _keys(site: Site) -> tuple[str, str]:
+    """The quantizers of a site's input and weight; empty where there is none."""
+    keys = {operand.slot: operand.quantizer for operand in site.operands}
+    return keys.get("input", ""), keys.get("weight", "")
+
+
+def _nbytes(site: Site) -> int:
+    """The memory of the moments of a site's weight, and of their sum with those of one input."""
+    groups = 1 if site.geometry is None else site.geometry.groups
+    return 2 * 8 * groups * prod(site.shapes["weight"][1:]) ** 2
 
 
 def _merge(sums: dict[str, Tensor], ranks: Ranks) -> None:
@@ -116,14 +159,14 @@ def input_vectors(x: Tensor, site: Site, rows: int) -> tuple[Tensor, int]:
         rows: largest number of positions.
 
     Returns:
-        [groups, positions, inputs], float64, and the step between two positions.
+        [groups, positions, inputs], float64, in memory of their own, and the step between two positions.
     """
     if site.geometry is None:
         vectors = x.reshape(1, -1, x.shape[-1])
         step = _step(x.shape[:-1], rows)
-        return vectors[:, ::step].double(), step
+        return vectors[:, ::step].to(torch.float64, copy=True), step
     vectors, step = _patches(x, site.shapes["weight"][2:], site.geometry, rows)
-    return vectors.double(), step
+    return vectors.to(torch.float64, copy=True), step
 
 
 def _patches(x: Tensor, kernel: Sequence[int], geometry: Geometry, rows: int) -> tuple[Tensor, int]:

@@ -93,7 +93,7 @@ class Refit(Pass):
             vectors = input_vectors(x, layer.site, self.settings.rows)[0]
             mean = vectors.mean(1)
             if bias is not None:
-                vectors = vectors - mean[:, None]
+                vectors -= mean[:, None]
             moments = vectors.transpose(1, 2) @ vectors / vectors.shape[1]
             rounded = round_weight(weight, student.quantizers[key], moments, self.settings.damping)
             if not isinstance(rounded, Rounded):

@@ -60,18 +60,23 @@ def sample(ctx: Context, inputs: Sequence[Inputs], takes: Mapping[str, Take[T]])
     return samples
 
 
-def in_memory(items: Sequence[T], nbytes: Callable[[T], int]) -> Iterator[list[T]]:
-    """Items in their order, in lists whose samples take up to `MOST_BYTES`, or one item that takes more."""
+def in_memory(items: Sequence[T], nbytes: Callable[[T], int], most: int = MOST_BYTES) -> Iterator[list[T]]:
+    """Items in their order, in lists whose samples take up to `most` bytes, or one item that takes more."""
     part: list[T] = []
     total = 0
     for item in items:
-        if part and total + nbytes(item) > MOST_BYTES:
+        if part and total + nbytes(item) > most:
             yield part
             part, total = [], 0
         part.append(item)
         total += nbytes(item)
     if part:
         yield part
+
+
+def most_bytes(ctx: Context) -> int:
+    """Memory for the samples that are taken in one run over the inputs."""
+    return MOST_BYTES if ctx.memory is None else min(MOST_BYTES, ctx.memory)
 
 
 def evenly(x: Tensor, count: int, axis: int = 0) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -54,14 +54,17 @@ class Teaching:
         return self.loss(self._outputs(self.ctx.student, lesson.inputs), (lesson.picture, list(lesson.features)))
 
     @torch.no_grad()
-    def mean_loss(self, lessons: Sequence[Lesson]) -> float:
+    def mean_loss(self, lessons: Iterable[Lesson]) -> float:
         """The mean loss of the student over all crops of the lessons of all processes.
 
         Raises:
             CalibrationError: it is not finite.
         """
-        own = sum(float(self.student_loss(lesson)) * lesson.crops for lesson in lessons)
-        total, crops = self.ctx.ranks.totals(own, sum(lesson.crops for lesson in lessons))
+        own, number = 0.0, 0
+        for lesson in lessons:
+            own += float(self.student_loss(lesson)) * lesson.crops
+            number += lesson.crops
+        total, crops = self.ctx.ranks.totals(own, number)
         value = total / crops
         if not math.isfinite(value):
             raise CalibrationError(f"dqc: the loss on held-out crops is {value}")

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from fxptq.bench.measure import Bench
     from fxptq.commands.compare import Comparison
     from fxptq.commands.doctor import Check
+    from fxptq.commands.inspect import Contents
     from fxptq.commands.passes import PassInfo
     from fxptq.commands.quantize import Outcome
     from fxptq.evaluate.score import SetScore
+    from fxptq.export.write import Exported
     from fxptq.graph import Site
     from fxptq.io.weights import WeightsRow
     from fxptq.recipe import Recipe
@@ -137,6 +139,50 @@ def show_sites(console: Console, sites: Sequence[Site]) -> None:
         table.add_row(site.name, site.kind, role, shapes, bits, f"{site.macs:,}", f"{100 * site.macs / total:.2f} %")
     console.print(table)
     show_bits(console, sites)
+
+
+def show_tensors(console: Console, contents: Contents) -> None:
+    """The tensors of a checkpoint's file, and the bytes of its parts."""
+    table = _table("Tensors", "name", "holds", "shape", "bits", "type", "scale", "bytes", right=2)
+    for one in contents.tensors:
+        scale = "" if one.scale is None else " to ".join(dict.fromkeys(f"{end:.4g}" for end in one.scale))
+        bits = "" if one.bits is None else str(one.bits)
+        table.add_row(one.name, one.holds, str(list(one.shape)), bits, one.dtype, scale, f"{one.bytes:,}")
+    console.print(table)
+    sizes = contents.sizes
+    parts = _table("Bytes on disk", "part", "bytes", right=1)
+    for name in ("codes", "bounds", "floats", "metadata", "header", "total"):
+        parts.add_row(name, f"{getattr(sizes, name):,}")
+    console.print(parts)
+
+
+def show_exported(console: Console, exported: Exported) -> None:
+    """What an exported file holds, for which sizes it is, and how its outputs compare with the simulation."""
+    free = [name for axis, name in ((0, "batch"), (2, "height"), (3, "width")) if axis in exported.free]
+    console.print(f"{exported.path}: {exported.nbytes:,} bytes, {' and '.join(free) or 'no size'} free")
+    onnx = exported.onnx
+    if onnx is None:
+        console.print("to load it: import fxptq.kernels.ops, then torch.export.load")
+        return
+    for bits, count in onnx.wider.items():
+        console.print(
+            f"{count} weights of {bits} bits take {4 if bits < 4 else 8} bits a code in the file; values are the same"
+        )
+    if onnx.in_float:
+        reasons = Counter(reason for text in onnx.in_float.values() for reason in text.split("; "))
+        worst = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+        console.print(f"runtimes compute {len(onnx.in_float)} of {onnx.sites} sites in float: {worst}")
+    if exported.comparisons:
+        table = _table("ONNX Runtime beside the simulation", "input", "PSNR dB", "largest difference of 255", right=2)
+        for one in exported.comparisons:
+            psnr = "equal" if one.largest == 0 else f"{one.psnr:.1f}"
+            table.add_row("x".join(map(str, one.shape)), psnr, f"{255 * one.largest:.4f}")
+        console.print(table)
+    else:
+        console.print('not compared: ONNX Runtime is missing; pip install "fxptq[export]"')
+    if exported.unfit:
+        sizes = ", ".join(f"{height}x{width}" for height, width in exported.unfit)
+        console.print(f"not for {sizes}: there the network has another graph; export it with --size")
 
 
 def show_bench(console: Console, bench: Bench) -> None:

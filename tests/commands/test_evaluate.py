@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,9 @@ import pytest
 from fxptq.checkpoint import file as checkpoints
 from fxptq.checkpoint.file import Checkpoint
 from fxptq.checkpoint.metadata import FORMAT_VERSION
-from tests.tiny import picture, run, write_checkpoint
+from tests.tiny import environment, picture, run, spawn, write_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -46,6 +51,45 @@ def test_without_data_samples_are_scored(folder: Path) -> None:
     result = json.loads(Path("r.json").read_text())
     assert list(result) == ["samples"]
     assert len(result["samples"]["images"]) == 4
+
+
+def test_processes_give_the_scores_of_one(folder: Path) -> None:
+    """Processes of its own, and those of torchrun, print the same bytes; the sets have pictures of several sizes."""
+    picture(folder / "set" / "HR" / "b.png", 64)
+    picture(folder / "set" / "LR_bicubic" / "X2" / "bx2.png", 32)
+    command = ["evaluate", "tiny.safetensors", "--model", "mod:tiny", "--data", "Mine=set", "--data", "Other=set"]
+    one = spawn([*command, "--json", "1.json"], folder)
+    several = spawn([*command, "--json", "2.json", "--jobs", 3], folder)
+    assert (one.status, several.status) == (0, 0), several.err
+    assert several.out == one.out
+    assert (folder / "2.json").read_bytes() == (folder / "1.json").read_bytes()
+    ran = subprocess.run(  # noqa: S603  # our own
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("-m", "fxptq", *command, "--json", "3.json", "--device", "cpu"),
+        ],
+        cwd=folder,
+        env=environment({"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == one.out
+    assert (folder / "3.json").read_bytes() == (folder / "1.json").read_bytes()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_picture_that_cannot_be_read_is_named_once(folder: Path, jobs: int) -> None:
+    (folder / "set" / "LR_bicubic" / "X2" / "cx2.png").write_bytes(b"no picture")
+    ran = spawn(["evaluate", "tiny.safetensors", "--model", "mod:tiny", "--data", "M=set", "--jobs", jobs], folder)
+    assert ran.status == 2
+    assert "cx2.png" in ran.line
+
+
+def test_a_number_of_processes_below_one_is_refused(folder: Path) -> None:
+    ran = run("evaluate", "tiny.safetensors", "--model", "mod:tiny", "--jobs", 0)
+    assert (ran.status, ran.line) == (2, "--jobs 0: expected the number of processes, 1 or more")
 
 
 def test_infinite_psnr_is_null(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,3 +88,42 @@ def test_unfit_subject(args: list[str], message: str, folder: Path) -> None:
     ran = run("inspect", *args)
     assert (ran.status, ran.out) == (2, "")
     assert ran.line.startswith(message)
+
+
+def test_tensors_of_a_checkpoint_need_no_network(folder: Path) -> None:
+    Path("mod.py").unlink()
+    ran = run("inspect", "tiny.safetensors", "--tensors", "--json", "t.json")
+    assert (ran.status, ran.err) == (0, "")
+    result = json.loads(Path("t.json").read_text())
+    rows = {row["name"]: row for row in result["tensors"]}
+    assert all(f" {name} " in ran.out for name in rows)
+    fc2 = rows["model.layers.0.residual_group.blocks.0.mlp.fc2.weight"]
+    assert fc2 | {"holds": "codes", "shape": [12, 24], "bits": 4, "bytes": 12 * 24 // 2} == fc2
+    assert 0 < fc2["scale"][0] < fc2["scale"][1]
+    assert (
+        rows["norm.weight"] | {"holds": "float", "dtype": "float16", "bytes": 24, "scale": None} == rows["norm.weight"]
+    )
+    for part, holds in (("codes", "codes"), ("bounds", "bounds")):
+        assert result["bytes"][part] == sum(row["bytes"] for row in rows.values() if row["holds"] == holds)
+    assert result["bytes"]["file"] == Path("tiny.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "--tensors: name a checkpoint, as in fxptq inspect small.safetensors --tensors"),
+        (["tiny.toml"], "--tensors: name a checkpoint"),
+        (["edsr_x2"], "edsr_x2: cannot be read: No such file or directory"),
+        (["tiny_weights.safetensors"], "tiny_weights.safetensors: a safetensors file, but no fxptq checkpoint"),
+        (["tiny.safetensors", "--graphml", "g.graphml"], "--tensors reads the file alone and makes no graph"),
+        (
+            ["tiny.safetensors", "--json", "tiny.safetensors"],
+            "--json tiny.safetensors: would overwrite the file that CKPT",
+        ),
+    ],
+    ids=" ".join,
+)
+def test_tensors_of_something_else(args: list[str], message: str, folder: Path) -> None:
+    ran = run("inspect", *args, "--tensors")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.line.startswith(message)

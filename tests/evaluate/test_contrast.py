@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 
 from fxptq.data.degrade import Degradation
 from fxptq.evaluate import contrast
-from fxptq.evaluate.contrast import Range, Watch, worst_places
+from fxptq.evaluate.contrast import Contrast, Range, Watch, joined_contrast, worst_places
+from fxptq.evaluate.score import Score, SetScore
 from fxptq.evaluate.sets import Pair
 
 
@@ -95,3 +98,26 @@ def test_equal_errors_keep_the_order_of_the_pictures(monkeypatch: pytest.MonkeyP
         for one in pairs:
             see("set", one, torch.full((1, 3, 40, 40), value))
     assert [patch.picture for patch in watch.result().patches] == ["a", "aa"]
+
+
+def test_processes_see_what_one_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where patches of two processes have equal errors, and where one has more of the worst patches."""
+    monkeypatch.setattr(contrast, "MOST_PATCHES", 3)
+    pairs = [pair("a" * n) for n in range(1, 7)]
+    values = [0.6, 0.9, 0.9, 0.8, 0.9, 0.7]
+
+    def seen(indices: Iterable[int]) -> Contrast:
+        watch = Watch(Degradation("bicubic", scale=2), 1.0)
+        for index in indices:
+            watch.first("set", pairs[index], torch.full((1, 3, 40, 40), 0.5))
+        for index in indices:
+            watch.second("set", pairs[index], torch.full((1, 3, 40, 40), values[index]))
+        return watch.result()
+
+    whole = seen(range(6))
+    score = Score(1.0, 1.0, 1.0)
+    scores = [SetScore("set", score, {one.name: score for one in pairs})]
+    joined = joined_contrast([seen([1, 2, 5]), seen([0, 3, 4])], scores)
+    assert [patch.picture for patch in joined.patches] == [patch.picture for patch in whole.patches]
+    assert joined.tones == whole.tones
+    assert joined_contrast([whole], scores) is whole
