@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fxptq.errors import InputError
-from fxptq.io.images import find_images
+from fxptq.io.folders import list_pictures
 from fxptq.io.writing import FORMATS, WRITTEN, Format, format_of
 
 STREAM = Path("-")
@@ -154,7 +154,7 @@ def _folder_jobs(source: Path, target: Path, names: Names) -> list[Job]:
         raise InputError(f"OUT -: {source} is a folder, so OUT must be a folder too")
     if target.is_file() or format_of(target.suffix) is not None:
         raise InputError(f"{target}: {source} is a folder, so OUT must be a folder too")
-    files = find_images(source, besides=target)
+    files = list_pictures(source, besides=target)
     if target.exists() and target.samefile(source):  # what an earlier run has made there is no picture to restore
         made = {names.of(file): file for file in files}
         files = [file for file in files if made.get(file, file) == file]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fxptq.errors import InputError
-from fxptq.io.images import find_images
+from fxptq.io.folders import list_pictures
 
 INPUT, TARGET = "input", "target"
 
@@ -44,7 +44,7 @@ def pairs_in(folder: Path) -> list[PairFiles]:
 
 def _by_name(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for file in find_images(folder):
+    for file in list_pictures(folder):
         name = file.relative_to(folder).with_suffix("").as_posix()
         if name in found:
             raise InputError(f"{folder}: {found[name].name} and {file.name} are both named {name}; rename one")

@@ -34,21 +34,42 @@ class Sample:
     total: int
 
 
-def walk_pictures(folder: Path) -> Iterator[Path]:
+def walk_pictures(folder: Path, besides: Path | None = None) -> Iterator[Path]:
     """Yields the pictures in a folder and in the folders below it, by suffix, in the order of the system.
 
     Hidden files and folders are passed over. Links are followed, except to a folder that the walk is already in.
 
+    Args:
+        folder: where to look.
+        besides: a folder below it that is passed over.
+
     Raises:
         InputError: the folder or one below it cannot be listed.
     """
-    return _walk(folder, ())
+    apart = besides is not None and besides.exists() and not (folder.exists() and besides.samefile(folder))
+    return _walk(folder, (_place_of(besides),) if besides is not None and apart else ())
+
+
+def list_pictures(folder: Path, besides: Path | None = None) -> list[Path]:
+    """The pictures that `walk_pictures` finds, in order of path.
+
+    Raises:
+        InputError: there is none, or a folder cannot be listed.
+    """
+    found = sorted(walk_pictures(folder, besides))
+    if not found:
+        raise _without_pictures(folder)
+    return found
+
+
+def _place_of(folder: Path) -> _Place:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 def _walk(folder: Path, above: tuple[_Place, ...]) -> Iterator[Path]:
     try:
-        found = folder.stat()
-        place = found.st_dev, found.st_ino
+        place = _place_of(folder)
         if place in above:
             return
         with os.scandir(folder) as entries:

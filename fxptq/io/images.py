@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -237,36 +236,6 @@ def list_images(folder: Path) -> list[Path]:
     if not found:
         raise InputError(f"{folder}: holds no pictures; expected files named {', '.join(sorted(SUFFIXES))}")
     return sorted(found, key=lambda path: path.name)
-
-
-def find_images(folder: Path, besides: Path | None = None) -> list[Path]:
-    """The pictures in `folder` and in the folders below it, as `list_images` finds them, in order of path.
-
-    Args:
-        folder: where to look; links to other folders are not followed.
-        besides: a folder within it that is passed over.
-
-    Raises:
-        InputError: as `list_images`.
-    """
-    found = list(_below(folder, besides))
-    return found or list_images(folder)  # which says what is wrong
-
-
-def _below(folder: Path, besides: Path | None) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise InputError(f"{error.filename}: cannot be listed: {error.strerror}")
-
-    for place, folders, files in os.walk(folder, onerror=fail):
-        here = Path(place)
-        folders[:] = sorted(name for name in folders if name[0] != "." and not _same(here / name, besides))
-        for name in sorted(files):
-            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES and (here / name).is_file():
-                yield here / name
-
-
-def _same(folder: Path, other: Path | None) -> bool:
-    return other is not None and other.exists() and folder.samefile(other)
 
 
 def to_tensor(image: npt.NDArray[np.uint8] | npt.NDArray[np.float32], value_range: float = 1.0) -> Tensor:

@@ -14,7 +14,7 @@ import pytest
 
 from fxptq.errors import InputError
 from fxptq.io import folders
-from fxptq.io.folders import check_pictures, sample_digest, sample_pictures, walk_pictures
+from fxptq.io.folders import check_pictures, list_pictures, sample_digest, sample_pictures, walk_pictures
 
 
 def tree(folder: Path, *names: str) -> Path:
@@ -123,3 +123,16 @@ def test_the_digest_is_the_one_that_sha256sum_leads_to(tmp_path: Path) -> None:
     assert sample_digest(files, tmp_path) != hashlib.sha256(lines).hexdigest()
     with pytest.raises(InputError, match=r"gone\.png: cannot be read"):
         sample_digest([tmp_path / "gone.png"], tmp_path)
+
+
+def test_a_folder_below_is_passed_over_whatever_leads_to_it(tmp_path: Path) -> None:
+    source = tree(tmp_path, "in/b.png", "in/a/c.png", "in/out/d.png", "elsewhere/e.png") / "in"
+    (source / "link").symlink_to(source / "out")
+    (source / "more").symlink_to(tmp_path / "elsewhere")
+    found = list_pictures(source, besides=source / "out")
+    assert below(source, tuple(found)) == ["a/c.png", "b.png", "more/e.png"]
+    assert len(list_pictures(source, besides=source)) == 5
+    assert len(list_pictures(source, besides=source / "nowhere")) == 5
+    (source / "out" / "d.png").unlink()
+    with pytest.raises(InputError, match="holds no pictures"):
+        list_pictures(source / "out")
