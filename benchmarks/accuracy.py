@@ -44,7 +44,7 @@ def main() -> None:
     parser.set_defaults(images=0)
     parser.add_argument("--calib", default="synthetic", help="a folder of pictures, or synthetic")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
-    parser.add_argument("--preset", default="accurate", help="the preset whose passes and schemes are used")
+    parser.add_argument("--preset", default="quick", help="the preset whose passes and schemes are used")
     parser.add_argument("--plan", default="", help="the preset whose sites and bits are used; that of --preset")
     parser.add_argument("--granularity", choices=["channel", "tensor"], default="channel", help="bounds of weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -171,12 +171,14 @@ def _save(student: QuantizedNetwork, file: Path) -> None:
     snapshot = Snapshot.of(student, student.quantizers)
     vectors = {name: vector.detach().clone() for name, vector in student.vectors().items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save((snapshot.stored, snapshot.weights, snapshot.biases, vectors), file)
+    bits = {key: quantizer.bits for key, quantizer in student.quantizers.items()}
+    torch.save((bits, snapshot.stored, snapshot.weights, snapshot.biases, vectors), file)
 
 
 @torch.no_grad()
 def _load(student: QuantizedNetwork, file: Path) -> None:
-    stored, weights, biases, vectors = torch.load(file, weights_only=True)
+    bits, stored, weights, biases, vectors = torch.load(file, weights_only=True)
+    student.set_bits(bits)
     Snapshot(student, stored, weights, biases).restore()
     for name, vector in student.vectors().items():
         vector.copy_(vectors[name])

@@ -101,7 +101,7 @@ grey = fxptq.Recipe.load("grey.toml")
 print(grey.task, grey.preset_names)
 ```
 
-Presets that a recipe does not give are those of the recipe `default`: `quick`, `standard`, `paper` and `accurate`.
+Presets that a recipe does not give are those of the recipe `default`: `quick`, `standard`, `best` and `paper`.
 [custom.md](custom.md) uses recipes step by step.
 """
 

@@ -433,7 +433,7 @@ def quantize(
             in the model's own range (tuples of them, if the example is one), or a data loader that yields BasicSR's
             dictionaries (`lq`, `gt`) or pairs.
         recipe: a recipe's name, file or object; None for the settings that suit most networks.
-        preset: the name of a preset: quick, standard, paper, accurate, or one of the recipe's own.
+        preset: the name of a preset: quick, standard, best, paper, or one of the recipe's own.
         budget: gives each operand its own bits within a budget: 3.0 for average bits, "600k" for the bytes of the
             checkpoint, "12Gbop" for bit operations, or Budget(max_drop=0.1) for the fewest bits that lose so many dB.
         uniform: whether all sites keep the planned bits, also where the preset would allocate them.
@@ -462,7 +462,7 @@ def quantize(
     Examples:
         >>> q = fxptq.quantize(MyNetwork().eval(), torch.rand(1, 3, 64, 64), bits=4)
         >>> q = fxptq.quantize(model, example, "W3A4", calib="photographs/", sites={"head": 8, "*.attn": "float"})
-        >>> q = fxptq.quantize(model, example, 4, calib=DataLoader(train_set, batch_size=4), preset="accurate")
+        >>> q = fxptq.quantize(model, example, 4, calib=DataLoader(train_set, batch_size=4), preset="best")
     """
     check_network(model, "quantize")
     _check_example(example)

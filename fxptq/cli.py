@@ -205,8 +205,8 @@ def quantize(
     preset: Annotated[
         str,
         typer.Option(
-            help="quick (bounds alone), standard, paper (the published method), or accurate (best for few bits).",
-            autocompletion=_one_of("quick", "standard", "paper", "accurate"),
+            help="quick (no training), standard, best (up to half an hour), or paper (the published method).",
+            autocompletion=_one_of("quick", "standard", "best", "paper"),
         ),
     ] = "standard",
     file: Annotated[

@@ -285,4 +285,4 @@ def test_recipes_are_listed_with_their_presets() -> None:
     assert ran.status == 0
     for name in fxptq.Recipe.names():
         row = next(line for line in ran.out.splitlines() if f" {name} " in line)
-        assert "quick, standard, paper" in row
+        assert "quick, standard, best, paper" in row

@@ -60,12 +60,12 @@ def test_names_are_the_files() -> None:
 def test_bundled_recipe_is_called_what_its_file_is_and_has_every_preset(name: str) -> None:
     recipe = Recipe.load(name)
     assert recipe.name == name
-    for preset in ("quick", "standard", "paper", "accurate"):
+    for preset in ("quick", "standard", "best", "paper"):
         assert recipe.preset(preset).passes[0].name == "observe"
 
 
 @pytest.mark.parametrize("name", ["default", "pairs", *NETWORKS])
-@pytest.mark.parametrize("preset", ["quick", "standard", "paper", "accurate"])
+@pytest.mark.parametrize("preset", ["quick", "standard", "best", "paper"])
 def test_every_pass_knows_its_settings(name: str, preset: str) -> None:
     for entry in Recipe.load(name).preset(preset).passes:
         build_pass(entry.name, entry.settings)
@@ -117,10 +117,10 @@ def test_preset_changes_what_it_names_and_nothing_else() -> None:
 
 def test_presets_have_names_of_ones_own() -> None:
     recipe = Recipe.parse(MINIMAL.replace("[presets.quick]", "[presets.over-night_2]"), "mine")
-    assert recipe.preset_names == ["quick", "standard", "paper", "accurate", "over-night_2"]
+    assert recipe.preset_names == ["quick", "standard", "best", "paper", "over-night_2"]
     assert [entry.name for entry in recipe.preset("over-night_2").passes] == ["observe", "minmax"]
     with pytest.raises(
-        InputError, match="no preset 'night'; recipe tiny has quick, standard, paper, accurate, over-night_2"
+        InputError, match="no preset 'night'; recipe tiny has quick, standard, best, paper, over-night_2"
     ):
         recipe.preset("night")
 
@@ -177,7 +177,7 @@ def test_network_beside_the_recipe_is_found(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_missing_preset_is_named() -> None:
-    with pytest.raises(InputError, match="no preset 'fast'; recipe tiny has quick, standard, paper"):
+    with pytest.raises(InputError, match="no preset 'fast'; recipe tiny has quick, standard, best, paper"):
         Recipe.parse(MINIMAL, "mine").preset("fast")
 
 

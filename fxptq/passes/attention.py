@@ -22,7 +22,7 @@ from fxptq.passes.judge import Judge, StagedSettings, State
 from fxptq.passes.samples import Take, evenly, in_memory, most_bytes, sample
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
-from fxptq.quant.schemes.affine import Affine
+from fxptq.quant.schemes.affine import Affine, short
 from fxptq.quant.schemes.shares import Shares
 from fxptq.quant.schemes.uniform import Uniform
 from fxptq.quant.search import dobi2d
@@ -54,12 +54,14 @@ class Product:
         lhs: the query, or the attention weights.
         rhs: the key, or the value.
         windows: number of windows in one picture at the example's size, at least 1.
+        rows: number of rows of the left factor of a window, at least 1.
         nbytes: memory of each factor of one window.
     """
 
     lhs: Operand
     rhs: Operand
     windows: int
+    rows: int
     nbytes: tuple[int, int]
 
 
@@ -90,15 +92,16 @@ class Attention(Pass):
         """Settings; see also `StagedSettings`.
 
         Attributes:
-            windows: number of windows, over all calibration inputs, that errors are measured on.
+            rows: number of rows of attention weights, over all calibration inputs, that errors are measured on; each
+                input gives one whole window at least.
         """
 
-        windows: int = 48
+        rows: int = 1536
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.windows < 1:
-                raise InputError(f"windows must be at least 1, not {self.windows}")
+            if self.rows < 1:
+                raise InputError(f"rows must be at least 1, not {self.rows}")
 
     settings: Settings
 
@@ -114,14 +117,14 @@ class Attention(Pass):
             return PassReport(notes=("no attention has affine quantizers below 8 bits whose bounds are set",))
         judge = Judge.of(ctx, self.settings)
         start = judge.error
-        each = -(-self.settings.windows // len(judge.inputs))
+        inputs = len(judge.inputs)
         keys = [operand.quantizer for product in products for operand in (product.lhs, product.rhs)]
         sizes = _shapes_elsewhere(ctx, keys)
         states: list[State] = []
         with ctx.progress.task("attention", len(products)) as advance:
-            each_nbytes = partial(self._nbytes, windows=each)
-            for part in in_memory(products, lambda one: each_nbytes(one) * len(judge.inputs), most_bytes(ctx)):
-                samples = sample(ctx, judge.inputs, _takes(part, each))
+            nbytes = partial(self._nbytes, inputs=inputs)
+            for part in in_memory(products, lambda one: nbytes(one) * inputs, most_bytes(ctx)):
+                samples = sample(ctx, judge.inputs, _takes([(one, self._windows(one, inputs)) for one in part]))
                 for product in part:
                     factors = [samples.pop(operand.quantizer) for operand in (product.lhs, product.rhs)]
                     others = [sizes[operand.quantizer] for operand in (product.lhs, product.rhs)]
@@ -132,8 +135,13 @@ class Attention(Pass):
         note = f"{len(products)} products, {len(states)} with a choice, {kept} kept"
         return PassReport(notes=(f"{note}; squared error of the output {start:.3g} -> {judge.error:.3g}",))
 
-    def _nbytes(self, product: Product, windows: int) -> int:
+    def _windows(self, product: Product, inputs: int) -> int:
+        """The number of windows of one input that products are computed for."""
+        return -(-self.settings.rows // (product.rows * inputs))
+
+    def _nbytes(self, product: Product, inputs: int) -> int:
         """The memory of the samples of one input."""
+        windows = self._windows(product, inputs)
         times = 1 if product.lhs.part == _ATTENTION else _MORE
         few, many = (min(windows * each, product.windows) for each in (times, _MORE))
         return product.nbytes[0] * few + product.nbytes[1] * many
@@ -159,7 +167,8 @@ class Attention(Pass):
         own = [student.quantizers[operand.quantizer] for operand in (product.lhs, product.rhs)]
         searches = ProductSearch(self.settings.k)
         if product.lhs.part == _QUERY and len(lhs) == len(rhs):
-            chosen = searches.scores(own, lhs, rhs, fixed, max(1, len(lhs) // self.settings.windows))
+            most = max(self._windows(product, len(factors[0])) * len(factors[0]), 1)
+            chosen = searches.scores(own, lhs, rhs, fixed, max(1, len(lhs) // most))
         elif product.lhs.part == _ATTENTION:
             both = list(zip(*factors, strict=False))
             if any(attention.stride % value.stride for attention, value in both):
@@ -227,9 +236,9 @@ class ProductSearch:
         The query's grid is symmetric, so that the offset of the key's codes gives the same number for all keys.
         """
         factor = torch.ones(1, 1, 1, 1) if factor is None else factor
-        across = factor.transpose(-2, -1)
         largest = self._symmetric(own[0].bits, query / factor, heads)
-        first = _affine(own[0], factor[0] * largest, torch.zeros(()), -1.0, 1.0)
+        first = _affine(own[0], short(factor[0] * largest), torch.zeros(()), -1.0, 1.0)
+        across = (first.factor / largest)[None].transpose(-2, -1)  # of the rounded factor, so that the sum stays one
         centred = (key - mean) * across
         lower, width = self._bounds(own[1].bits, centred, heads)
         second = _affine(own[1], width / across[0], mean[0] + lower / across[0], 0.0, 1.0)
@@ -264,7 +273,7 @@ class ProductSearch:
     def _ranged(self, own: Quantizer, x: Tensor, axes: frozenset[int]) -> Affine:
         """A quantizer with bounds of its own along some axes."""
         lower, width = self._bounds(own.bits, x, axes)
-        return _affine(own, width, lower, 0.0, 1.0)
+        return _affine(own, short(width), lower, 0.0, 1.0)
 
     def _bounds(self, bits: int, x: Tensor, axes: frozenset[int]) -> tuple[Tensor, Tensor]:
         """Lower bounds and widths along some of the last three axes, of length 1 along the others of them."""
@@ -308,7 +317,7 @@ def _about_row(logits: Tensor) -> Tensor:
 
 def _affine(own: Quantizer, factor: Tensor, center: Tensor, lower: float, upper: float) -> Affine:
     quantizer = Affine(own.bits, own.ranges, own.axis, own.role)
-    quantizer.set_map(factor, center)
+    quantizer.set_map(factor, short(center))
     quantizer.set_bounds(lower, upper)
     quantizer.mode = "on"
     return quantizer
@@ -319,8 +328,8 @@ def _wider(quantizer: Affine, widening: float) -> Affine:
     middle = quantizer.center + quantizer.factor * (quantizer.lower + quantizer.upper) / 2
     half = widening * quantizer.factor * (quantizer.upper - quantizer.lower) / 2
     if bool((quantizer.lower == -quantizer.upper).all()):
-        return _affine(quantizer, half, quantizer.center, -1.0, 1.0)
-    return _affine(quantizer, 2 * half, middle - half, 0.0, 1.0)
+        return _affine(quantizer, short(half), quantizer.center, -1.0, 1.0)
+    return _affine(quantizer, short(2 * half), middle - half, 0.0, 1.0)
 
 
 def _products(student: QuantizedNetwork) -> Iterator[Product]:
@@ -343,22 +352,24 @@ def _products(student: QuantizedNetwork) -> Iterator[Product]:
             shapes = [site.shapes[slot] for slot in ("lhs", "rhs")]
             windows = max(torch.Size(shape[:-3]).numel() for shape in shapes)
             lhs, rhs = (4 * torch.Size(shape[-3:]).numel() for shape in shapes)
-            yield Product(site.operands[0], site.operands[1], windows, (lhs, rhs))
+            yield Product(site.operands[0], site.operands[1], windows, max(1, shapes[0][-2]), (lhs, rhs))
 
 
-def _takes(products: Sequence[Product], windows: int) -> Mapping[str, Take[Windows]]:
-    """How to take `windows` windows of the attention weights of an input, and more of the other factors."""
+def _takes(windows: Sequence[tuple[Product, int]]) -> Mapping[str, Take[Windows]]:
+    """How to take so many windows of the attention weights of an input for each product, and more of the others."""
 
-    def take(x: Tensor, times: int = _MORE) -> Windows:
+    def take(x: Tensor, count: int, times: int) -> Windows:
         lead = (-1, 1) if x.dim() == 3 else (-1, x.shape[-3])  # a product without heads
         x = x.reshape(*lead, *x.shape[-2:])
-        fine, coarse = (-(-len(x) // (windows * each)) for each in (_MORE, times))
+        fine, coarse = (-(-len(x) // (count * each)) for each in (_MORE, times))
         stride = -(-coarse // fine) * fine  # so that a coarse sample is a part of the fine one
         return Windows(x[::stride].clone().cpu(), stride)
 
-    few = partial(take, times=1)
-    pairs = [(product.lhs, product.rhs) for product in products]
-    return {operand.quantizer: few if operand.part == _ATTENTION else take for both in pairs for operand in both}
+    return {
+        operand.quantizer: partial(take, count=count, times=1 if operand.part == _ATTENTION else _MORE)
+        for product, count in windows
+        for operand in (product.lhs, product.rhs)
+    }
 
 
 def _joined(samples: Sequence[Tensor]) -> Tensor | None:

@@ -128,6 +128,7 @@ class Judge:
         if not ctx.images:
             raise InputError("choosing by the output needs at least one calibration image")
         self._ctx = ctx
+        ctx.install_kernels()
         inputs, holdout = split(ctx.images, fraction, torch.Generator().manual_seed(ctx.seed))
         self.inputs: list[Inputs] = inputs
         crops = [crop for item in holdout for crop in corners(ctx.sizes, item, patch)]

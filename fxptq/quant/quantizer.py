@@ -191,6 +191,9 @@ class Quantizer(nn.Module, ABC):
     def absorb(self) -> None:  # a scheme that trains nothing has nothing to absorb
         """Move the trained values into the stored tensors; the forward pass stays the same bit for bit."""
 
+    def shorten(self) -> None:  # a scheme may have no numbers for which fewer bytes are enough
+        """Round stored numbers to fewer bytes where values move by a small part of a step; codes stay what they are."""
+
     def is_sound(self) -> bool:
         """Whether training has left every number finite and no range has shrunk to nothing."""
         return True

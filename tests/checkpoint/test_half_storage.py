@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxptq
-from fxptq.checkpoint.state import round_floats
+from fxptq.checkpoint.file import read
+from fxptq.checkpoint.state import coded_weights, round_floats
+from tests.tiny import edsr, inputs
 
 
 def rounded(**tensors: Tensor) -> nn.Module:
@@ -86,6 +88,17 @@ def test_a_network_of_such_tensors_survives_its_file(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(loaded(x), q(x))
         assert float((q(x) - network(x)).norm() / network(x).norm()) < 0.05
+
+
+def test_bounds_of_output_channels_take_two_bytes_each(tmp_path: Path) -> None:
+    q = fxptq.quantize(edsr(), inputs(1), 4, list(inputs(2).split(1)), preset="quick", scale=2, value_range=1.0)
+    q.save(tmp_path / "m.safetensors")
+    content = read(tmp_path / "m.safetensors")
+    weights = [key for key in coded_weights(q.program) if q.program.quantizers[key].ranges > 1]
+    assert weights
+    for key in weights:
+        assert {content.floats[f".{key}.{name}"].dtype for name in ("lower", "width")} == {torch.float16}
+    assert torch.equal(fxptq.load(tmp_path / "m.safetensors", edsr())(inputs(1)), q(inputs(1)))
 
 
 def test_biases_that_a_pass_corrected_are_stored_in_half_precision(tmp_path: Path) -> None:

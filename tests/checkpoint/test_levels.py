@@ -20,7 +20,7 @@ TASK = {"scale": 2, "value_range": 1.0, "multiple": 8}
 @pytest.mark.parametrize("bits", [2, 3])
 @pytest.mark.parametrize("make", [swinir, edsr], ids=["swinir", "edsr"])
 def test_each_quantizer_gives_at_most_as_many_values_as_its_bits_have_codes(make: type, bits: int) -> None:
-    q = fxptq.quantize(make(), inputs(1), fxptq.Bits(bits, bits), list(inputs(4).split(1)), preset="accurate", **TASK)
+    q = fxptq.quantize(make(), inputs(1), fxptq.Bits(bits, bits), list(inputs(4).split(1)), preset="quick", **TASK)
     quantizers = q.program.quantizers
     met: dict[str, tuple[Tensor, Tensor]] = {}
     handles = [
@@ -49,7 +49,7 @@ def test_codes_of_values_far_outside_the_bounds_are_clamped(scheme: str, bits: i
 
 
 def test_a_scheme_that_does_not_clamp_is_refused_at_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    q = fxptq.quantize(edsr(), inputs(1), fxptq.Bits(2, 2), list(inputs(2).split(1)), preset="accurate", **TASK)
+    q = fxptq.quantize(edsr(), inputs(1), fxptq.Bits(2, 2), list(inputs(2).split(1)), preset="quick", **TASK)
     key = next(key for key in q.program.quantizers if key.endswith("weight") and q.program.quantizers[key].bits == 2)
     before = Uniform.encode
 
@@ -63,7 +63,7 @@ def test_a_scheme_that_does_not_clamp_is_refused_at_save(tmp_path: Path, monkeyp
 
 
 def test_weights_off_their_grids_are_refused_at_save(tmp_path: Path) -> None:
-    q = fxptq.quantize(edsr(), inputs(1), fxptq.Bits(2, 2), list(inputs(2).split(1)), preset="accurate", **TASK)
+    q = fxptq.quantize(edsr(), inputs(1), fxptq.Bits(2, 2), list(inputs(2).split(1)), preset="quick", **TASK)
     key = next(key for key in q.program.quantizers if key.endswith("weight"))
     weight = q.program.weight_of(key)
     assert weight is not None

@@ -179,7 +179,7 @@ def test_unfit_calibration_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [
         (["--w", 1], "bits w=1 is out of range: expected a whole number from 2 to 8"),
         (["--a", 9], "bits a=9 is out of range: expected a whole number from 2 to 8"),
-        (["--preset", "fast"], "no preset 'fast'; recipe tiny has quick, standard, paper"),
+        (["--preset", "fast"], "no preset 'fast'; recipe tiny has quick, standard, best, paper"),
         (["--out", "m.html"], "--out m.html: checkpoints are written as .safetensors"),
         (["--device", "tpu"], "--device 'tpu': expected auto, cpu or cuda"),
         (["--eval", "Set5"], "'Set5': expected NAME=DIR, such as Set5=data/Set5"),

@@ -41,6 +41,17 @@ def _is_half(x: Tensor) -> bool:
     return torch.equal(x.half().float(), x)
 
 
+def short(x: Tensor) -> Tensor:
+    """Rounds the numbers of a map to half precision, in which a file holds them in two bytes.
+
+    Returns:
+        The rounded numbers; the numbers as they are where one is too large, or would become zero.
+    """
+    rounded = x.half().float()
+    lost = not bool(rounded.isfinite().all()) or bool(((rounded == 0) != (x == 0)).any())
+    return x if lost else rounded
+
+
 @register("affine")
 class Affine(Uniform):
     """Uniform quantizer of `(x - center) / factor`; see `Quantizer` for the arguments.

@@ -1,4 +1,4 @@
-"""The preset `accurate`, from the call to the file and the integer model."""
+"""The preset `quick` with its maps, from the call to the file and the integer model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fxptq.recipe import Recipe
 from tests.tiny import Medley, edsr, inputs, swinir
 
 TASK = {"scale": 2, "value_range": 1.0, "multiple": 8}
-SCHEMES = Recipe.load("default").preset("accurate").quantize.schemes
+SCHEMES = Recipe.load("default").preset("quick").quantize.schemes
 
 
 def lively(model: nn.Module) -> nn.Module:
@@ -31,10 +31,28 @@ def lively(model: nn.Module) -> nn.Module:
     return model
 
 
+def plain(schemes: dict[str, str]) -> Recipe:
+    """A recipe whose preset `quick` searches bounds and does nothing else."""
+    settings = Recipe.load("default").model_dump()
+    settings["quantize"]["schemes"] = schemes
+    settings["presets"] = {"quick": {"images": 2, "passes": [{"name": "observe"}, {"name": "dobi2d", "k": 20}]}}
+    return Recipe.model_validate(settings)
+
+
+def with_attention() -> Recipe:
+    """The default recipe, whose `quick` gives attentions maps, too."""
+    settings = Recipe.load("default").model_dump()
+    passes = settings["presets"]["quick"]["passes"]
+    settings["presets"]["quick"]["passes"] = (*passes[:3], {"name": "attention"}, *passes[3:])
+    return Recipe.model_validate(settings)
+
+
 @pytest.mark.parametrize("make", [swinir, edsr, Medley], ids=["swinir", "edsr", "medley"])
 def test_a_file_gives_the_network_back_bit_for_bit_and_integers_agree(make: type, tmp_path: Path) -> None:
     model = lively(make())
-    q = fxptq.quantize(model, inputs(1), fxptq.Bits(3, 3), list(inputs(6).split(1)), preset="accurate", **TASK)
+    q = fxptq.quantize(
+        model, inputs(1), fxptq.Bits(3, 3), list(inputs(6).split(1)), with_attention(), preset="quick", **TASK
+    )
     assert [report.name for report in q.report] == ["observe", "dobi2d", "channels", "attention", "refit"]
     q.save(tmp_path / "m.safetensors")
     loaded = fxptq.load(tmp_path / "m.safetensors", make())
@@ -55,18 +73,14 @@ def test_a_file_gives_the_network_back_bit_for_bit_and_integers_agree(make: type
 
 def test_a_network_of_tamed_channels_is_served_by_integers_as_with_the_plain_scheme() -> None:
     def quantized(schemes: dict[str, str]) -> fxptq.QuantizedModel:
-        settings = Recipe.load("default").model_dump()
-        settings["quantize"]["schemes"] = schemes
-        settings["presets"] = {"quick": {"images": 2, "passes": [{"name": "observe"}, {"name": "dobi2d", "k": 20}]}}
-        recipe = Recipe.model_validate(settings)
-        return fxptq.quantize(swinir(), inputs(1), 4, list(inputs(2).split(1)), recipe, preset="quick", **TASK)
+        return fxptq.quantize(swinir(), inputs(1), 4, list(inputs(2).split(1)), plain(schemes), preset="quick", **TASK)
 
-    plain = quantized({})
+    uniform = quantized({})
     affine = quantized({name: scheme for name, scheme in SCHEMES.items() if scheme == "affine"})
     x = inputs(1, 24)
     with torch.no_grad():
-        assert torch.equal(affine(x), plain(x))
-        ours, theirs = (q.to_integer(compile=False, compare=False) for q in (affine, plain))
+        assert torch.equal(affine(x), uniform(x))
+        ours, theirs = (q.to_integer(compile=False, compare=False) for q in (affine, uniform))
         assert torch.equal(ours(x), theirs(x))
     assert ours.lowering.simulated == theirs.lowering.simulated
 
@@ -76,10 +90,10 @@ def test_eight_bits_lose_nothing_to_it() -> None:
     x = inputs(4, 32, seed=9)
     errors = {}
     with torch.no_grad():
-        for preset in ("quick", "accurate"):
-            q = fxptq.quantize(model, inputs(1), 8, images, preset=preset, **TASK)
-            errors[preset] = float((q(x) - model(x)).square().mean())
-    assert errors["accurate"] < 1.1 * errors["quick"]
+        for name, recipe in (("plain", plain({})), ("maps", None)):
+            q = fxptq.quantize(model, inputs(1), 8, images, recipe, preset="quick", **TASK)
+            errors[name] = float((q(x) - model(x)).square().mean())
+    assert errors["maps"] < 1.1 * errors["plain"]
 
 
 @pytest.mark.slow
@@ -88,7 +102,7 @@ def test_a_bundled_network_keeps_its_maps_in_integers() -> None:
     noise = torch.rand(7, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     pictures = source.recipe.input.range * F.interpolate(noise, scale_factor=4, mode="bicubic").clamp(0, 1)
     q = fxptq.quantize(
-        source.model, pictures[:1], fxptq.Bits(3, 3), list(pictures[:6].split(1)), source.recipe, preset="accurate"
+        source.model, pictures[:1], fxptq.Bits(3, 3), list(pictures[:6].split(1)), source.recipe, preset="quick"
     )
     integer = q.to_integer(compile=False, compare=False)
     assert any(
