@@ -138,7 +138,7 @@ def _values(codes: np.ndarray, bits: int, own: dict[str, np.ndarray], ranges: in
     """The values of codes: one operation in float32 after another, in this order."""
     repeats = codes.shape[axis] // ranges if ranges > 1 else 1
     shape = [-1] + [1] * (codes.ndim - 1 - axis) if ranges > 1 else [1] * codes.ndim
-    lower, width = (np.repeat(own[name], repeats).reshape(shape) for name in ("lower", "width"))
+    lower, width = (np.repeat(own[name].astype(np.float32), repeats).reshape(shape) for name in ("lower", "width"))
     values = codes.astype(np.float32) * (width / np.float32(2**bits - 1)) + lower
     if "factor" not in own and "inverse" not in own:
         return values

@@ -15,6 +15,9 @@ from fxptq.checkpoint.file import Checkpoint
 
 Holds = Literal["codes", "bounds", "float"]
 
+_LOWER, _WIDTH = ".lower", ".width"
+"""Ends of the names of bounds that stand among the floats."""
+
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -49,23 +52,29 @@ def _codes(checkpoint: Checkpoint) -> Iterator[StoredTensor]:
     for name, codes in checkpoint.codes.items():
         key = keys.get(name, "")
         width = checkpoint.bounds[key][1] if key in checkpoint.bounds else checkpoint.floats.get(f".{key}.width")
-        scale = _scales(width, codes.bits)
+        scale = _scales(None if width is None else width.float(), codes.bits)
         yield StoredTensor(name, "codes", codes.shape, codes.bits, "uint8", _size(codes.packed), scale)
 
 
 def _bounds(checkpoint: Checkpoint) -> Iterator[StoredTensor]:
     bits = {operand.quantizer: operand.bits for site in checkpoint.meta.sites for operand in site.operands}
-    for key, (lower, width) in checkpoint.bounds.items():
-        scale = _scales(width, bits.get(key))
-        yield StoredTensor(
-            key, "bounds", (width.numel(),), bits.get(key), "float32", _size(lower) + _size(width), scale
-        )
+    floats = checkpoint.floats
+    keys = [name[1 : -len(_WIDTH)] for name in floats if name.startswith(".") and name.endswith(_WIDTH)]
+    pairs = {key: (floats[f".{key}{_LOWER}"], floats[f".{key}{_WIDTH}"]) for key in keys}
+    for key, (lower, width) in {**checkpoint.bounds, **pairs}.items():
+        scale = _scales(width.float(), bits.get(key))
+        nbytes = _size(lower) + _size(width)
+        yield StoredTensor(key, "bounds", (width.numel(),), bits.get(key), _dtype(width), nbytes, scale)
 
 
 def _floats(checkpoint: Checkpoint) -> Iterator[StoredTensor]:
     for name, tensor in checkpoint.floats.items():
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        yield StoredTensor(name, "float", tuple(tensor.shape), None, dtype, _size(tensor))
+        if not (name.startswith(".") and name.endswith((_LOWER, _WIDTH))):
+            yield StoredTensor(name, "float", tuple(tensor.shape), None, _dtype(tensor), _size(tensor))
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _scales(width: Tensor | None, bits: int | None) -> tuple[float, float] | None:

@@ -103,8 +103,13 @@ def test_tensors_of_a_checkpoint_need_no_network(folder: Path) -> None:
     assert (
         rows["norm.weight"] | {"holds": "float", "dtype": "float16", "bytes": 24, "scale": None} == rows["norm.weight"]
     )
-    for part, holds in (("codes", "codes"), ("bounds", "bounds")):
-        assert result["bytes"][part] == sum(row["bytes"] for row in rows.values() if row["holds"] == holds)
+    # Bounds that half precision holds lie in the part `floats` of the file.
+    for part, holds, dtype in (("codes", "codes", "uint8"), ("bounds", "bounds", "float32")):
+        listed = [row["bytes"] for row in rows.values() if (row["holds"], row["dtype"]) == (holds, dtype)]
+        assert result["bytes"][part] == sum(listed) > 0
+    short = rows["layers.0.residual_group.blocks.0.mlp.fc2.weight"]
+    assert short | {"holds": "bounds", "shape": [12], "bits": 4, "dtype": "float16", "bytes": 48} == short
+    assert short["scale"] == fc2["scale"]
     assert result["bytes"]["file"] == Path("tiny.safetensors").stat().st_size
 
 

@@ -178,8 +178,8 @@ def test_sites_with_a_zero_between_codes_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("make", "preset"),
-    [(Own, "standard"), pytest.param(swinir, "standard", marks=pytest.mark.slow), (swinir, "accurate")],
-    ids=["own", "swinir", "accurate"],
+    [(Own, "standard"), pytest.param(swinir, "standard", marks=pytest.mark.slow), (swinir, "quick")],
+    ids=["own", "swinir", "quick"],
 )
 def test_grids_with_a_code_for_zero_need_no_node_beside_the_codes(make: type, preset: str, tmp_path: Path) -> None:
     recipe = settings('{ name = "minmax" }, { name = "biases" }') if preset == "standard" else None

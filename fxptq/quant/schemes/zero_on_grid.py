@@ -72,6 +72,9 @@ class ZeroOnGrid(Uniform):
         """The lower end and the width of the range that stands for a proposal."""
         return (with_zero_in_the_middle if self.role == "constant" else with_zero)(lower, upper, self.bits)
 
+    def shorten(self) -> None:
+        """Leaves the bounds as they are, because rounding one would take 0 off the grid."""
+
     def trainables(self) -> tuple[Trainable, ...]:
         """`log_scale`, in units of the initial width; none if every width is zero."""
         return super().trainables()[1:]
