@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.zoo.one import declare_missing_operators
 from fxptq.api import QuantizedModel, install_kernels, plan_of
-from fxptq.checkpoint.state import coded_weights, put_weights_on_grid, round_floats
+from fxptq.checkpoint.state import as_stored, round_floats
 from fxptq.commands.scores import score_sets
 from fxptq.commands.source import Source, example_of, open_network
 from fxptq.data.sources import calibration_images
@@ -176,9 +176,6 @@ class Study:
         """Gives the student as `quantize` would return it; later passes find its float weights restored."""
         student = context.student
         assert isinstance(student, Program)
-        weights = ((key, student.weight_of(key)) for key in coded_weights(student))
-        floats = {key: weight.clone() for key, weight in weights if weight is not None}
-        put_weights_on_grid(student)
         meta = metadata_of(
             student,
             self.source.model,
@@ -190,11 +187,8 @@ class Study:
             seed=self.seed,
             calibration=self.described,
         )
-        try:
+        with as_stored(student):
             yield QuantizedModel(student, meta)
-        finally:
-            for key, weight in floats.items():
-                student.set_weight(key, weight)
 
 
 def scores(run: Run, sets: Sequence[BenchmarkSet], source: Source) -> dict[str, dict[str, float]]:

@@ -12,7 +12,7 @@ import torch
 from fxptq.bits import Bits, Budget
 from fxptq.checkpoint import file as checkpoints
 from fxptq.checkpoint.metadata import Metadata
-from fxptq.checkpoint.state import coded_weights, put_weights_on_grid, to_checkpoint
+from fxptq.checkpoint.state import as_stored, to_checkpoint
 from fxptq.data.sources import SYNTHETIC
 from fxptq.evaluate.restore import NetworkRun, fitted
 from fxptq.evaluate.score import evaluate
@@ -82,13 +82,8 @@ def widths_asked(student: Program, bits: Bits, patterns: Collection[str]) -> tup
 def overhead(student: Program, meta: Metadata, dtype: torch.dtype) -> int:
     """Counts the most bytes that a checkpoint takes beside its codes, whichever biases later passes change."""
     biases = sum(bias.numel() for key in student.quantizers if (bias := student.bias_of(key)) is not None)
-    weights = {key: weight.clone() for key in coded_weights(student) if (weight := student.weight_of(key)) is not None}
-    put_weights_on_grid(student)  # a checkpoint holds no other weights
-    try:
+    with as_stored(student):
         return checkpoints.overhead(to_checkpoint(student, meta, dtype)) + 4 * biases + _ROOM
-    finally:
-        for key, weight in weights.items():
-            student.set_weight(key, weight)
 
 
 def drop_of(facts: Facts, context: Context, calib: object) -> Callable[[], float] | None:

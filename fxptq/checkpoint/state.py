@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -82,6 +83,23 @@ def put_weights_on_grid(program: Program) -> None:
             assert weight is not None  # a coded key names a weight  # noqa: S101
             program.quantizers[key].shorten()
             program.set_weight(key, program.quantizers[key](weight))
+
+
+@contextmanager
+def as_stored(program: Program) -> Iterator[None]:
+    """Within, weights and bounds have the values that a checkpoint holds; afterwards they are as before."""
+    for quantizer in program.quantizers.values():
+        quantizer.absorb()
+    weights = {key: weight.clone() for key in coded_weights(program) if (weight := program.weight_of(key)) is not None}
+    bounds = {key: {n: x.clone() for n, x in program.quantizers[key].stored().items()} for key in weights}
+    put_weights_on_grid(program)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for key, weight in weights.items():
+                program.set_weight(key, weight)
+                program.quantizers[key].restore(bounds[key])
 
 
 def make_storable(program: Program, dtype: torch.dtype) -> None:

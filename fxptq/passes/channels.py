@@ -191,6 +191,7 @@ def _groups(student: QuantizedNetwork) -> Iterator[Group]:
         keys = [key, *(weight for _, weight in layers)]
         one_layout = len({site.kind == "linear" for site, _ in layers}) == 1
         plain = all(slot == "input" and _is_plain(site) for site, slot, _, _ in reads)
+        plain = plain and all(student.weight_of(weight) is not None for _, weight in layers)  # none is computed
         affine = all(_is_affine(student.quantizers.get(each)) for each in keys)
         if plain and one_layout and affine and any(student.quantizers[each].bits < 8 for each in keys):
             yield Group(key, reads[0][3], tuple(layers), all(len(inputs[weight]) == 1 for _, weight in layers))

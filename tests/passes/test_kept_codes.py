@@ -16,7 +16,7 @@ from fxptq.passes.vectors import learned_vectors
 from fxptq.quant.schemes.affine import Affine
 from tests.passes.test_transforms import Uneven, context, error, images
 
-TRAINING = {"steps": 30, "batch": 2, "patch": 16, "lr": 0.05, "feature_weight": 0.0, "eval_every": 10}
+TRAINING = {"steps": 30, "batch": 2, "patch": 16, "lr": 0.01, "feature_weight": 0.0, "eval_every": 10}
 
 
 @pytest.fixture(autouse=True)
