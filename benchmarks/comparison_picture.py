@@ -1,6 +1,6 @@
 """Draws docs/images/comparison.png: one generated picture in float, W4A4, W3A3, W2A2, bicubic and ground truth.
 
-    for b in 4 3 2; do fxptq quantize --recipe edsr_x4 --w $b --a $b --preset quick --out w$b.safetensors; done
+    for b in 4 3 2; do fxptq quantize --recipe edsr_x4 --w $b --a $b --out w$b.safetensors; done
     python -m benchmarks.comparison_picture w4.safetensors w3.safetensors w2.safetensors
 
 Each part is a crop of the picture, enlarged twice without interpolation, with the PSNR (on Y) of the whole picture.
