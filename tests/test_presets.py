@@ -1,4 +1,4 @@
-"""The preset `quick` with its maps, from the call to the file and the integer model."""
+"""The presets with maps, from the call to the file and the integer model."""
 
 from __future__ import annotations
 
@@ -114,3 +114,16 @@ def test_a_bundled_network_keeps_its_maps_in_integers() -> None:
         apart = (integer(pictures[6:]) - expected).abs() / float(expected.max() - expected.min())
     assert float(apart.median()) < 1e-3  # codes beside ties, which every site of a deep network has
     assert float(apart.mean()) < 3e-3
+
+
+@pytest.mark.parametrize("preset", ["quick", "standard"])
+def test_torch_s_default_type_changes_nothing(preset: str) -> None:
+    model, x, many = swinir(), inputs(1), inputs()
+    usual = fxptq.quantize(model, x, 4, many, preset=preset)(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = fxptq.quantize(model, x, 4, many, preset=preset)(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, usual)

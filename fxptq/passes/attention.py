@@ -235,9 +235,9 @@ class ProductSearch:
 
         The query's grid is symmetric, so that the offset of the key's codes gives the same number for all keys.
         """
-        factor = torch.ones(1, 1, 1, 1) if factor is None else factor
+        factor = torch.ones(1, 1, 1, 1, dtype=torch.float32) if factor is None else factor
         largest = self._symmetric(own[0].bits, query / factor, heads)
-        first = _affine(own[0], short(factor[0] * largest), torch.zeros(()), -1.0, 1.0)
+        first = _affine(own[0], short(factor[0] * largest), torch.zeros((), dtype=torch.float32), -1.0, 1.0)
         across = (first.factor / largest)[None].transpose(-2, -1)  # of the rounded factor, so that the sum stays one
         centred = (key - mean) * across
         lower, width = self._bounds(own[1].bits, centred, heads)
@@ -286,7 +286,10 @@ class ProductSearch:
         """The ends of ranges about zero along some axes, shaped as by `_bounds`."""
         values, shape = _by_range(x, axes)
         distribution = Distribution.of(values, len(values))
-        ends = values.abs().amax(1, keepdim=True).double().clamp(min=1e-9) * torch.linspace(1, 0.2, self.k).double()
+        ends = (
+            values.abs().amax(1, keepdim=True).double().clamp(min=1e-9)
+            * torch.linspace(1, 0.2, self.k, dtype=torch.float32).double()
+        )
         error = distribution.squared_error(-ends, ends, bits)
         return ends.gather(1, error.argmin(1, keepdim=True)).float().view(shape)
 

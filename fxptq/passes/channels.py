@@ -220,7 +220,7 @@ def _candidates(
         weights: the weights of the layers, [outputs, C, ...].
         scalable: whether factors are allowed.
     """
-    ones, zeros = torch.ones(rows.shape[1]), torch.zeros(rows.shape[1])
+    ones, zeros = torch.ones_like(rows[0]), torch.zeros_like(rows[0])
     yield "none", ones, zeros
     by_channel = Distribution.of(rows.T.contiguous(), rows.shape[1])
     range_of_each = dobi2d(by_channel, Affine(bits, rows.shape[1]), 40)

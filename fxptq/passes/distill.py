@@ -39,7 +39,7 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], scale: Fe
         difference = F.normalize(q.flatten(1), dim=1) - F.normalize(f.flatten(1), dim=1)
         distance = torch.linalg.vector_norm(difference, dim=1).mean()
         terms.append(distance / (q[0].numel() if scale == "paper" else len(student)))
-    return torch.stack(terms).sum() if terms else torch.zeros(())
+    return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float32)
 
 
 @dataclass(frozen=True)

@@ -82,5 +82,5 @@ def most_bytes(ctx: Context) -> int:
 def evenly(x: Tensor, count: int, axis: int = 0) -> Tensor:
     """Up to `count` evenly spread entries of an axis, as a copy."""
     length = x.shape[axis]
-    index = torch.linspace(0, length - 1, min(count, length), device=x.device).round().long()
+    index = torch.linspace(0, length - 1, min(count, length), dtype=torch.float32, device=x.device).round().long()
     return x.index_select(axis, index)

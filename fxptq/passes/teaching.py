@@ -38,7 +38,7 @@ class Teaching:
         ranks = self.ctx.ranks
         own = ranks.part(batch) if isinstance(batch, Tensor) else batch if ranks.first else ()
         if len(own) == 0:
-            return Lesson((), torch.zeros(()), ())
+            return Lesson((), torch.zeros((), dtype=torch.float32), ())
         inputs = self.ctx.placed(own)
         picture, features = self._outputs(self.ctx.teacher, inputs)
         if not bool(picture.isfinite().all()):
@@ -50,7 +50,7 @@ class Teaching:
     def student_loss(self, lesson: Lesson) -> Tensor:
         """The loss of the student on a lesson, a scalar; 0 on a lesson without crops."""
         if not lesson.crops:
-            return torch.zeros(())
+            return torch.zeros((), dtype=torch.float32)
         return self.loss(self._outputs(self.ctx.student, lesson.inputs), (lesson.picture, list(lesson.features)))
 
     @torch.no_grad()

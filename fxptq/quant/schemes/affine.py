@@ -69,8 +69,8 @@ class Affine(Uniform):
 
     def __init__(self, bits: int, ranges: int = 1, axis: int = 0, role: Role = "symmetric") -> None:
         super().__init__(bits, ranges, axis, role)
-        self.register_buffer("factor", torch.ones(()))
-        self.register_buffer("center", torch.zeros(()))
+        self.register_buffer("factor", torch.ones((), dtype=torch.float32))
+        self.register_buffer("center", torch.zeros((), dtype=torch.float32))
         self._is_identity = True
 
     def set_map(self, factor: Tensor | float = 1.0, center: Tensor | float = 0.0) -> None:

@@ -46,8 +46,8 @@ class Shares(Quantizer):
 
     def __init__(self, bits: int, ranges: int = 1, axis: int = 0, role: Role = "symmetric") -> None:
         super().__init__(bits, ranges, axis, role)
-        self.register_buffer("ceiling0", torch.ones(ranges))
-        self.log_ratio = nn.Parameter(torch.zeros(ranges))
+        self.register_buffer("ceiling0", torch.ones(ranges, dtype=torch.float32))
+        self.log_ratio = nn.Parameter(torch.zeros(ranges, dtype=torch.float32))
 
     @property
     def lower(self) -> Tensor:

@@ -39,10 +39,10 @@ class Uniform(Quantizer):
 
     def __init__(self, bits: int, ranges: int = 1, axis: int = 0, role: Role = "symmetric") -> None:
         super().__init__(bits, ranges, axis, role)
-        self.register_buffer("lower0", torch.zeros(ranges))
-        self.register_buffer("width0", torch.zeros(ranges))
-        self.shift = nn.Parameter(torch.zeros(ranges))
-        self.log_scale = nn.Parameter(torch.zeros(ranges))
+        self.register_buffer("lower0", torch.zeros(ranges, dtype=torch.float32))
+        self.register_buffer("width0", torch.zeros(ranges, dtype=torch.float32))
+        self.shift = nn.Parameter(torch.zeros(ranges, dtype=torch.float32))
+        self.log_scale = nn.Parameter(torch.zeros(ranges, dtype=torch.float32))
         self._some_flat = True
 
     @property
