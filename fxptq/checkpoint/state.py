@@ -118,7 +118,7 @@ def coded_weights(program: Program) -> dict[str, str]:
     A weight that something else reads too (another layer at another width, a sum over a codebook) stays in float, and
     so does a weight whose scheme stores no codes.
     """
-    own = {id(tensor): _MODEL + name for name, tensor in _tensors(program.holder.model).items()}
+    own = {id(tensor): _MODEL + name for name, tensor in model_tensors(program.holder.model).items()}
     targets = {key: program.weight_target(key) for key in program.quantizers}
     names = {
         key: own.get(id(attribute(program.holder, target)), target)
@@ -131,7 +131,7 @@ def coded_weights(program: Program) -> dict[str, str]:
     return {key: name for key, name in alone.items() if key in on}
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers; a tensor with several names stands under the first of them."""
     persistent = stored_tensors(model)
     buffers = {name: tensor for name, tensor in model.named_buffers() if name in persistent}
@@ -157,7 +157,7 @@ def to_checkpoint(program: Program, meta: Metadata, dtype: torch.dtype) -> Check
     stored = set(coded.values())
     floats = {
         name: _compact(tensor.detach(), dtype)
-        for name, tensor in _tensors(program.holder.model).items()
+        for name, tensor in model_tensors(program.holder.model).items()
         if _MODEL + name not in stored
     }
     bounds: dict[str, tuple[Tensor, Tensor]] = {}
@@ -303,7 +303,7 @@ def check_fits(model: nn.Module, index: Index, source: str) -> None:
     Raises:
         CheckpointError: another architecture, or a site table that does not fit the stored tensors.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model_tensors(model).items()}
     floats = {name: tuple(shape) for name, (_, shape) in index.floats.items() if not name.startswith(".")}
     codes = {
         name.removeprefix(_MODEL): tuple(shape) for name, (_, shape) in index.codes.items() if name.startswith(_MODEL)
@@ -321,7 +321,7 @@ def check_fits(model: nn.Module, index: Index, source: str) -> None:
 def load_floats(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Puts the float tensors of a checkpoint into a network that it fits (see `check_fits`)."""
     with torch.no_grad():
-        for name, tensor in _tensors(model).items():
+        for name, tensor in model_tensors(model).items():
             if name in checkpoint.floats:
                 tensor.copy_(checkpoint.floats[name])
 
@@ -349,7 +349,7 @@ def program_of(model: nn.Module, checkpoint: Checkpoint, source: str) -> Program
     round_floats(model, getattr(torch, checkpoint.meta.float_dtype))  # buffers that are never stored
     load_floats(model, checkpoint)
     weights = _decoded_weights(checkpoint, source)
-    own = _tensors(model)
+    own = model_tensors(model)
     with torch.no_grad():
         for name, weight in weights.items():
             if name.startswith(_MODEL):

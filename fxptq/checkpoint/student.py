@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxptq.checkpoint.state import model_tensors
 from fxptq.errors import CalibrationError, InputError
 from fxptq.graph import Program
-from fxptq.graph.tensors import stored_tensors
 from fxptq.io.state_file import State
 
 _MODEL, _WEIGHT, _QUANTIZER = "model.", "weight.", "quantizer."
@@ -19,7 +19,7 @@ _MODEL, _WEIGHT, _QUANTIZER = "model.", "weight.", "quantizer."
 
 def student_state(program: Program) -> State:
     """The state of a student behind a pass."""
-    tensors = {_MODEL + name: tensor for name, tensor in _own(program).items()}
+    tensors = {_MODEL + name: tensor for name, tensor in model_tensors(program.holder.model).items()}
     tensors |= {_WEIGHT + key: weight for key, weight in _constants(program).items()}
     modes: dict[str, str] = {}
     for key, quantizer in program.quantizers.items():
@@ -40,7 +40,7 @@ def restore_student(program: Program, state: State) -> None:
     """
     tensors, modes = state.tensors, state.numbers["modes"]
     try:
-        for name, tensor in _own(program).items():
+        for name, tensor in model_tensors(program.holder.model).items():
             tensor.copy_(tensors[_MODEL + name])
         for key, weight in _constants(program).items():
             weight.copy_(tensors[_WEIGHT + key])
@@ -55,16 +55,8 @@ def restore_student(program: Program, state: State) -> None:
         raise InputError(f"the state of a run does not fit the network: {error}") from error
 
 
-def _own(program: Program) -> dict[str, Tensor]:
-    """The tensors of the network, each under the first of its names."""
-    found: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in stored_tensors(program.holder.model).items():
-        found.setdefault(id(tensor), (name, tensor))
-    return dict(found.values())
-
-
 def _constants(program: Program) -> dict[str, Tensor]:
     """The constants that quantizers read and that are no tensors of the network, by the key of the quantizer."""
-    own = {tensor.data_ptr() for tensor in _own(program).values()}
+    own = {tensor.data_ptr() for tensor in model_tensors(program.holder.model).values()}
     weights = {key: program.weight_of(key) for key in program.quantizers}
     return {key: weight for key, weight in weights.items() if weight is not None and weight.data_ptr() not in own}

@@ -42,7 +42,7 @@ class StoredTensor:
     scale: tuple[float, float] | None = None
 
 
-def stored_tensors(checkpoint: Checkpoint) -> tuple[StoredTensor, ...]:
+def tensor_table(checkpoint: Checkpoint) -> tuple[StoredTensor, ...]:
     """The tensors of a checkpoint: weights in codes, then quantizers, then everything in float."""
     return (*_codes(checkpoint), *_bounds(checkpoint), *_floats(checkpoint))
 

@@ -10,7 +10,7 @@ from typing import Any
 from fxptq.api import plan_of
 from fxptq.bits import Bits
 from fxptq.checkpoint import file as checkpoints
-from fxptq.checkpoint.tensors import StoredTensor, stored_tensors
+from fxptq.checkpoint.tensors import StoredTensor, tensor_table
 from fxptq.commands.evaluate import open_checkpoint
 from fxptq.commands.source import example_of, from_factory, parse_site
 from fxptq.errors import InputError
@@ -99,4 +99,4 @@ def tensors(subject: str | None, graphml: Path | None) -> Contents:
         raise InputError("--tensors: name a checkpoint, as in fxptq inspect small.safetensors --tensors")
     if graphml is not None:
         raise InputError("--tensors reads the file alone and makes no graph: leave --graphml out")
-    return Contents(stored_tensors(checkpoints.read(subject)), checkpoints.byte_counts(subject))
+    return Contents(tensor_table(checkpoints.read(subject)), checkpoints.byte_counts(subject))
