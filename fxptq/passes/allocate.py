@@ -1,9 +1,9 @@
 """Allocate: gives each operand its own bit width, by its sensitivity and its cost, within a budget.
 
-One more bit divides an operand's part of the output's squared error by about three: a finer grid would divide it by
-four, but then the best bounds clip less. So errors at every width follow from one estimate (see `sensitivity`), and
-`allocation` chooses the widths. Operands that share a quantizer share a width. Sites that cost next to nothing get 8
-bits without a rule of their own, because bits are cheap there. The bounds of quantizers that change are searched again.
+An operand's part of the output's squared error is estimated once, at the width of the plan (see `sensitivity`). At
+other widths it is in proportion to the error of the operand's values (see `widths`), and `allocation` chooses. Operands
+that share a quantizer share a width. Sites that cost next to nothing get 8 bits without a rule of their own, because
+bits are cheap there. The bounds of quantizers that change are searched again.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import torch
 from fxptq.errors import InputError
 from fxptq.passes.allocation import Errors, Limit, allocate
 from fxptq.passes.base import Context, Operand, Pass, PassReport, QuantizedNetwork, register
-from fxptq.passes.bounds import set_bounds
+from fxptq.passes.bounds import set_bounds, values_of
 from fxptq.passes.costs import bit_operations, code_bits
 from fxptq.passes.crops import Batches
 from fxptq.passes.judge import Judge, JudgedSettings, Snapshot
 from fxptq.passes.observe import Observe
 from fxptq.passes.offsets import movable_weights
 from fxptq.passes.sensitivity import estimate
+from fxptq.passes.widths import best_bounds, errors_by_width
 from fxptq.quant import search
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import BITS, Quantizer
@@ -52,8 +53,8 @@ class Allocate(Pass):
         """Settings; see also `JudgedSettings`. At most one budget may be given.
 
         Attributes:
-            operands: the operands that may get other widths. Activations make most of the error, and passes that
-                refit weights lower the error of weights afterwards.
+            operands: the operands that may get other widths.
+            refitted: part of a weight's error that passes leave which round weights for the outputs of their layers.
             average: average width, 2 to 8. The network does not exceed the bit operations and the code bytes that it
                 has with this width wherever the plan has the asked one.
             file_bytes: largest number of bytes of the checkpoint.
@@ -61,22 +62,21 @@ class Allocate(Pass):
             max_drop: largest loss of PSNR in dB on held-out pictures; the fewest bits that keep it are sought.
             extra: part of the plan's bit operations and code bytes that may be added to them.
             raise_only: whether no operand may get fewer bits than the plan gives it.
-            decay: factor by which one more bit divides an operand's squared error.
             draws: random output directions for each batch, see `sensitivity.estimate`.
             crops: number of crops that sensitivities are estimated on.
             batch: crops in a batch.
             patch: side of a crop in pixels of the input.
-            k: number of candidates for each bound that is searched again.
+            k: number of candidates for each bound that is searched again; a quarter where widths are compared.
         """
 
-        operands: Literal["activations", "weights", "all"] = "activations"
+        operands: Literal["activations", "weights", "all"] = "all"
+        refitted: float = 0.6
         average: float | None = None
         file_bytes: int | None = None
         operations: float | None = None
         max_drop: float | None = None
         extra: float = 0.0
         raise_only: bool = False
-        decay: float = 3.0
         draws: int = 8
         crops: int = 8
         batch: int = 4
@@ -90,8 +90,10 @@ class Allocate(Pass):
                 raise InputError("give one of average, file_bytes, operations and max_drop")
             if self.average is not None and not BITS.start <= self.average <= BITS.stop - 1:
                 raise InputError(f"average must be {BITS.start} to {BITS.stop - 1} bits, not {self.average:g}")
-            if any(budget is not None and budget <= 0 for budget in budgets) or self.extra < 0 or self.decay <= 1:
-                raise InputError("budgets are above 0, extra is not negative, and decay is above 1")
+            if any(budget is not None and budget <= 0 for budget in budgets) or self.extra < 0:
+                raise InputError("budgets are above 0, and extra is not negative")
+            if self.refitted <= 0:
+                raise InputError(f"refitted must be above 0, not {self.refitted:g}")
             if min(self.draws, self.crops, self.batch, self.patch, self.k) < 1:
                 raise InputError("draws, crops, batch, patch and k must be at least 1")
 
@@ -127,9 +129,12 @@ class Allocate(Pass):
             limits = self._limits(ctx, widths.plan)
             widths.set(allocate(errors, limits))
         error = judge.remeasure()
-        budgets = (self.settings.average, self.settings.file_bytes, self.settings.operations, self.settings.max_drop)
         verdict = ""
-        if all(budget is None for budget in budgets) and not error < start:
+        if not self._has_budget and not error < start and self._changes_weights(ctx, widths):
+            # Before they are rounded for their layers' outputs, weights of few bits look worse than they will be.
+            widths.set(allocate({**errors, **self._as_planned(ctx, errors, widths.plan)}, limits))
+            error, verdict = judge.remeasure(), ", with the weights' planned bits"
+        if not self._has_budget and not error < start:
             widths.take_back()
             verdict = ": not better, taken back"
         return PassReport(
@@ -141,6 +146,24 @@ class Allocate(Pass):
                 *(f"{limit.name}: {limit.cost(widths.now):,.0f} of {limit.most:,.0f}" for limit in limits),
             ),
         )
+
+    @property
+    def _has_budget(self) -> bool:
+        settings = self.settings
+        budgets = (settings.average, settings.file_bytes, settings.operations, settings.max_drop)
+        return any(budget is not None for budget in budgets)
+
+    @staticmethod
+    def _changes_weights(ctx: Context, widths: _Widths) -> bool:
+        weights = [key for key in widths.plan if ctx.student.weight_of(key) is not None]
+        now = widths.now
+        return any(now[key] != widths.plan[key] for key in weights)
+
+    @staticmethod
+    def _as_planned(ctx: Context, errors: Errors, plan: Mapping[str, int]) -> Errors:
+        """The errors of weights at their planned widths alone."""
+        weights = [key for key in errors if ctx.student.weight_of(key) is not None]
+        return {key: {plan[key]: errors[key][plan[key]]} for key in weights}
 
     def _within(self, ctx: Context, widths: _Widths, errors: Errors, notes: list[str]) -> list[Limit]:
         """Sets the fewest bits that keep the largest drop, or the most bits where none do; returns their limits."""
@@ -177,14 +200,20 @@ class Allocate(Pass):
 
     def _errors(self, ctx: Context, plan: Mapping[str, int], sensitivity: Mapping[str, float]) -> Errors:
         """The error of each operand at each width that it may have."""
-        settings = self.settings
-        errors: dict[str, dict[int, float]] = {}
-        for key, bits in plan.items():
-            kind = "activations" if ctx.student.weight_of(key) is None else "weights"
-            fixed = key in ctx.fixed or settings.operands not in ("all", kind)
-            least = bits if settings.raise_only else BITS.start
-            widths = [bits] if fixed else range(least, BITS.stop)
-            errors[key] = {width: sensitivity[key] * settings.decay ** (bits - width) for width in widths}
+        settings, student = self.settings, ctx.student
+        weights = {key for key in plan if student.weight_of(key) is not None}
+        kinds = {"activations": plan.keys() - weights, "weights": weights, "all": plan.keys()}
+        free = [key for key in plan if key in kinds[settings.operands] and key not in ctx.fixed]
+        _observe_missing(ctx, free)
+        errors = {key: {bits: sensitivity[key]} for key, bits in plan.items()}
+        with ctx.progress.task("widths", len(free)) as advance:
+            for key in free:
+                part = sensitivity[key] * (settings.refitted if key in weights else 1)
+                quantizer = student.quantizers[key]
+                by_width = errors_by_width(values_of(ctx, key), quantizer, max(1, settings.k // 4))
+                least = plan[key] if settings.raise_only else BITS.start
+                errors[key] = {bits: part * ratio for bits, ratio in by_width.items() if bits >= least}
+                advance()
         return errors
 
     def _limits(self, ctx: Context, plan: Mapping[str, int]) -> list[Limit]:
@@ -244,8 +273,7 @@ class _Widths:
         student.set_bits(widths)
         self._before.restore()
         changed = [key for key, bits in widths.items() if bits != self.plan[key]]
-        if any(student.weight_of(key) is None and key not in self._ctx.statistics for key in changed):
-            Observe(Observe.Settings()).run(self._ctx)
+        _observe_missing(self._ctx, changed)
         set_bounds(self._ctx, changed, "bounds", self._search)
 
     def take_back(self) -> None:
@@ -254,10 +282,13 @@ class _Widths:
         self._before.restore()
 
     def _search(self, values: Distribution, quantizer: Quantizer, _operand: Operand) -> search.Bounds:
-        """The best bounds; they stay symmetric where they were, because a kernel may count on it."""
-        if bool((quantizer.lower == -quantizer.upper).all()) and bool((quantizer.upper > 0).all()):
-            return search.symmetric(values, quantizer, self._k)
-        return search.dobi2d(values, quantizer, self._k)
+        return best_bounds(values, quantizer, self._k)
+
+
+def _observe_missing(ctx: Context, keys: Sequence[str]) -> None:
+    """Observes the values of activations again if a pass has changed the map of one of these."""
+    if any(ctx.student.weight_of(key) is None and key not in ctx.statistics for key in keys):
+        Observe(Observe.Settings()).run(ctx)
 
 
 def _counted(student: QuantizedNetwork, widths: Mapping[str, int]) -> list[str]:

@@ -41,7 +41,7 @@ def set_bounds(ctx: Context, keys: Sequence[str], description: str, search: Sear
             for key in own:
                 quantizer = student.quantizers[key]
                 try:
-                    values = _distribution(ctx, key, quantizer)
+                    values = values_of(ctx, key)
                     bounds = search(values, quantizer, operands[key])
                 except CalibrationError as error:
                     raise CalibrationError(f"{key}: {error}") from None
@@ -73,8 +73,13 @@ def _figures(bounds: Bounds, values: Distribution) -> dict[str, float]:
     }
 
 
-def _distribution(ctx: Context, key: str, quantizer: Quantizer) -> Distribution:
-    weight = ctx.student.weight_of(key)
+def values_of(ctx: Context, key: str) -> Distribution:
+    """The values that a quantizer sees, in the unit of its bounds: exactly those of a weight, or `ctx.statistics`.
+
+    Raises:
+        CalibrationError: an activation was not observed, or a weight is not finite.
+    """
+    quantizer, weight = ctx.student.quantizers[key], ctx.student.weight_of(key)
     if weight is not None:
         return Distribution.of(quantizer.normalize(weight), quantizer.ranges, quantizer.axis)
     if key not in ctx.statistics:

@@ -192,7 +192,7 @@ def test_a_drop_is_kept_with_few_bits_or_what_is_lost_is_said() -> None:
         ({"operations": 10.0}, "bit operations: 10 cannot be met"),
         ({"file_bytes": 10}, "a file of 10 bytes is too small: 2 bits take"),
         ({"max_drop": 0.1}, "max_drop is measured on pictures"),
-        ({"decay": 1.0}, "decay is above 1"),
+        ({"refitted": 0.0}, "refitted must be above 0"),
     ],
 )
 def test_settings_that_cannot_be_met_are_refused(settings: dict[str, float], message: str) -> None:
