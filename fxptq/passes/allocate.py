@@ -14,14 +14,12 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import ClassVar, Literal
 
-import torch
-
 from fxptq.errors import InputError
 from fxptq.passes.allocation import Errors, Limit, allocate
 from fxptq.passes.base import Context, Operand, Pass, PassReport, QuantizedNetwork, register
 from fxptq.passes.bounds import set_bounds, values_of
 from fxptq.passes.costs import bit_operations, code_bits
-from fxptq.passes.crops import Batches
+from fxptq.passes.crops import training_crops
 from fxptq.passes.judge import Judge, JudgedSettings, Snapshot
 from fxptq.passes.observe import Observe
 from fxptq.passes.offsets import movable_weights
@@ -119,7 +117,11 @@ class Allocate(Pass):
             raise InputError("max_drop is measured on pictures, and this network takes no pictures: give a budget")
         judge = Judge(ctx, self.settings.holdout)
         ctx.install_kernels()
-        sensitivity = estimate(ctx, self._batches(ctx), self.settings.draws)
+        settings = self.settings
+        crops = training_crops(
+            ctx, crops=settings.crops, batch=settings.batch, patch=settings.patch, fraction=settings.holdout
+        )
+        sensitivity = estimate(ctx, crops, settings.draws)
         widths = _Widths(ctx, self.settings.k)
         errors, start = self._errors(ctx, widths.plan, sensitivity), judge.error
         notes: list[str] = []
@@ -184,19 +186,6 @@ class Allocate(Pass):
         found = f"{averages[high]:g} bits on average lose {measured[high]:.3f} dB on held-out pictures"
         notes.append(found if measured[high] <= most else f"{found}, and no allocation keeps {most:g} dB")
         return limits
-
-    def _batches(self, ctx: Context) -> Sequence[torch.Tensor | tuple[torch.Tensor, ...]]:
-        settings = self.settings
-        batches = Batches(
-            ctx.images,
-            size=settings.patch,
-            sizes=ctx.sizes,
-            batch=settings.batch if ctx.batches else 1,
-            fraction=settings.holdout,
-            crops=1,
-            generator=torch.Generator().manual_seed(ctx.seed),
-        )
-        return batches.fixed(settings.crops)[: settings.crops]
 
     def _errors(self, ctx: Context, plan: Mapping[str, int], sensitivity: Mapping[str, float]) -> Errors:
         """The error of each operand at each width that it may have."""

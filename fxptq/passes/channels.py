@@ -10,16 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from fxptq.errors import InputError
 from fxptq.passes.base import Context, Pass, PassReport, QuantizedNetwork, Site, register
+from fxptq.passes.crops import training_crops
 from fxptq.passes.judge import Judge, StagedSettings, State
 from fxptq.passes.samples import Take, evenly, in_memory, most_bytes, sample
+from fxptq.passes.sensitivity import estimate
 from fxptq.quant.distribution import Distribution
-from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.grid import levels
+from fxptq.quant.quantizer import BITS, Quantizer
 from fxptq.quant.schemes.affine import Affine, short
 from fxptq.quant.search import Bounds, dobi2d
 
@@ -29,8 +33,22 @@ _EXPONENTS = (0.5, 0.75, 1.0)
 _VALUES = 30_000
 """Values of an input's sample that the bounds are searched on."""
 
+_FINE = 7
+"""From so many bits on, the steps are small and clipping makes most of the error, so ranges reach to the extremes."""
+
 _WORTH = 0.85
 """A map takes six bytes a channel in the file, so it must lower the error of the layers to this part at least."""
+
+
+_LATTICE = "lattice"
+_OFF_LATTICE = 0.05
+"""Largest distance of a value from a lattice, in its steps."""
+
+_DRAWS = 2
+"""Random output directions that the errors of layers of 8 bits are estimated with."""
+
+_SHARE = 0.002
+"""An input of 8 bits gets a map if it makes more than this part of the sum of all operands' errors."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,23 @@ class Group:
         """Numbers [C] in the shape that broadcasts to the input and to the weights."""
         return by_channel if self.is_linear else by_channel.view(-1, 1, 1)
 
+    def vectors(self, rows: Tensor) -> Tensor:
+        """Rows [n, C] as inputs of one position each."""
+        return rows if self.is_linear else rows[..., None, None]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Values of one calibration input at the input of a group.
+
+    Attributes:
+        x: rows [n, C] of a linear layer's input; a crop [B, C, h, w] out of the middle of a convolution's.
+        extremes: the least and the largest value of each channel at all positions, [2, C].
+    """
+
+    x: Tensor
+    extremes: Tensor
+
 
 @register("channels")
 class Channels(Pass):
@@ -70,8 +105,8 @@ class Channels(Pass):
 
     Candidates are powers of the widths and largest values of channels (as in SmoothQuant, arXiv 2211.10438, and
     RepQ-ViT, arXiv 2212.08254). The best for the outputs of the layers, with inputs and weights quantized, is tried in
-    the network, a stage of layers at a time; a stage that makes the network's output worse is taken back. Operands of 8
-    bits keep their grid, which is fine enough. The pass needs bounds that are set.
+    the network, a stage of layers at a time; a stage that makes the network's output worse is taken back. Layers of 8
+    bits keep their grid where it is fine enough, as estimated by `sensitivity`. The pass needs bounds that are set.
     """
 
     @dataclass(frozen=True)
@@ -100,9 +135,9 @@ class Channels(Pass):
         Raises:
             InputError: if there are no images.
         """
-        groups = list(_groups(ctx.student))
+        groups = self._groups(ctx)
         if not groups:
-            return PassReport(notes=("no layer has affine quantizers below 8 bits whose bounds are set",))
+            return PassReport(notes=("no layer has affine quantizers whose bounds are set and whose grid is coarse",))
         judge = Judge.of(ctx, self.settings)
         start = judge.error
         chosen: list[tuple[Group, str, State]] = []
@@ -123,41 +158,68 @@ class Channels(Pass):
             )
         )
 
+    def _groups(self, ctx: Context) -> list[Group]:
+        """The groups below 8 bits, and those of 8 bits that make a share of the error worth a map."""
+        groups, quantizers = list(_groups(ctx.student)), ctx.student.quantizers
+        keys = {group.key: [group.key, *(key for _, key in group.layers)] for group in groups}
+        fine = {key for key, own in keys.items() if all(quantizers[each].bits == BITS[-1] for each in own)}
+        if not fine or any(quantizer.mode != "on" for quantizer in quantizers.values()):
+            return [group for group in groups if group.key not in fine]
+        ctx.install_kernels()
+        crops = training_crops(ctx, crops=8, batch=4, patch=self.settings.judge_patch, fraction=self.settings.holdout)
+        errors = estimate(ctx, crops, _DRAWS)
+        least = _SHARE * sum(errors.values())
+        return [group for group in groups if group.key not in fine or errors[group.key] > least]
+
     def _nbytes(self, group: Group) -> int:
         return 4 * self.settings.rows * group.channels * (1 if group.is_linear else 3)  # crops have rims
 
-    def _take(self, group: Group, judge: Judge) -> Take[Tensor]:
-        """Rows [n, C] of a linear layer's input; a crop [B, C, h, w] out of the middle of a convolution's."""
+    def _take(self, group: Group, judge: Judge) -> Take[Sample]:
         rows = -(-self.settings.rows // len(judge.inputs))
         if group.is_linear:
-            return lambda x: evenly(x.reshape(-1, x.shape[-1]), rows).cpu()
+
+            def take_rows(x: Tensor) -> Sample:
+                x = x.reshape(-1, x.shape[-1])
+                return Sample(evenly(x, rows).cpu(), torch.stack(x.aminmax(dim=0)).cpu())
+
+            return take_rows
         rim = max(max(_spans(site)) for site, _ in group.layers) - 1
         side = int(rows**0.5) + rim
 
-        def crop(x: Tensor) -> Tensor:
+        def take_crop(x: Tensor) -> Sample:
             x = x if x.dim() == 4 else x[None]
             top, left = ((size - min(size, side)) // 2 for size in x.shape[-2:])
-            return x[..., top : top + side, left : left + side].clone().cpu()
+            extremes = torch.stack(x.movedim(1, -1).reshape(-1, x.shape[1]).aminmax(dim=0))
+            return Sample(x[..., top : top + side, left : left + side].clone().cpu(), extremes.cpu())
 
-        return crop
+        return take_crop
 
-    def _choose(self, student: QuantizedNetwork, group: Group, samples: Sequence[Tensor]) -> tuple[str, State]:
+    def _choose(self, student: QuantizedNetwork, group: Group, samples: Sequence[Sample]) -> tuple[str, State]:
         """The name of the best candidate and the quantizers' tensors for it; none where no map is better."""
-        x = torch.cat([part for part in samples if part.shape[1:] == samples[0].shape[1:]])
+        x = torch.cat([part.x for part in samples if part.x.shape[1:] == samples[0].x.shape[1:]])
+        extremes = torch.cat([part.extremes for part in samples])
         rows = x if group.is_linear else x.movedim(1, -1).reshape(-1, x.shape[1])
         weights = {key: _weight(student, key).cpu() for _, key in group.layers}
         references = [_about_mean(_apply(site, x, weights[key])) for site, key in group.layers]
         input_quantizer = student.quantizers[group.key]
+        is_fine = input_quantizer.bits >= _FINE
         best, best_name, best_state = float("inf"), "none", State()
-        for name, factor, center in _candidates(
-            rows, input_quantizer.bits, list(weights.values()), scalable=group.scalable
-        ):
-            own_factor = short(1 / factor)  # of the weights; the input has its inverse exactly
+        candidates = _candidates(
+            extremes if is_fine else rows, input_quantizer.bits, list(weights.values()), scalable=group.scalable
+        )
+        for candidate in chain(candidates, _lattice(rows, extremes, input_quantizer.bits)):
+            name = candidate.name
+            own_factor = short(1 / candidate.factor)  # of the weights; the input has its inverse exactly
             probe = _probe(input_quantizer)
-            probe.set_map(group.axes(1 / own_factor), group.axes(short(center)))
+            probe.set_map(group.axes(1 / own_factor), group.axes(candidate.center))
             values = evenly(probe.normalize(x).flatten(), _VALUES)
-            floor = group.lowest if name == "none" else None
-            _set_bounds(probe, dobi2d(Distribution.of(values), probe, max(1, self.settings.k // 2), floor))
+            if is_fine:
+                values = torch.cat([values, probe.normalize(group.vectors(extremes)).flatten()])
+            if candidate.width:
+                probe.set_bounds(0.0, candidate.width)
+            else:
+                floor = group.lowest if name == "none" else None
+                _set_bounds(probe, dobi2d(Distribution.of(values), probe, max(1, self.settings.k // 2), floor))
             coded, state, error = probe(x), {group.key: probe.stored()}, 0.0
             for (site, key), reference in zip(group.layers, references, strict=True):
                 own = _probe(student.quantizers[key])
@@ -172,12 +234,13 @@ class Channels(Pass):
                 best, best_name, best_state, best_probe, best_values = least, name, state, probe, values
         if best_name == "none":
             return best_name, {}
-        _set_bounds(best_probe, dobi2d(Distribution.of(best_values), best_probe, 2 * self.settings.k))
+        if best_name != _LATTICE:
+            _set_bounds(best_probe, dobi2d(Distribution.of(best_values), best_probe, 2 * self.settings.k))
         return best_name, {**best_state, group.key: best_probe.stored()}
 
 
 def _groups(student: QuantizedNetwork) -> Iterator[Group]:
-    """The groups of plain layers whose quantizers are affine and on, and one of them below 8 bits."""
+    """The groups of plain layers whose quantizers are affine and on."""
     readers: dict[str, list[tuple[Site, str, str, float | None]]] = {}
     inputs: dict[str, set[str]] = {}
     for site in student.sites:
@@ -193,7 +256,7 @@ def _groups(student: QuantizedNetwork) -> Iterator[Group]:
         plain = all(slot == "input" and _is_plain(site) for site, slot, _, _ in reads)
         plain = plain and all(student.weight_of(weight) is not None for _, weight in layers)  # none is computed
         affine = all(_is_affine(student.quantizers.get(each)) for each in keys)
-        if plain and one_layout and affine and any(student.quantizers[each].bits < 8 for each in keys):
+        if plain and one_layout and affine:
             yield Group(key, reads[0][3], tuple(layers), all(len(inputs[weight]) == 1 for _, weight in layers))
 
 
@@ -209,10 +272,25 @@ def _is_affine(quantizer: Quantizer | None) -> bool:
     return isinstance(quantizer, Affine) and quantizer.mode == "on"
 
 
-def _candidates(
-    rows: Tensor, bits: int, weights: Sequence[Tensor], *, scalable: bool
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Maps to try: a name, the factor and the center of each channel, [C] each.
+@dataclass(frozen=True)
+class Candidate:
+    """A map to try.
+
+    Attributes:
+        name: for the report.
+        factor: of each channel, [C].
+        center: of each channel, [C].
+        width: the upper bound behind the map, above a lower bound of 0; bounds are searched if it is 0.
+    """
+
+    name: str
+    factor: Tensor
+    center: Tensor
+    width: float = 0.0
+
+
+def _candidates(rows: Tensor, bits: int, weights: Sequence[Tensor], *, scalable: bool) -> Iterator[Candidate]:
+    """Maps to try.
 
     Args:
         rows: values of the input, [positions, C].
@@ -221,21 +299,44 @@ def _candidates(
         scalable: whether factors are allowed.
     """
     ones, zeros = torch.ones_like(rows[0]), torch.zeros_like(rows[0])
-    yield "none", ones, zeros
+    yield Candidate("none", ones, zeros)
     by_channel = Distribution.of(rows.T.contiguous(), rows.shape[1])
     range_of_each = dobi2d(by_channel, Affine(bits, rows.shape[1]), 40)
     width = _positive((range_of_each.upper - range_of_each.lower).float())
-    middle = ((range_of_each.upper + range_of_each.lower) / 2).float()
-    yield "center", ones, middle
+    middle = short(((range_of_each.upper + range_of_each.lower) / 2).float())
+    yield Candidate("center", ones, middle)
     if not scalable:
         return
     strength = _positive(torch.stack([w.abs().transpose(0, 1).flatten(1).amax(1) for w in weights]).amax(0))
     for power in _EXPONENTS:
-        yield f"width^{power:g}, center", _scaled(width**power), middle
+        yield Candidate(f"width^{power:g}, center", _scaled(width**power), middle)
     for power in _EXPONENTS[:-1]:
-        yield f"width^{power:g}/weight^{1 - power:g}, center", _scaled(width**power / strength ** (1 - power)), middle
+        shared = _scaled(width**power / strength ** (1 - power))
+        yield Candidate(f"width^{power:g}/weight^{1 - power:g}, center", shared, middle)
     largest = _positive(torch.quantile(rows.abs(), 0.9995, 0))
-    yield "largest", _scaled(largest), zeros
+    yield Candidate("largest", _scaled(largest), zeros)
+
+
+def _lattice(rows: Tensor, extremes: Tensor, bits: int) -> Iterator[Candidate]:
+    """The grid that loses nothing, where the values of each channel lie on one, as those of a picture of 8 bits do.
+
+    Args:
+        rows: values of the input, [positions, C].
+        extremes: the least and largest values of each channel, [n, C].
+        bits: the bits of the input.
+    """
+    gaps = rows.double().sort(0).values.diff(dim=0)
+    real = gaps > 1e-4 * float(gaps.max().clamp(min=1e-30))  # equal values may differ by rounding
+    if not bool(real.any()):
+        return
+    step = float(gaps[real].min())
+    low, high = extremes.double().amin(0), extremes.double().amax(0)
+    places = (torch.cat([rows.double(), high[None]]) - low) / step
+    room = levels(bits) - places[-1].round()  # steps that no picture of the calibration has reached
+    if float((places - places.round()).abs().max()) > _OFF_LATTICE or float(room.min()) < 0:
+        return
+    center = (low - (room / 2).floor() * step).float()
+    yield Candidate(_LATTICE, torch.ones_like(rows[0]), center, levels(bits) * step)
 
 
 def _positive(x: Tensor) -> Tensor:

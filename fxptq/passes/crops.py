@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
+from fxptq.passes.base import Context
 from fxptq.sizes import ANY_SIZE, Size, Sizes
 
 
@@ -123,6 +124,28 @@ class Batches:
         if self._crops is None:
             return list(self._training)
         return [self._crops.augmented(self._batch) for _ in range(-(-crops // self._batch))]
+
+
+def training_crops(ctx: Context, *, crops: int, batch: int, patch: int, fraction: float) -> list[Inputs]:
+    """Batches of random crops from the inputs that a pass may choose by, the same for the same seed.
+
+    Args:
+        ctx: the calibration inputs and what the network takes.
+        crops: number of crops.
+        batch: crops in a batch, if the network takes batches.
+        patch: side of a crop in pixels.
+        fraction: share of the inputs to hold out, see `split`.
+    """
+    batches = Batches(
+        ctx.images,
+        size=patch,
+        sizes=ctx.sizes,
+        batch=batch if ctx.batches else 1,
+        fraction=fraction,
+        crops=1,
+        generator=torch.Generator().manual_seed(ctx.seed),
+    )
+    return batches.fixed(crops)[:crops]
 
 
 def _pictures(images: Sequence[Inputs]) -> list[Tensor]:

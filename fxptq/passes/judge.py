@@ -27,7 +27,10 @@ State = dict[str, dict[str, Tensor]]
 
 T = TypeVar("T")
 
-_PATCH = 32
+_HALVINGS = 4
+"""How often a rejected stage is halved."""
+
+_PATCH = 48
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ class Judge:
     def keeps_states(self, states: Sequence[State], stages: int) -> int:
         """Gives quantizers new tensors, stage by stage, and keeps the stages that make the error smaller.
 
-        The halves of a rejected stage are tried one after the other. Where a new map is kept, the statistics of the
+        The halves of a rejected stage are tried one after the other, and their halves likewise, so that one bad change
+        does not cost the good ones around it. Where a new map is kept, the statistics of the
         values behind the former one are forgotten.
 
         Args:
@@ -171,11 +175,14 @@ class Judge:
         Returns:
             The number of changes that were kept.
         """
-        kept = 0
-        for stage in in_parts(states, stages):
-            done = self._keeps_all(stage)
-            kept += done or (sum(map(self._keeps_all, in_parts(stage, 2))) if len(stage) > 1 else 0)
-        return kept
+        return sum(self._keeps_most(stage, _HALVINGS) for stage in in_parts(states, stages))
+
+    def _keeps_most(self, states: Sequence[State], halvings: int) -> int:
+        """The number of changes that were kept of a stage."""
+        done = self._keeps_all(states)
+        if done or len(states) == 1 or halvings == 0:
+            return done
+        return sum(self._keeps_most(half, halvings - 1) for half in in_parts(states, 2))
 
     def _keeps_all(self, states: Sequence[State]) -> int:
         """The number of changes: all or none."""
