@@ -331,6 +331,8 @@ def _lattice(rows: Tensor, extremes: Tensor, bits: int) -> Iterator[Candidate]:
         return
     step = float(gaps[real].min())
     low, high = extremes.double().amin(0), extremes.double().amax(0)
+    span = (high - low).max()
+    step = float(span / (span / step).round())  # the smallest gap has the error of rounding of two values
     places = (torch.cat([rows.double(), high[None]]) - low) / step
     room = levels(bits) - places[-1].round()  # steps that no picture of the calibration has reached
     if float((places - places.round()).abs().max()) > _OFF_LATTICE or float(room.min()) < 0:

@@ -13,9 +13,12 @@ from fxptq.errors import InputError
 from fxptq.graph import Bits, Plan, Program
 from fxptq.passes.base import Context, PassReport, run_passes
 from fxptq.passes.costs import bit_operations, code_bits
-from fxptq.passes.judge import batches
+from fxptq.passes.judge import Judge, batches
 from fxptq.passes.offsets import movable_weights
 from fxptq.passes.sensitivity import estimate, measure
+from fxptq.passes.widths import best_bounds, errors_by_width
+from fxptq.quant.distribution import Distribution
+from fxptq.quant.schemes.uniform import Uniform
 from tests.tiny import edsr, inputs, swinir
 
 
@@ -205,3 +208,54 @@ def test_bounds_must_be_there() -> None:
     student = Program(model, inputs(1), Plan(Bits(4, 4)))
     with pytest.raises(InputError, match="run a pass such as `dobi2d` before it"):
         allocated(Context(student, student, list(inputs(2).split(1))))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_errors_by_width_are_those_of_a_search_at_each_width(bits: int) -> None:
+    values = torch.randn(4000, generator=torch.Generator().manual_seed(bits)) ** 3
+    distribution = Distribution.of(values)
+    quantizer = Uniform(bits)
+    quantizer.set_bounds(-1.0, 2.0)
+    found = errors_by_width(distribution, quantizer, 40)
+    assert quantizer.bits == bits
+    assert (float(quantizer.lower), float(quantizer.upper)) == (-1.0, 2.0)
+
+    def least(width: int) -> float:
+        """By brute force over both ends, in float64."""
+        low, high, n = float(values.min()), float(values.max()), 2**width - 1
+        best = math.inf
+        for i in range(40):
+            for j in range(40 - i):
+                lower, upper = low + i * (high - low) / 40, high - j * (high - low) / 40
+                step = (upper - lower) / n
+                codes = ((values.double() - lower) / step).round().clamp(0, n)
+                best = min(best, float((codes * step + lower - values.double()).square().sum()))
+        return best
+
+    own = least(bits)
+    for width in (2, 3, 5, 8):
+        assert found[width] == pytest.approx(least(width) / own, rel=0.02)
+    assert found[bits] == 1.0
+    assert sorted(found.values(), reverse=True) == list(found.values())
+
+
+def test_symmetric_bounds_are_compared_with_symmetric_ones() -> None:
+    values = torch.rand(4000, generator=torch.Generator().manual_seed(0))  # one side alone would be best
+    quantizer = Uniform(3)
+    quantizer.set_bounds(-1.0, 1.0)
+    bounds = best_bounds(Distribution.of(values), quantizer, 40)
+    assert float(bounds.lower) == -float(bounds.upper)
+    quantizer.set_bounds(0.0, 1.0)
+    assert float(best_bounds(Distribution.of(values), quantizer, 40).lower) >= 0
+
+
+def test_weights_keep_their_bits_where_others_do_not_help_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx = context(swinir(), bits=3)
+    plan = widths(ctx)
+    errors = iter([1.0, 2.0, 0.5])  # the plan, all operands, activations alone
+    monkeypatch.setattr(Judge, "_measure", lambda _judge: next(errors))
+    report = allocated(ctx)
+    assert "with the weights' planned bits" in report.notes[0]
+    moved = {key for key in plan if plan[key] != widths(ctx)[key]}
+    assert moved
+    assert all(ctx.student.weight_of(key) is None for key in moved)

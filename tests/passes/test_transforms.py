@@ -267,11 +267,102 @@ def test_refit_corrects_means_and_lands_on_the_grid() -> None:
             assert figures["snr_db"] >= figures["nearest_snr_db"]
 
 
-def test_at_eight_bits_nothing_needs_a_map() -> None:
+def test_at_eight_bits_products_need_no_map() -> None:
     ctx = named("shifted windows", bits=8)
-    layers, attentions = run_passes([("channels", {}), ("attention", {})], ctx)
-    assert layers.notes == ("no layer has affine quantizers below 8 bits whose bounds are set",)
-    assert "below 8 bits whose bounds are set" in attentions.notes[0]
+    report = run_passes([("attention", {})], ctx)[-1]
+    assert "below 8 bits whose bounds are set" in report.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+def test_at_eight_bits_inputs_that_make_much_of_the_error_get_a_map(kind: str) -> None:
+    ctx = context(Uneven(kind).eval(), images(), bits=8)
+    before = error(ctx)
+    run_passes([("channels", {"stages": 1})], ctx)
+    first = ctx.student.quantizers["layer.input"]
+    assert isinstance(first, Affine)
+    assert not first.is_identity
+    assert error(ctx) < 0.5 * before
+
+
+def test_at_eight_bits_ranges_reach_to_the_extremes_of_all_positions() -> None:
+    class Rare(nn.Module):
+        """One position in a picture's corner has values 20 times as large as all others."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.tail = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
+            self.register_buffer("rare", torch.logspace(-1, 1, 16).view(16, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            corner = torch.zeros_like(y)
+            corner[..., 0, 0] = 1
+            out: Tensor = self.tail(y + corner * self.rare)
+            return out
+
+    model = Rare().eval()
+    ctx = context(model, images(), bits=8)
+    run_passes([("channels", {"stages": 1})], ctx)
+    tail = ctx.student.quantizers["tail.input"]
+    assert isinstance(tail, Affine)
+    assert not tail.is_identity
+    with torch.no_grad():
+        corner = torch.stack([model.layer(x)[0, :, :1, :1] + model.rare for x in Judge(ctx, 0.25).inputs])
+    assert float((tail.quantize(corner) - corner).abs().max()) < 0.02 * float(corner.abs().max())
+
+
+def test_pictures_of_eight_bits_lose_nothing_at_an_input_of_eight_bits() -> None:
+    class Shifted(nn.Module):
+        """A head behind the subtraction of a mean colour."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.tensor([0.4488, 0.4371, 0.404]).view(3, 1, 1))
+            self.head = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x - self.mean)  # type: ignore[no-any-return]
+
+    pictures_of_8_bits = [(x * 255).round() / 255 for x in images(side=48) if isinstance(x, Tensor)]
+    model = Shifted().eval()
+    ctx = context(model, list(pictures_of_8_bits), bits=8)
+    report = run_passes([("channels", {"stages": 1})], ctx)[-1]
+    assert "lattice: 1" in report.notes
+    unseen = (255 * torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(9))).round() / 255
+    values = unseen - model.mean
+    quantized = ctx.student.quantizers["head.input"].quantize(values)
+    reached = (
+        torch.stack([x.amin((0, 2, 3)) for x in pictures_of_8_bits]).amin(0),
+        torch.stack([x.amax((0, 2, 3)) for x in pictures_of_8_bits]).amax(0),
+    )
+    inside = (unseen >= reached[0].view(3, 1, 1)) & (unseen <= reached[1].view(3, 1, 1))
+    assert bool(inside.any())
+    assert float((quantized - values)[inside].abs().max()) < 1e-5
+
+
+def test_values_that_lie_on_no_lattice_get_none() -> None:
+    ctx = context(Uneven("conv2d").eval(), images(), bits=8)
+    report = run_passes([("channels", {"stages": 1})], ctx)[-1]
+    assert not any(note.startswith("lattice") for note in report.notes)
+
+
+def test_one_bad_change_does_not_cost_the_good_ones_of_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx = named("shifted windows", bits=4)
+    quantizers = ctx.student.quantizers
+    keys = [key for key in quantizers if key.endswith(".input")][:8]
+    bad = keys[3]
+    changed = Affine(4)
+    changed.set_bounds(-0.5, 0.25)
+    states = [{key: {name: tensor.clone() for name, tensor in changed.stored().items()}} for key in keys]
+
+    def measure(_judge: Judge) -> float:
+        """Each change lowers the error by 1, and one raises it by 100."""
+        done = [key for key in keys if float(quantizers[key].upper) == 0.25]
+        return 50.0 - len(done) + 100 * (bad in done)
+
+    monkeypatch.setattr(Judge, "_measure", measure)
+    assert Judge(ctx, 0.25).keeps_states(states, 1) == 7
+    assert [key for key in keys if float(quantizers[key].upper) != 0.25] == [bad]
 
 
 def test_statistics_behind_a_former_map_are_forgotten() -> None:
