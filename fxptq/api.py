@@ -436,7 +436,8 @@ def quantize(
         preset: the name of a preset: quick, standard, best, paper, or one of the recipe's own.
         budget: gives each operand its own bits within a budget: 3.0 for average bits, "600k" for the bytes of the
             checkpoint, "12Gbop" for bit operations, or Budget(max_drop=0.1) for the fewest bits that lose so many dB.
-        uniform: whether all sites keep the planned bits, also where the preset would allocate them.
+        uniform: whether sites keep the planned bits, also where the preset would allocate them; those that cost next to
+            nothing may get more, for one per cent more bit operations together.
         zero_on_grid: whether every grid gives 0 a code, so that other runtimes can compute on integers (`export`).
         sites: exceptions: bits, or "float", by glob pattern of site names; the first match wins.
         seed: seed of everything random; the same seed gives the same network on the same machine.

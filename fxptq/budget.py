@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +27,9 @@ from fxptq.recipe import PassEntry
 ALLOCATE = "allocate"
 """The pass that gives each operand its own bits."""
 
+_NEARLY_UNIFORM = {"raise_only": True, "extra": 0.01}
+"""Settings of the allocation that keep the planned bits but where one per cent more bit operations pay most."""
+
 _ROOM = 512
 """Bytes by which the metadata of a checkpoint may grow while passes run."""
 
@@ -36,22 +40,27 @@ def with_budget(passes: tuple[PassEntry, ...], budget: Budget | None, *, uniform
     Args:
         passes: the passes of the preset.
         budget: what to keep; None leaves it to the preset.
-        uniform: whether the preset's own allocation is left out.
+        uniform: whether operands keep their planned bits, but for those that cost next to nothing.
     """
     if uniform:
-        return tuple(step for step in passes if step.name != ALLOCATE)
+        return tuple(_entry({**step.settings, **_NEARLY_UNIFORM}) if step.name == ALLOCATE else step for step in passes)
     if budget is None:
         return passes
     operands = "weights" if budget.file_bytes is not None else "all"
     limit = {name: value for name, value in vars(budget).items() if value is not None}
     place = next((i for i, step in enumerate(passes) if step.name == ALLOCATE), None)
     if place is not None:
-        own, rest = passes[place].settings, passes[place + 1 :]
+        own = {name: value for name, value in passes[place].settings.items() if name not in _NEARLY_UNIFORM}
+        rest = passes[place + 1 :]
     else:
         place = next((i for i, step in enumerate(passes) if step.name in BEHIND), len(passes))
         own, rest = {}, passes[place:]
-    entry = PassEntry.model_validate({"name": ALLOCATE, **own, "operands": operands, **limit})
-    return (*passes[:place], entry, *rest)
+    return (*passes[:place], _entry({**own, "operands": operands, **limit}), *rest)
+
+
+def _entry(settings: Mapping[str, Any]) -> PassEntry:
+    """The allocation with these settings."""
+    return PassEntry.model_validate({"name": ALLOCATE, **settings})
 
 
 def widths_asked(student: Program, bits: Bits, patterns: Collection[str]) -> tuple[frozenset[str], frozenset[str]]:

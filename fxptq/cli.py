@@ -231,7 +231,7 @@ def quantize(
         typer.Option("--max-drop", help="The fewest bits that lose so many dB at most on held-out pictures."),
     ] = None,
     uniform: Annotated[
-        bool, typer.Option("--uniform", help="The planned bits everywhere, also where the preset allocates them.")
+        bool, typer.Option("--uniform", help="The planned bits, more only where they cost next to nothing.")
     ] = False,
     zero_on_grid: Annotated[
         bool, typer.Option("--zero-on-grid", help="Give 0 a code on every grid, for integers in other runtimes.")

@@ -18,6 +18,7 @@ from fxptq.passes.offsets import movable_weights
 from fxptq.passes.sensitivity import estimate, measure
 from fxptq.passes.widths import best_bounds, errors_by_width
 from fxptq.quant.distribution import Distribution
+from fxptq.quant.observer import Histogram
 from fxptq.quant.schemes.uniform import Uniform
 from tests.tiny import edsr, inputs, swinir
 
@@ -259,3 +260,16 @@ def test_weights_keep_their_bits_where_others_do_not_help_yet(monkeypatch: pytes
     moved = {key for key in plan if plan[key] != widths(ctx)[key]}
     assert moved
     assert all(ctx.student.weight_of(key) is None for key in moved)
+
+
+def test_an_operand_on_its_grid_keeps_its_width() -> None:
+    values = torch.arange(256).float().repeat(9) / 255
+    quantizer = Uniform(8)
+    quantizer.set_bounds(0.0, 1.0)
+    assert errors_by_width(Distribution.of(values), quantizer, 40) == {8: 1.0}
+    observed = Histogram(8192)
+    observed.update(values * 1.003 - 0.4)  # no level in the middle of a bin
+    quantizer.set_bounds(-0.4, 0.603)
+    assert errors_by_width(observed.distribution(), quantizer, 40) == {8: 1.0}
+    quantizer.set_bounds(-0.4, 0.605)
+    assert len(errors_by_width(observed.distribution(), quantizer, 40)) == 7
