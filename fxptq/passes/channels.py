@@ -207,7 +207,7 @@ class Channels(Pass):
         candidates = _candidates(
             extremes if is_fine else rows, input_quantizer.bits, list(weights.values()), scalable=group.scalable
         )
-        for candidate in chain(candidates, _lattice(rows, extremes, input_quantizer.bits)):
+        for candidate in chain(_lattice(rows, extremes, input_quantizer.bits), candidates):
             name = candidate.name
             own_factor = short(1 / candidate.factor)  # of the weights; the input has its inverse exactly
             probe = _probe(input_quantizer)
