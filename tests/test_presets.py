@@ -39,21 +39,11 @@ def plain(schemes: dict[str, str]) -> Recipe:
     return Recipe.model_validate(settings)
 
 
-def with_attention() -> Recipe:
-    """The default recipe, whose `quick` gives attentions maps, too."""
-    settings = Recipe.load("default").model_dump()
-    passes = settings["presets"]["quick"]["passes"]
-    settings["presets"]["quick"]["passes"] = (*passes[:3], {"name": "attention"}, *passes[3:])
-    return Recipe.model_validate(settings)
-
-
 @pytest.mark.parametrize("make", [swinir, edsr, Medley], ids=["swinir", "edsr", "medley"])
 def test_a_file_gives_the_network_back_bit_for_bit_and_integers_agree(make: type, tmp_path: Path) -> None:
     model = lively(make())
-    q = fxptq.quantize(
-        model, inputs(1), fxptq.Bits(3, 3), list(inputs(6).split(1)), with_attention(), preset="quick", **TASK
-    )
-    assert [report.name for report in q.report] == ["observe", "dobi2d", "channels", "attention", "refit"]
+    q = fxptq.quantize(model, inputs(1), fxptq.Bits(3, 3), list(inputs(6).split(1)), preset="quick", **TASK)
+    assert [report.name for report in q.report] == ["observe", "dobi2d", "channels", "attention", "allocate", "refit"]
     q.save(tmp_path / "m.safetensors")
     loaded = fxptq.load(tmp_path / "m.safetensors", make())
     x = torch.rand(2, 3, 24, 16)
