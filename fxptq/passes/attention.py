@@ -391,9 +391,12 @@ def _shapes_elsewhere(ctx: Context, keys: Sequence[str]) -> dict[str, list[torch
     first = ctx.images[0]
     if isinstance(first, Tensor) and ctx.sizes.fixed is None:
         height, width = first.shape[-2:]
-        smaller, larger = (ctx.sizes.at_least(height, max(1, times * width // 2)) for times in (1, 4))
+        smaller, larger = (  # both sides change, because strips of one direction count the pixels of the other
+            ctx.sizes.at_least(*(max(1, times * side // 2) for side in (height, width))) for times in (1, 4)
+        )
         size = smaller if smaller != (height, width) else larger  # a small input is captured sooner
-        tiled = first.repeat(1, 1, -(-size[0] // height), -(-size[1] // width))[..., : size[0], : size[1]]
+        tiled = first.repeat(1, 1, *(-(-side // own) for side, own in zip(size, (height, width), strict=True)))
+        tiled = tiled[..., : size[0], : size[1]]
         with suppress(FxptqError):  # a network of fewer sizes than it seemed: no map can fail at others
             return sample(ctx, [tiled.repeat(2, 1, 1, 1) if ctx.batches else tiled], takes)
     return sample(ctx, [first], takes)

@@ -57,7 +57,8 @@ def errors_by_width(values: Distribution, quantizer: Quantizer, k: int) -> dict[
 
 def _is_exact(values: Distribution, quantizer: Quantizer) -> bool:
     """Whether values lie so near to the grid that rounding cannot be their error."""
-    lower, upper = (bound.detach().double()[:, None] for bound in (quantizer.lower, quantizer.upper))
+    ends = (quantizer.lower, quantizer.upper)  # all ranges are alike where the values are those of one
+    lower, upper = (bound.detach().double()[: values.ranges, None] for bound in ends)
     step = (upper - lower)[:, 0] / levels(quantizer.bits)
     rounding = step.square() / 12 * values.total  # the error of values that lie anywhere
     error = quantizer.squared_error(values, lower, upper)[:, 0]
