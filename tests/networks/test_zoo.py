@@ -47,6 +47,9 @@ SIMULATED: dict[str, set[str]] = {
 DECOMPOSED = {"scaled_dot_product_attention", "MultiheadAttention"}
 """Networks of which the graph has other operations than torch's fused one, whose sums are in another order."""
 
+GLOBAL = {"Fourier branch"}
+"""Networks of which one value in the middle touches every pixel, so that one code beside a tie moves all of them."""
+
 CUT = {"steps": 3, "batch": 2, "patch": 16, "holdout_crops": 2, "eval_every": 2}
 """The settings of dqc that make the standard preset a matter of seconds."""
 
@@ -84,14 +87,17 @@ def assert_same(found: list[Tensor], expected: list[Tensor], where: object) -> N
         assert torch.equal(a, b), (where, float((a - b).abs().max()))
 
 
-def assert_equal_up_to_ties(found: list[Tensor], expected: list[Tensor], where: object) -> None:
-    """Equal but for what one or two codes beside a tie may touch: rounding may put them on either side of it."""
+def assert_equal_up_to_ties(found: list[Tensor], expected: list[Tensor], where: object, *, wide: bool) -> None:
+    """Equal but for what one or two codes beside a tie may touch: rounding may put them on either side of it.
+
+    `wide` says that they may touch every pixel.
+    """
     assert len(found) == len(expected), where
     for a, b in zip(found, expected, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype), where
         assert a.isfinite().all(), where
         error = (a - b).abs() / float(b.max() - b.min() if b.numel() > 1 else b.abs())
-        assert float(error.median()) < 1e-4, (where, float(error.median()))
+        assert wide or float(error.median()) < 1e-4, (where, float(error.median()))
         assert float(error.mean()) < 1e-3, (where, float(error.mean()))
 
 
@@ -139,7 +145,7 @@ def test_the_whole_way(name: str, loader: Loader, tmp_path: Path) -> None:
     simulated = [outputs(made, inputs) for inputs in good]
     lowered = [outputs(integers, inputs) for inputs in good]
     for inputs, found, expected in zip(good, lowered, simulated, strict=True):
-        assert_equal_up_to_ties(found, expected, tuple(inputs[0].shape))
+        assert_equal_up_to_ties(found, expected, tuple(inputs[0].shape), wide=name in GLOBAL)
     for inputs in bad:
         for model in (made, integers):
             with pytest.raises(FxptqError):

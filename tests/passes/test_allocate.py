@@ -273,3 +273,11 @@ def test_an_operand_on_its_grid_keeps_its_width() -> None:
     assert errors_by_width(observed.distribution(), quantizer, 40) == {8: 1.0}
     quantizer.set_bounds(-0.4, 0.605)
     assert len(errors_by_width(observed.distribution(), quantizer, 40)) == 7
+
+
+def test_a_computed_weight_of_several_ranges_is_compared_by_the_values_of_all() -> None:
+    values = Distribution.of(torch.randn(500, generator=torch.Generator().manual_seed(1)))
+    one, twelve = Uniform(4), Uniform(4, ranges=12)
+    for quantizer in (one, twelve):
+        quantizer.set_bounds(-1.5, 2.0)
+    assert errors_by_width(values, twelve, 20) == errors_by_width(values, one, 20)

@@ -374,3 +374,25 @@ def test_statistics_behind_a_former_map_are_forgotten() -> None:
     before = error(ctx)
     run_passes([("dobi2d", {"k": 50})], ctx)
     assert error(ctx) < 1.2 * before  # the search is behind the map, for inputs and weights
+
+
+def test_strips_that_count_the_pixels_of_the_other_side_get_no_map_along_them() -> None:
+    class Strips(nn.Module):
+        """Attention within rows; the axis in the place of heads is the height of the picture."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.qkv, self.tail = nn.Conv2d(3, 8, 1), nn.Linear(8, 24), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(self.head(x).permute(0, 2, 3, 1)).chunk(3, -1)
+            y = ((q * 3) @ k.transpose(-2, -1)).softmax(-1) @ v
+            return x + self.tail(y.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+
+    ctx = context(Strips().eval(), images(), bits=3)
+    run_passes([("attention", {})], ctx)
+    for key, quantizer in ctx.student.quantizers.items():
+        if isinstance(quantizer, Affine) and quantizer.factor.dim() == 3:
+            assert quantizer.factor.shape[0] == 1, key
+    with torch.no_grad():
+        assert ctx.student(torch.rand(1, 3, 16, 36)).isfinite().all()
