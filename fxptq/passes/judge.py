@@ -27,7 +27,7 @@ State = dict[str, dict[str, Tensor]]
 
 T = TypeVar("T")
 
-_HALVINGS = 4
+_HALVINGS = 3
 """How often a rejected stage is halved."""
 
 _PATCH = 48
