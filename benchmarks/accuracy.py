@@ -19,7 +19,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.study import ROOT, FigureStore, Study, common_options, inputs_of, open_study_network, scores
+from benchmarks.study import (
+    ROOT,
+    FigureStore,
+    Study,
+    common_options,
+    inputs_of,
+    open_study_network,
+    preset_on_plan,
+    scores,
+)
 from fxptq.commands.scores import open_sets
 from fxptq.evaluate.sets import BenchmarkSet
 from fxptq.evaluate.tiles import Run
@@ -78,10 +87,7 @@ class Table:
 
     def __init__(self, name: str, seed: int, options: argparse.Namespace, store: FigureStore) -> None:
         source = open_study_network(name)
-        preset = source.recipe.preset(options.preset)
-        plan = source.recipe.preset(options.plan or options.preset).quantize
-        changes = {"schemes": preset.quantize.schemes, "weight_granularity": options.granularity}
-        preset = preset.model_copy(update={"quantize": plan.model_copy(update=changes)})
+        preset = preset_on_plan(source.recipe, options.preset, options.plan, options.granularity)
         count = options.images or preset.images
         images, described = inputs_of(source.recipe, options.calib, count + options.unseen, seed)
         self._unseen = images[count:]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from benchmarks.study import Study, common_options, inputs_of, open_study_network
+from benchmarks.study import Study, common_options, inputs_of, open_study_network, preset_on_plan
 from fxptq.commands.scores import open_sets, score_sets
 from fxptq.evaluate.metrics import luma
 from fxptq.evaluate.sets import Pair
@@ -32,13 +32,9 @@ def main() -> None:
     parser.add_argument("--plan", default="", help="the preset whose sites and bits are used; that of --preset")
     options = parser.parse_args()
     source = open_study_network(options.network)
-    preset = source.recipe.preset(options.preset)
-    plan = source.recipe.preset(options.plan or options.preset).quantize
-    settings = plan.model_copy(update={"schemes": preset.quantize.schemes, "weight_granularity": "channel"})
-    preset = preset.model_copy(update={"quantize": settings})
+    preset = preset_on_plan(source.recipe, options.preset, options.plan)
     images = inputs_of(source.recipe, options.calib, options.images or preset.images, options.seed)
     sets = open_sets([f"{name}={options.benchmarks / name}" for name in options.sets], source.recipe)
-
     border = max(1, source.recipe.scale)
 
     def outputs(run: Run) -> dict[tuple[str, str], tuple[Luma, Luma]]:

@@ -87,6 +87,21 @@ def inputs_of(recipe: Recipe, origin: str | Path, count: int, seed: int) -> tupl
     )
 
 
+def preset_on_plan(recipe: Recipe, name: str, plan: str, granularity: str = "channel") -> Preset:
+    """The passes and schemes of one preset with the sites and bits of another.
+
+    Args:
+        recipe: the recipe of both.
+        name: the preset whose passes and schemes are used.
+        plan: the preset whose sites and bits are used; that of `name` if it is empty.
+        granularity: whether weights have bounds by "channel" or "tensor".
+    """
+    preset = recipe.preset(name)
+    changes = {"schemes": preset.quantize.schemes, "weight_granularity": granularity}
+    settings = recipe.preset(plan or name).quantize.model_copy(update=changes)
+    return preset.model_copy(update={"quantize": settings})
+
+
 class Study:
     """A network with calibration inputs.
 

@@ -83,17 +83,23 @@ class Allocate(Pass):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            budgets = (self.average, self.file_bytes, self.operations, self.max_drop)
-            if sum(budget is not None for budget in budgets) > 1:
+            budgets = self.budgets
+            if len(budgets) > 1:
                 raise InputError("give one of average, file_bytes, operations and max_drop")
             if self.average is not None and not BITS.start <= self.average <= BITS.stop - 1:
                 raise InputError(f"average must be {BITS.start} to {BITS.stop - 1} bits, not {self.average:g}")
-            if any(budget is not None and budget <= 0 for budget in budgets) or self.extra < 0:
+            if any(budget <= 0 for budget in budgets) or self.extra < 0:
                 raise InputError("budgets are above 0, and extra is not negative")
             if self.refitted <= 0:
                 raise InputError(f"refitted must be above 0, not {self.refitted:g}")
             if min(self.draws, self.crops, self.batch, self.patch, self.k) < 1:
                 raise InputError("draws, crops, batch, patch and k must be at least 1")
+
+        @property
+        def budgets(self) -> tuple[float, ...]:
+            """The budgets that are given."""
+            given = (self.average, self.file_bytes, self.operations, self.max_drop)
+            return tuple(budget for budget in given if budget is not None)
 
     needs: ClassVar[frozenset[str]] = frozenset()
     settings: Settings
@@ -108,35 +114,34 @@ class Allocate(Pass):
         Raises:
             InputError: bounds are not set, there are no images, or the budget cannot be met.
         """
-        student = ctx.student
+        student, settings = ctx.student, self.settings
         if not student.quantizers:
             return PassReport(notes=("no quantizer",))
         if any(quantizer.mode != "on" for quantizer in student.quantizers.values()):
             raise InputError("allocate weighs bounds that are set: run a pass such as `dobi2d` before it")
-        if self.settings.max_drop is not None and ctx.drop is None:
+        if settings.max_drop is not None and ctx.drop is None:
             raise InputError("max_drop is measured on pictures, and this network takes no pictures: give a budget")
-        judge = Judge(ctx, self.settings.holdout)
-        ctx.install_kernels()
-        settings = self.settings
+        judge = Judge.of(ctx, settings)
         crops = training_crops(
             ctx, crops=settings.crops, batch=settings.batch, patch=settings.patch, fraction=settings.holdout
         )
         sensitivity = estimate(ctx, crops, settings.draws)
-        widths = _Widths(ctx, self.settings.k)
-        errors, start = self._errors(ctx, widths.plan, sensitivity), judge.error
+        widths = _Widths(ctx, settings.k)
+        errors, start = self._errors(ctx, widths, sensitivity), judge.error
         notes: list[str] = []
-        if self.settings.max_drop is not None:
+        if settings.max_drop is not None:
             limits = self._within(ctx, widths, errors, notes)
         else:
             limits = self._limits(ctx, widths.plan)
             widths.set(allocate(errors, limits))
         error = judge.remeasure()
         verdict = ""
-        if not self._has_budget and not error < start and self._changes_weights(ctx, widths):
+        if not settings.budgets and not error < start and not widths.weights.isdisjoint(widths.changed):
             # Before they are rounded for their layers' outputs, weights of few bits look worse than they will be.
-            widths.set(allocate({**errors, **self._as_planned(ctx, errors, widths.plan)}, limits))
+            planned = {key: {widths.plan[key]: errors[key][widths.plan[key]]} for key in widths.weights}
+            widths.set(allocate({**errors, **planned}, limits))
             error, verdict = judge.remeasure(), ", with the weights' planned bits"
-        if not self._has_budget and not error < start:
+        if not settings.budgets and not error < start:
             widths.take_back()
             verdict = ": not better, taken back"
         return PassReport(
@@ -144,28 +149,10 @@ class Allocate(Pass):
             notes=(
                 f"squared error of the output {start:.3g} -> {error:.3g}{verdict}",
                 *notes,
-                *_counted(student, widths.now),
+                *_counted(widths),
                 *(f"{limit.name}: {limit.cost(widths.now):,.0f} of {limit.most:,.0f}" for limit in limits),
             ),
         )
-
-    @property
-    def _has_budget(self) -> bool:
-        settings = self.settings
-        budgets = (settings.average, settings.file_bytes, settings.operations, settings.max_drop)
-        return any(budget is not None for budget in budgets)
-
-    @staticmethod
-    def _changes_weights(ctx: Context, widths: _Widths) -> bool:
-        weights = [key for key in widths.plan if ctx.student.weight_of(key) is not None]
-        now = widths.now
-        return any(now[key] != widths.plan[key] for key in weights)
-
-    @staticmethod
-    def _as_planned(ctx: Context, errors: Errors, plan: Mapping[str, int]) -> Errors:
-        """The errors of weights at their planned widths alone."""
-        weights = [key for key in errors if ctx.student.weight_of(key) is not None]
-        return {key: {plan[key]: errors[key][plan[key]]} for key in weights}
 
     def _within(self, ctx: Context, widths: _Widths, errors: Errors, notes: list[str]) -> list[Limit]:
         """Sets the fewest bits that keep the largest drop, or the most bits where none do; returns their limits."""
@@ -187,10 +174,9 @@ class Allocate(Pass):
         notes.append(found if measured[high] <= most else f"{found}, and no allocation keeps {most:g} dB")
         return limits
 
-    def _errors(self, ctx: Context, plan: Mapping[str, int], sensitivity: Mapping[str, float]) -> Errors:
+    def _errors(self, ctx: Context, widths: _Widths, sensitivity: Mapping[str, float]) -> Errors:
         """The error of each operand at each width that it may have."""
-        settings, student = self.settings, ctx.student
-        weights = {key for key in plan if student.weight_of(key) is not None}
+        settings, plan, weights = self.settings, widths.plan, widths.weights
         kinds = {"activations": plan.keys() - weights, "weights": weights, "all": plan.keys()}
         free = [key for key in plan if key in kinds[settings.operands] and key not in ctx.fixed]
         _observe_missing(ctx, free)
@@ -198,8 +184,7 @@ class Allocate(Pass):
         with ctx.progress.task("widths", len(free)) as advance:
             for key in free:
                 part = sensitivity[key] * (settings.refitted if key in weights else 1)
-                quantizer = student.quantizers[key]
-                by_width = errors_by_width(values_of(ctx, key), quantizer, max(1, settings.k // 4))
+                by_width = errors_by_width(values_of(ctx, key), ctx.student.quantizers[key], max(1, settings.k // 4))
                 least = plan[key] if settings.raise_only else BITS.start
                 errors[key] = {bits: part * ratio for bits, ratio in by_width.items() if bits >= least}
                 advance()
@@ -244,11 +229,13 @@ class _Widths:
 
     Attributes:
         plan: the widths at first.
+        weights: the quantizers of weights.
     """
 
     def __init__(self, ctx: Context, k: int) -> None:
         self._ctx, self._k = ctx, k
         self.plan = self.now
+        self.weights = frozenset(key for key in self.plan if ctx.student.weight_of(key) is not None)
         self._before = Snapshot.of(ctx.student, ctx.student.quantizers)
 
     @property
@@ -256,12 +243,16 @@ class _Widths:
         """The width of each quantizer, by key."""
         return {key: quantizer.bits for key, quantizer in self._ctx.student.quantizers.items()}
 
+    @property
+    def changed(self) -> list[str]:
+        """The quantizers that have another width than at first."""
+        return [key for key, bits in self.now.items() if bits != self.plan[key]]
+
     def set(self, widths: Mapping[str, int]) -> None:
         """Gives quantizers these widths; bounds are searched where a width changes, and as they were elsewhere."""
-        student = self._ctx.student
-        student.set_bits(widths)
+        self._ctx.student.set_bits(widths)
         self._before.restore()
-        changed = [key for key, bits in widths.items() if bits != self.plan[key]]
+        changed = self.changed
         _observe_missing(self._ctx, changed)
         set_bounds(self._ctx, changed, "bounds", self._search)
 
@@ -280,11 +271,10 @@ def _observe_missing(ctx: Context, keys: Sequence[str]) -> None:
         Observe(Observe.Settings()).run(ctx)
 
 
-def _counted(student: QuantizedNetwork, widths: Mapping[str, int]) -> list[str]:
+def _counted(widths: _Widths) -> list[str]:
     """How many operands have which width, as sentences."""
-    weights = {key for key in widths if student.weight_of(key) is not None}
-    lines = []
-    for name, keys in (("activations", widths.keys() - weights), ("weights", weights)):
-        count = Counter(widths[key] for key in keys)
+    now, lines = widths.now, []
+    for name, keys in (("activations", now.keys() - widths.weights), ("weights", widths.weights)):
+        count = Counter(now[key] for key in keys)
         lines.append(f"{name}: " + ", ".join(f"{count[bits]} at {bits} bits" for bits in sorted(count)))
     return lines

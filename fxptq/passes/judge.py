@@ -165,8 +165,8 @@ class Judge:
         """Gives quantizers new tensors, stage by stage, and keeps the stages that make the error smaller.
 
         The halves of a rejected stage are tried one after the other, and their halves likewise, so that one bad change
-        does not cost the good ones around it. Where a new map is kept, the statistics of the
-        values behind the former one are forgotten.
+        does not cost the good ones around it. Where a new map is kept, the statistics of the values behind the former
+        one are forgotten.
 
         Args:
             states: changes that belong together, in the order of execution.

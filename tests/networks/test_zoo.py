@@ -48,7 +48,7 @@ DECOMPOSED = {"scaled_dot_product_attention", "MultiheadAttention"}
 """Networks of which the graph has other operations than torch's fused one, whose sums are in another order."""
 
 GLOBAL = {"Fourier branch"}
-"""Networks of which one value in the middle touches every pixel, so that one code beside a tie moves all of them."""
+"""Networks of which one value in the middle touches every pixel: of one input, a code beside a tie may move all."""
 
 CUT = {"steps": 3, "batch": 2, "patch": 16, "holdout_crops": 2, "eval_every": 2}
 """The settings of dqc that make the standard preset a matter of seconds."""
@@ -87,18 +87,21 @@ def assert_same(found: list[Tensor], expected: list[Tensor], where: object) -> N
         assert torch.equal(a, b), (where, float((a - b).abs().max()))
 
 
-def assert_equal_up_to_ties(found: list[Tensor], expected: list[Tensor], where: object, *, wide: bool) -> None:
+def assert_equal_up_to_ties(found: list[Tensor], expected: list[Tensor], where: object) -> float:
     """Equal but for what one or two codes beside a tie may touch: rounding may put them on either side of it.
 
-    `wide` says that they may touch every pixel.
+    Returns:
+        The largest median of the error, as a part of the range.
     """
     assert len(found) == len(expected), where
+    medians = [0.0]
     for a, b in zip(found, expected, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype), where
         assert a.isfinite().all(), where
         error = (a - b).abs() / float(b.max() - b.min() if b.numel() > 1 else b.abs())
-        assert wide or float(error.median()) < 1e-4, (where, float(error.median()))
         assert float(error.mean()) < 1e-3, (where, float(error.mean()))
+        medians.append(float(error.median()))
+    return max(medians)
 
 
 def taken(name: str, network: torch.nn.Module) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
@@ -144,8 +147,12 @@ def test_the_whole_way(name: str, loader: Loader, tmp_path: Path) -> None:
 
     simulated = [outputs(made, inputs) for inputs in good]
     lowered = [outputs(integers, inputs) for inputs in good]
+    medians = {}
     for inputs, found, expected in zip(good, lowered, simulated, strict=True):
-        assert_equal_up_to_ties(found, expected, tuple(inputs[0].shape), wide=name in GLOBAL)
+        where = tuple(inputs[0].shape)
+        medians[where] = assert_equal_up_to_ties(found, expected, where)
+    apart = {where: median for where, median in medians.items() if not median < 1e-4}
+    assert len(apart) <= (name in GLOBAL), apart
     for inputs in bad:
         for model in (made, integers):
             with pytest.raises(FxptqError):
