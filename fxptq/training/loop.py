@@ -12,10 +12,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -24,11 +23,15 @@ from torch import Tensor, nn
 from fxptq.data.degrade import Degradation
 from fxptq.errors import InputError
 from fxptq.io.state_dict import is_derived
-from fxptq.training.patches import PatchSampler, TrainingPair, add_noise
+from fxptq.training.backward import Eager, Graphed
+from fxptq.training.blocks import compile_blocks
+from fxptq.training.patches import Group, PatchSampler, TrainingPair, add_noise
 
 CHECKPOINT = "checkpoint.pt"
 AVERAGE = "ema.safetensors"
 LOG = "log.jsonl"
+AHEAD = 16
+"""Updates that Python may be ahead of a GPU; the clock is read no more often than it is right."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class TrainSettings:
         seed: seed of the patches (and of the first weights).
         device: torch's name of the device.
         bf16: forward and backward in bfloat16 where autocast finds it safe.
-        compile: run the network through torch.compile.
+        compile: run the network's repeated blocks through torch.compile.
+        graph: replay forward and backward as a CUDA graph; for CUDA alone.
         snapshot_minutes: wall time between two snapshots.
     """
 
@@ -63,6 +67,7 @@ class TrainSettings:
     device: str = "cpu"
     bf16: bool = True
     compile: bool = False
+    graph: bool = False
     snapshot_minutes: float = 5.0
 
     def progress(self, step: int, seconds: float) -> float:
@@ -85,7 +90,7 @@ class Trainer:
 
     Args:
         model: the network with its first weights; trained in place.
-        pairs: images to train on.
+        groups: images to train on.
         held_out: images to watch the progress by; never trained on.
         degradation: the degradation that the pairs were made with.
         value_range: the network's own range, 1 or 255.
@@ -99,7 +104,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        pairs: Sequence[TrainingPair],
+        groups: Sequence[Group],
         held_out: Sequence[TrainingPair],
         *,
         degradation: Degradation,
@@ -112,8 +117,9 @@ class Trainer:
         # Convolutions on a CPU are a fifth faster with the channels last.
         self.model = model.to(self.device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # torch's stubs lack it
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.forward: Any = torch.compile(self.model) if settings.compile else self.model
-        self.sampler = PatchSampler(pairs, degradation, settings.seed, max(settings.patches))
+        if settings.compile:
+            compile_blocks(self.model)
+        self.sampler = PatchSampler(groups, degradation, settings.seed, max(settings.patches), self.device)
         noise = torch.Generator().manual_seed(settings.seed)
         self.held_out = [
             (
@@ -123,47 +129,49 @@ class Trainer:
             for pair in held_out
         ]
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=settings.lr, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(trained, lr=settings.lr, betas=(0.9, 0.99), fused=self.device.type == "cuda")
+        self.backward = (Graphed if settings.graph else Eager)(self._loss, trained)
         self.step, self.seconds = 0, 0.0
         out.mkdir(parents=True, exist_ok=True)
         if (out / CHECKPOINT).is_file():
             self._resume()
 
-    def run(self) -> None:
-        """Trains to the end of the schedule, leaving a snapshot every few minutes."""
+    def run(self, report: Callable[[str], None] = lambda line: None) -> None:
+        """Trains to the end of the schedule, leaving a snapshot every few minutes and reporting its line of the log."""
         started, snapshot_at, losses = time.monotonic() - self.seconds, self.seconds, []
         while (progress := self.settings.progress(self.step, self.seconds)) < 1:
             losses.append(self._update(progress))
             self.seconds = time.monotonic() - started
             if self.seconds - snapshot_at >= 60 * self.settings.snapshot_minutes:
-                self._snapshot(losses)
+                report(self._snapshot(losses))
                 snapshot_at, losses = self.seconds, []
-        self._snapshot(losses)
+        report(self._snapshot(losses))
 
     def _update(self, progress: float) -> Tensor:
         patch = self.settings.patch(progress)
         low, high = self.sampler.draw(max(1, self.settings.pixels // patch**2), patch)
-        low, high = low.to(self.device, memory_format=torch.channels_last), high.to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate(self.step, progress)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
-            restored = self.forward(low * self.value_range)
-        loss = (restored.float() / self.value_range - high).abs().mean()
-        self.optimizer.zero_grad()
-        loss.backward()
+        loss = self.backward(low.contiguous(memory_format=torch.channels_last), high)
         if self.settings.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.optimizer.step()
         self.step += 1
         self._average_weights()
-        detached: Tensor = loss.detach()
-        return detached
+        if self.device.type == "cuda" and self.step % AHEAD == 0:
+            torch.cuda.synchronize(self.device)
+        return loss
+
+    def _loss(self, low: Tensor, high: Tensor) -> Tensor:
+        # A cache of rounded weights would be filled inside a captured graph and outlive it.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16, cache_enabled=False):
+            restored: Tensor = self.model(low * self.value_range)
+        return (restored.float() / self.value_range - high).abs().mean()
 
     @torch.no_grad()
     def _average_weights(self) -> None:
         decay = min(self.settings.decay, (1 + self.step) / (10 + self.step))
-        for averaged, parameter in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            averaged.lerp_(parameter, 1 - decay)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)  # noqa: SLF001  # its only name
 
     @torch.inference_mode()
     def held_out_psnr(self) -> float:
@@ -175,7 +183,7 @@ class Trainer:
             scores.append(-10 * math.log10(error.item()))
         return sum(scores) / max(1, len(scores))
 
-    def _snapshot(self, losses: Sequence[Tensor]) -> None:
+    def _snapshot(self, losses: Sequence[Tensor]) -> str:
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -196,15 +204,16 @@ class Trainer:
         part = self.out / f"{AVERAGE}.part"
         safetensors.torch.save_file(average, part, metadata=history)
         part.replace(self.out / AVERAGE)
-        line = {
+        line = json.dumps({
             "step": self.step,
             "seconds": round(self.seconds),
             "progress": round(self.settings.progress(self.step, self.seconds), 4),
             "loss": torch.stack(list(losses)).mean().item() if losses else None,
             "held_out_psnr": round(self.held_out_psnr(), 3),
-        }
+        })
         with (self.out / LOG).open("a") as log:
-            log.write(json.dumps(line) + os.linesep)
+            log.write(line + os.linesep)
+        return line
 
     def _resume(self) -> None:
         state = torch.load(self.out / CHECKPOINT, map_location=self.device, weights_only=True)

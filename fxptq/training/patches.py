@@ -28,6 +28,15 @@ class TrainingPair:
     high: Tensor
 
 
+def read_photographs(folder: Path, channels: int = 3) -> list[npt.NDArray[np.uint8]]:
+    """Reads every image of a folder, in the order of the names: [H, W, C] each.
+
+    Raises:
+        InputError: the folder holds no images, or one that cannot be read.
+    """
+    return [read_image(path, channels) for path in list_images(folder)]
+
+
 def read_pair(path: Path, degradation: Degradation, channels: int = 3) -> TrainingPair:
     """Reads an image as RGB (3 channels) or grey (1) and makes its degraded side.
 
@@ -59,32 +68,67 @@ def add_noise(low: Tensor, degradation: Degradation, generator: torch.Generator)
     """Adds the noise of the degradation to `low`, float in 0..1; `low` stays as it is for other kinds."""
     if degradation.kind != "noise":
         return low
-    return low + degradation.sigma / 255 * torch.randn(low.shape, generator=generator)
+    return low + degradation.sigma / 255 * torch.randn(low.shape, generator=generator, device=low.device)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pairs of one origin.
+
+    Attributes:
+        pairs: the pairs; those with more pixels are drawn more often.
+        share: the part of all patches that come from this group, above 0; only its ratio to other shares counts.
+    """
+
+    pairs: Sequence[TrainingPair]
+    share: float = 1.0
 
 
 class PatchSampler:
-    """Draws patches from all positions of all images with equal chance, turned and mirrored at random.
+    """Draws patches from all positions of a group's images with equal chance, turned and mirrored at random.
+
+    All images lie one after another in the memory of the device, and a batch is gathered by one index, so that a GPU
+    does not wait for the processor.
 
     Args:
-        pairs: the images.
+        groups: the images.
         degradation: the degradation that the pairs were made with; its noise is added here.
         seed: seed of all random numbers.
         largest: side of the largest low-resolution patch that will be asked for.
+        device: where the images are kept and patches are made.
 
     Raises:
         InputError: an image is smaller than the largest patch.
     """
 
-    def __init__(self, pairs: Sequence[TrainingPair], degradation: Degradation, seed: int, largest: int = 1) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        degradation: Degradation,
+        seed: int,
+        largest: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        pairs = [pair for group in groups for pair in group.pairs]
         smallest = min(min(pair.low.shape[1:]) for pair in pairs)
         if smallest < largest:
             raise InputError(
                 f"an image is {smallest} pixels wide as the network's input, smaller than the patch of {largest}"
             )
-        self.pairs = list(pairs)
         self.degradation = degradation
-        self.generator = torch.Generator().manual_seed(seed)
-        self._areas = torch.tensor([pair.low.shape[1] * pair.low.shape[2] for pair in self.pairs], dtype=torch.float64)
+        self.device = torch.device(device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self._low = torch.cat([pair.low.flatten(1) for pair in pairs], 1).to(self.device)
+        self._high = torch.cat([pair.high.flatten(1) for pair in pairs], 1).to(self.device)
+        sizes = torch.tensor([pair.low.shape[1:] for pair in pairs])
+        areas = sizes.prod(1)
+        starts = areas.cumsum(0) - areas
+        chances = [
+            areas[first : first + len(group.pairs)].double() * group.share / areas[first : first + len(group.pairs)].sum()
+            for group, first in zip(groups, _firsts(groups), strict=True)
+        ]
+        self._chances = torch.cat(chances).to(self.device)
+        self._sizes, self._starts = sizes.to(self.device), starts.to(self.device)
 
     def draw(self, batch: int, patch: int) -> tuple[Tensor, Tensor]:
         """Draws a batch.
@@ -94,25 +138,51 @@ class PatchSampler:
             patch: side of the low-resolution patch, pixels.
 
         Returns:
-            Low [batch, C, patch, patch] and high [batch, C, patch * scale, patch * scale], float32 in 0..1; noisy low
-            values may lie outside.
+            Low [batch, C, patch, patch] and high [batch, C, patch * scale, patch * scale], float32 in 0..1 on the
+            sampler's device; noisy low values may lie outside.
         """
-        chosen = torch.multinomial(self._areas, batch, replacement=True, generator=self.generator)
-        lows, highs = zip(*(self._cut(self.pairs[index], patch) for index in chosen.tolist()), strict=True)
-        low, high = torch.stack(lows).float() / 255, torch.stack(highs).float() / 255
+        chosen = torch.multinomial(self._chances, batch, replacement=True, generator=self.generator)
+        sizes, starts = self._sizes[chosen], self._starts[chosen]
+        corners = (self._random(batch, 2) * (sizes - patch + 1)).long()
+        mirrored = self._random(batch, 2) < 0.5
+        turned = self._random(batch) < 0.5
+        scale = self.degradation.scale
+        low, high = (
+            image[:, starts[:, None, None] * factor**2 + _positions(corners * factor, sizes * factor, mirrored, turned, patch * factor)]
+            .transpose(0, 1)
+            .float()
+            / 255
+            for image, factor in ((self._low, 1), (self._high, scale))
+        )
         return add_noise(low, self.degradation, self.generator), high
 
-    def _cut(self, pair: TrainingPair, patch: int) -> tuple[Tensor, Tensor]:
-        top = self._below(pair.low.shape[1] - patch + 1)
-        left = self._below(pair.low.shape[2] - patch + 1)
-        turns, mirrored = self._below(4), self._below(2)
-        cuts = []
-        for image, factor in ((pair.low, 1), (pair.high, self.degradation.scale)):
-            side = patch * factor
-            cut = image[:, top * factor : top * factor + side, left * factor : left * factor + side]
-            cut = torch.rot90(cut, turns, (1, 2))
-            cuts.append(cut.flip(2) if mirrored else cut)
-        return cuts[0], cuts[1]
+    def _random(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator, device=self.device, dtype=torch.float64)
 
-    def _below(self, end: int) -> int:
-        return int(torch.randint(end, (), generator=self.generator))
+
+def _firsts(groups: Sequence[Group]) -> list[int]:
+    """The number of pairs before each group."""
+    counts = [len(group.pairs) for group in groups]
+    return [sum(counts[:index]) for index in range(len(counts))]
+
+
+def _positions(corners: Tensor, sizes: Tensor, mirrored: Tensor, turned: Tensor, side: int) -> Tensor:
+    """Where the pixels of patches lie in their images.
+
+    Args:
+        corners: [B, 2], row and column of each patch's first pixel.
+        sizes: [B, 2], height and width of each image.
+        mirrored: [B, 2] bool, whether rows and columns run backwards.
+        turned: [B] bool, whether rows and columns change places.
+        side: of the square patches.
+
+    Returns:
+        [B, side, side], the pixel's number in its image, row by row.
+    """
+    forth = torch.arange(side, device=corners.device)
+    steps = torch.where(mirrored.unsqueeze(2), side - 1 - forth, forth) + corners.unsqueeze(2)
+    rows, columns = steps[:, 0], steps[:, 1]
+    width = sizes[:, 1, None, None]
+    straight = rows.unsqueeze(2) * width + columns.unsqueeze(1)
+    across = rows.unsqueeze(1) * width + columns.unsqueeze(2)
+    return torch.where(turned[:, None, None], across, straight)
