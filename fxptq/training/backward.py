@@ -25,10 +25,11 @@ class Eager:
         self._loss, self._parameters = loss, parameters
 
     def __call__(self, low: Tensor, high: Tensor) -> Tensor:
+        """See `Backward`."""
         for parameter in self._parameters:
             parameter.grad = None
         loss = self._loss(low, high)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
 
@@ -49,18 +50,19 @@ class Graphed:
         self._low = self._high = self._result = torch.empty(0)
 
     def __call__(self, low: Tensor, high: Tensor) -> Tensor:
-        if self._graph is None or low.shape != self._low.shape:
-            self._capture(low, high)
-        assert self._graph is not None
+        """See `Backward`."""
+        graph = self._graph
+        if graph is None or low.shape != self._low.shape:
+            self._graph = graph = self._captured(low, high)
         self._low.copy_(low)
         self._high.copy_(high)
-        self._graph.replay()
+        graph.replay()
         return self._result.clone()
 
-    def _capture(self, low: Tensor, high: Tensor) -> None:
-        self._graph = None
+    def _captured(self, low: Tensor, high: Tensor) -> torch.cuda.CUDAGraph:
+        self._graph = None  # frees the memory of the graph before
         self._low, self._high = low.clone(), high.clone()
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
@@ -69,4 +71,4 @@ class Graphed:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._result = self._eager(self._low, self._high)
-        self._graph = graph
+        return graph

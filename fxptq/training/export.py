@@ -27,6 +27,7 @@ from fxptq.recipe import Recipe
 from fxptq.training.loop import AVERAGE
 
 OPTIONS = ("steps", "minutes", "lr", "warmup", "patches", "pixels", "clip", "decay", "seed")
+FLAGS = ("compile", "graph")
 
 CARD = """# {title}: bundled weights
 
@@ -47,7 +48,7 @@ Measured on the rounded weights: {protocol}
 These sets served for measuring only.
 """
 
-PUBLISHED = """Trained for this project from an interpolating start, for demonstrations and tests that need a trained
+PUBLISHED = """Trained for this project from {start}, for demonstrations and tests that need a trained
 network and no download. The authors' weights, trained for days on far more images, are better: see the recipe
 `{recipe}`."""
 
@@ -57,7 +58,15 @@ Networks of this kind that were trained for days on far more images are better."
 KEYS = "; keys as in the authors' release, without the buffers that follow from\n  the configuration"
 
 
-def export(recipe: Recipe, run: Path, out: Path, sets: Sequence[tuple[str, Path]], *, data: str, machine: str) -> str:
+def export(
+    recipe: Recipe,
+    run: Path,
+    out: Path,
+    sets: Sequence[tuple[str, Path]],
+    *,
+    data: str,
+    machine: str,
+) -> str:
     """Writes the weights file and its card.
 
     Args:
@@ -112,16 +121,23 @@ def _card(
     data: str,
     machine: str,
 ) -> str:
-    settings = json.loads(history["settings"])
+    settings, start = json.loads(history["settings"]), history.get("start", "")
     settings["patches"] = ",".join(map(str, settings["patches"]))
     # An option that is younger than the run was off.
     options = {name: settings.get(name, 0) for name in OPTIONS}
+    if settings["device"] != "cpu":
+        options["device"] = settings["device"]
+    written = [f"--{name} {value}" for name, value in options.items()]
+    written += [f"--{flag}" for flag in FLAGS if settings.get(flag)]
+    written += [f"--start {start}"] if start else []
     reported = recipe.task.task.figures
     protocol = recipe.task.task.protocol
     rows = [[score.name, *(score.mean.shown(figure) for figure in reported)] for score in scores]
     return CARD.format(
         title=recipe.title,
-        origin=PUBLISHED.format(recipe=recipe.name) if recipe.weights.url else OWN,
+        origin=PUBLISHED.format(recipe=recipe.name, start=f"`{start}`" if start else "an interpolating start")
+        if recipe.weights.url
+        else OWN,
         keys=KEYS if recipe.weights.url else "",
         file=file,
         bytes=size,
@@ -130,8 +146,7 @@ def _card(
         minutes=float(history["seconds"]) / 60,
         machine=machine,
         seed=settings["seed"],
-        command=f"python -m fxptq.training.train --recipe {recipe.name} --data DIR --out DIR "
-        + " ".join(f"--{name} {value}" for name, value in options.items()),
+        command=f"python -m fxptq.training.train --recipe {recipe.name} --data DIR --out DIR " + " ".join(written),
         figures=" | ".join(TITLES[figure] for figure in reported),
         rule="---|" * len(reported),
         scores="\n".join("| " + " | ".join(row) + " |" for row in rows),

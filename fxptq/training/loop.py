@@ -25,7 +25,7 @@ from fxptq.errors import InputError
 from fxptq.io.state_dict import is_derived
 from fxptq.training.backward import Eager, Graphed
 from fxptq.training.blocks import compile_blocks
-from fxptq.training.patches import Group, PatchSampler, TrainingPair, add_noise
+from fxptq.training.patches import PatchSampler, TrainingPair, add_noise
 
 CHECKPOINT = "checkpoint.pt"
 AVERAGE = "ema.safetensors"
@@ -90,11 +90,12 @@ class Trainer:
 
     Args:
         model: the network with its first weights; trained in place.
-        groups: images to train on.
+        pairs: images to train on.
         held_out: images to watch the progress by; never trained on.
         degradation: the degradation that the pairs were made with.
         value_range: the network's own range, 1 or 255.
         settings: see `TrainSettings`.
+        start: name of the file of weights that the first weights come from; "" for none.
         out: the folder; a checkpoint in it is continued.
 
     Raises:
@@ -104,22 +105,23 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        groups: Sequence[Group],
+        pairs: Sequence[TrainingPair],
         held_out: Sequence[TrainingPair],
         *,
         degradation: Degradation,
         value_range: float,
         settings: TrainSettings,
         out: Path,
+        start: str = "",
     ) -> None:
-        self.settings, self.out, self.value_range = settings, out, value_range
+        self.settings, self.out, self.value_range, self.start = settings, out, value_range, start
         self.device = torch.device(settings.device)
         # Convolutions on a CPU are a fifth faster with the channels last.
         self.model = model.to(self.device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # torch's stubs lack it
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         if settings.compile:
             compile_blocks(self.model)
-        self.sampler = PatchSampler(groups, degradation, settings.seed, max(settings.patches), self.device)
+        self.sampler = PatchSampler(pairs, degradation, settings.seed, max(settings.patches), self.device)
         noise = torch.Generator().manual_seed(settings.seed)
         self.held_out = [
             (
@@ -136,7 +138,7 @@ class Trainer:
         if (out / CHECKPOINT).is_file():
             self._resume()
 
-    def run(self, report: Callable[[str], None] = lambda line: None) -> None:
+    def run(self, report: Callable[[str], object] = str) -> None:
         """Trains to the end of the schedule, leaving a snapshot every few minutes and reporting its line of the log."""
         started, snapshot_at, losses = time.monotonic() - self.seconds, self.seconds, []
         while (progress := self.settings.progress(self.step, self.seconds)) < 1:
@@ -171,7 +173,7 @@ class Trainer:
     @torch.no_grad()
     def _average_weights(self) -> None:
         decay = min(self.settings.decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)  # noqa: SLF001  # its only name
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)  # its only name
 
     @torch.inference_mode()
     def held_out_psnr(self) -> float:
@@ -200,17 +202,20 @@ class Trainer:
             "step": str(self.step),
             "seconds": f"{self.seconds:.0f}",
             "settings": json.dumps(asdict(self.settings)),
+            "start": self.start,
         }
         part = self.out / f"{AVERAGE}.part"
         safetensors.torch.save_file(average, part, metadata=history)
         part.replace(self.out / AVERAGE)
-        line = json.dumps({
-            "step": self.step,
-            "seconds": round(self.seconds),
-            "progress": round(self.settings.progress(self.step, self.seconds), 4),
-            "loss": torch.stack(list(losses)).mean().item() if losses else None,
-            "held_out_psnr": round(self.held_out_psnr(), 3),
-        })
+        line = json.dumps(
+            {
+                "step": self.step,
+                "seconds": round(self.seconds),
+                "progress": round(self.settings.progress(self.step, self.seconds), 4),
+                "loss": torch.stack(list(losses)).mean().item() if losses else None,
+                "held_out_psnr": round(self.held_out_psnr(), 3),
+            }
+        )
         with (self.out / LOG).open("a") as log:
             log.write(line + os.linesep)
         return line

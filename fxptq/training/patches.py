@@ -28,15 +28,6 @@ class TrainingPair:
     high: Tensor
 
 
-def read_photographs(folder: Path, channels: int = 3) -> list[npt.NDArray[np.uint8]]:
-    """Reads every image of a folder, in the order of the names: [H, W, C] each.
-
-    Raises:
-        InputError: the folder holds no images, or one that cannot be read.
-    """
-    return [read_image(path, channels) for path in list_images(folder)]
-
-
 def read_pair(path: Path, degradation: Degradation, channels: int = 3) -> TrainingPair:
     """Reads an image as RGB (3 channels) or grey (1) and makes its degraded side.
 
@@ -71,27 +62,14 @@ def add_noise(low: Tensor, degradation: Degradation, generator: torch.Generator)
     return low + degradation.sigma / 255 * torch.randn(low.shape, generator=generator, device=low.device)
 
 
-@dataclass(frozen=True)
-class Group:
-    """Pairs of one origin.
-
-    Attributes:
-        pairs: the pairs; those with more pixels are drawn more often.
-        share: the part of all patches that come from this group, above 0; only its ratio to other shares counts.
-    """
-
-    pairs: Sequence[TrainingPair]
-    share: float = 1.0
-
-
 class PatchSampler:
-    """Draws patches from all positions of a group's images with equal chance, turned and mirrored at random.
+    """Draws patches from all positions of all images with equal chance, turned and mirrored at random.
 
     All images lie one after another in the memory of the device, and a batch is gathered by one index, so that a GPU
     does not wait for the processor.
 
     Args:
-        groups: the images.
+        pairs: the images.
         degradation: the degradation that the pairs were made with; its noise is added here.
         seed: seed of all random numbers.
         largest: side of the largest low-resolution patch that will be asked for.
@@ -103,13 +81,12 @@ class PatchSampler:
 
     def __init__(
         self,
-        groups: Sequence[Group],
+        pairs: Sequence[TrainingPair],
         degradation: Degradation,
         seed: int,
         largest: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        pairs = [pair for group in groups for pair in group.pairs]
         smallest = min(min(pair.low.shape[1:]) for pair in pairs)
         if smallest < largest:
             raise InputError(
@@ -123,11 +100,7 @@ class PatchSampler:
         sizes = torch.tensor([pair.low.shape[1:] for pair in pairs])
         areas = sizes.prod(1)
         starts = areas.cumsum(0) - areas
-        chances = [
-            areas[first : first + len(group.pairs)].double() * group.share / areas[first : first + len(group.pairs)].sum()
-            for group, first in zip(groups, _firsts(groups), strict=True)
-        ]
-        self._chances = torch.cat(chances).to(self.device)
+        self._chances = areas.double().to(self.device)
         self._sizes, self._starts = sizes.to(self.device), starts.to(self.device)
 
     def draw(self, batch: int, patch: int) -> tuple[Tensor, Tensor]:
@@ -146,24 +119,15 @@ class PatchSampler:
         corners = (self._random(batch, 2) * (sizes - patch + 1)).long()
         mirrored = self._random(batch, 2) < 0.5
         turned = self._random(batch) < 0.5
-        scale = self.degradation.scale
-        low, high = (
-            image[:, starts[:, None, None] * factor**2 + _positions(corners * factor, sizes * factor, mirrored, turned, patch * factor)]
-            .transpose(0, 1)
-            .float()
-            / 255
-            for image, factor in ((self._low, 1), (self._high, scale))
-        )
-        return add_noise(low, self.degradation, self.generator), high
+        cuts = []
+        for images, factor in ((self._low, 1), (self._high, self.degradation.scale)):
+            inside = _positions(corners * factor, sizes * factor, mirrored, turned, patch * factor)
+            cut = images[:, starts[:, None, None] * factor**2 + inside]
+            cuts.append(cut.transpose(0, 1).float() / 255)
+        return add_noise(cuts[0], self.degradation, self.generator), cuts[1]
 
     def _random(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator, device=self.device, dtype=torch.float64)
-
-
-def _firsts(groups: Sequence[Group]) -> list[int]:
-    """The number of pairs before each group."""
-    counts = [len(group.pairs) for group in groups]
-    return [sum(counts[:index]) for index in range(len(counts))]
 
 
 def _positions(corners: Tensor, sizes: Tensor, mirrored: Tensor, turned: Tensor, side: int) -> Tensor:

@@ -7,7 +7,6 @@ gives a useful network. The same command, run again, continues where the last ru
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -15,33 +14,18 @@ import torch
 import typer
 from torch import nn
 
-from fxptq.commands.community import recognised
 from fxptq.errors import FxptqError, InputError
 from fxptq.io.state_dict import read_state
 from fxptq.recipe import Recipe
 from fxptq.training.interpolator import fit_phase_kernels, start_as_interpolator
 from fxptq.training.loop import Trainer, TrainSettings
-from fxptq.training.material import plain, with_answers
-from fxptq.training.patches import make_pair, read_photographs
+from fxptq.training.patches import read_pairs
 
 DEFAULTS = TrainSettings()
 
 
-@dataclass(frozen=True)
-class Sources:
-    """What a network learns from beside photographs.
-
-    Attributes:
-        teacher: weights of a larger network for the same task, which spandrel recognises; None for none.
-        start: weights of a similar network, such as one of another scale, to start from; None for the usual start.
-    """
-
-    teacher: Path | None = None
-    start: Path | None = None
-
-
 def train(
-    recipe: Recipe, data: Path, out: Path, settings: TrainSettings, *, held_out: int, sources: Sources = Sources()
+    recipe: Recipe, data: Path, out: Path, settings: TrainSettings, *, held_out: int, start: Path | None = None
 ) -> None:
     """Trains the recipe's network on a folder of photographs.
 
@@ -51,7 +35,7 @@ def train(
         out: folder of the run (see `Trainer`).
         settings: settings of the training.
         held_out: number of images that are not trained on, evenly spread over the folder.
-        sources: what the network learns from beside the photographs.
+        start: weights of a similar network, such as one of another scale, to start from; None for the usual start.
 
     Raises:
         InputError: the recipe names no degradation, or the folder holds too few images.
@@ -59,51 +43,30 @@ def train(
     task = recipe.task
     if task.kind == "none":
         raise InputError(f"recipe {recipe.name} has no [degradation]; training makes the network's inputs by it")
-    if sources.teacher is not None and task.kind != "bicubic":
-        raise InputError(f"recipe {recipe.name} restores {task}; a teacher answers for super-resolution alone")
-    photographs = read_photographs(data, recipe.input.channels)
-    if len(photographs) <= held_out:
-        raise InputError(f"{data} holds {len(photographs)} images; with --held-out {held_out} none is left to train on")
-    watched = set(range(0, len(photographs), len(photographs) // held_out)[:held_out]) if held_out else set()
-    trained_on = [photograph for index, photograph in enumerate(photographs) if index not in watched]
-    if sources.teacher is None:
-        groups = plain(trained_on, task)
-    else:
-        teacher = _teacher(sources.teacher, recipe)
-        groups = with_answers(trained_on, task, teacher, torch.device(settings.device))
+    pairs = read_pairs(data, task, recipe.input.channels)
+    if len(pairs) <= held_out:
+        raise InputError(f"{data} holds {len(pairs)} images; with --held-out {held_out} none is left to train on")
+    watched = set(range(0, len(pairs), len(pairs) // held_out)[:held_out]) if held_out else set()
+    trained_on = [pair for index, pair in enumerate(pairs) if index not in watched]
     torch.manual_seed(settings.seed)
     model = recipe.build_model()
     if task.kind == "bicubic":
-        start_as_interpolator(model, fit_phase_kernels(groups[0].pairs, recipe.scale))
-    if sources.start is not None:
-        _start_from(model, sources.start)
+        start_as_interpolator(model, fit_phase_kernels(trained_on, recipe.scale))
+    if start is not None:
+        _start_from(model, start)
+    held_out_pairs = [pairs[index] for index in sorted(watched)]
     trainer = Trainer(
         model,
-        groups,
-        [make_pair(photographs[index], task) for index in sorted(watched)],
+        trained_on,
+        held_out_pairs,
         degradation=task,
         value_range=recipe.input.range,
         settings=settings,
         out=out,
+        start=start.name if start else "",
     )
-    typer.echo(f"{sum(len(group.pairs) for group in groups)} pairs; training begins")
+    typer.echo(f"{len(trained_on)} pairs; training begins")
     trainer.run(typer.echo)
-
-
-def _teacher(weights: Path, recipe: Recipe) -> nn.Module:
-    """The teacher, a network that spandrel recognises.
-
-    Raises:
-        InputError: the file is not such a network's, or the network has another scale or number of channels.
-    """
-    found = recognised(weights)
-    expected, given = ((r.scale, r.input.channels) for r in (recipe, found.recipe))
-    if given != expected:
-        raise InputError(
-            f"--teacher {weights}: the network has scale {given[0]} and {given[1]} channels; expected {expected[0]} and "
-            f"{expected[1]}, as in recipe {recipe.name}"
-        )
-    return found.model
 
 
 @torch.no_grad()
@@ -142,7 +105,6 @@ def command(
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16 where it is safe.")] = DEFAULTS.bf16,
     compile_network: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = DEFAULTS.compile,
     graph: Annotated[bool, typer.Option("--graph", help="Replay updates as a CUDA graph.")] = DEFAULTS.graph,
-    teacher: Annotated[Path | None, typer.Option(help="Weights of a teacher that spandrel recognises.")] = None,
     start: Annotated[Path | None, typer.Option(help="Weights of a similar network to start from.")] = None,
     snapshot_minutes: Annotated[float, typer.Option(help="Time between snapshots.")] = DEFAULTS.snapshot_minutes,
     held_out: Annotated[int, typer.Option(min=0, help="Images held out.")] = 8,
@@ -172,7 +134,7 @@ def command(
         )
         if graph and torch.device(device).type != "cuda":
             raise InputError(f"--graph: CUDA graphs need --device cuda; the device is {device}")
-        train(Recipe.load(recipe), data, out, settings, held_out=held_out, sources=Sources(teacher, start))
+        train(Recipe.load(recipe), data, out, settings, held_out=held_out, start=start)
     except FxptqError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_status) from error
