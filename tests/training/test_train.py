@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from fxptq.data.degrade import Degradation
@@ -19,6 +20,8 @@ from fxptq.io.state_dict import load_state, read_state
 from fxptq.models.edsr import EDSR
 from fxptq.recipe import Recipe
 from fxptq.training import export, train
+from fxptq.training.backward import Eager, Graphed
+from fxptq.training.blocks import compile_blocks
 from fxptq.training.loop import AVERAGE, CHECKPOINT, LOG, Trainer, TrainSettings
 from fxptq.training.patches import PatchSampler, TrainingPair, make_pair, read_pairs
 
@@ -187,6 +190,7 @@ def test_train_then_export(tmp_path: Path, folder: Path) -> None:
         ({"recipe": "edsr_x4", "patches": "a,b"}, "--patches 'a,b': expected whole numbers"),
         ({"recipe": "edsr_x4", "patches": 64, "held-out": 0}, "smaller than the patch of 64"),
         ({"recipe": "edsr_5x"}, "no recipe 'edsr_5x'"),
+        ({"recipe": "edsr_x4", "held-out": 0, "start": "none.safetensors"}, "no weights file at none.safetensors"),
     ],
 )
 def test_mistake_is_one_line(tmp_path: Path, folder: Path, options: dict[str, object], message: str) -> None:
@@ -204,6 +208,90 @@ def test_export_says_what_is_wrong(tmp_path: Path, out: str, message: str) -> No
     run = CliRunner().invoke(export.app, as_options(recipe="edsr_x4", run=tmp_path, out=tmp_path / out))
     assert run.exit_code == 2
     assert message in run.output
+
+
+def test_start_takes_what_the_networks_share_and_the_card_names_it(tmp_path: Path, folder: Path) -> None:
+    recipe, other = tmp_path / "tiny.toml", tmp_path / "tiny_x4.toml"
+    recipe.write_text(TINY)
+    other.write_text(TINY.replace("scale = 2", "scale = 4"))
+    x4 = {"data": folder, "out": tmp_path / "x4", "steps": 3, "patches": 8, "pixels": 64, "held-out": 1}
+    assert CliRunner().invoke(train.app, as_options(recipe=other, **x4)).exit_code == 0
+    start = tmp_path / "x4" / AVERAGE
+    # With a rate of 0 the file holds the first weights.
+    x2 = {**x4, "out": tmp_path / "x2", "steps": 1, "lr": 0}
+    arguments = [*as_options(recipe=recipe, **x2), "--start", str(start)]
+    begun = CliRunner().invoke(train.app, arguments)
+    assert begun.exit_code == 0, begun.output
+    given, first = read_state(start), read_state(tmp_path / "x2" / AVERAGE)
+    shared = {name for name in first if name in given and given[name].shape == first[name].shape}
+    assert {"head.0.weight", "body.0.body.0.weight", "tail.0.0.weight"} <= shared
+    assert all(torch.equal(first[name], given[name]) for name in shared)
+    options = {"run": tmp_path / "x2", "out": tmp_path / "x2.safetensors"}
+    exported = CliRunner().invoke(export.app, as_options(recipe=recipe, **options))
+    assert exported.exit_code == 0, exported.output
+    assert f"--start {AVERAGE}" in (tmp_path / "x2.md").read_text()
+
+
+def test_start_of_a_network_that_shares_nothing(tmp_path: Path, folder: Path) -> None:
+    save_file({"other.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    options = {"data": folder, "out": tmp_path / "run", "start": tmp_path / "other.safetensors"}
+    arguments = [*as_options(recipe="edsr_x4", **options), "--held-out", "1"]
+    run = CliRunner().invoke(train.app, arguments)
+    assert run.exit_code == 2
+    assert "no tensor has the name and shape of one of the network's" in run.output
+
+
+def test_graph_needs_a_gpu(tmp_path: Path, folder: Path) -> None:
+    run = CliRunner().invoke(train.app, [*as_options(recipe="edsr_x4", data=folder, out=tmp_path / "run"), "--graph"])
+    assert run.exit_code == 2
+    assert "--graph: CUDA graphs need --device cuda; the device is cpu" in run.output
+
+
+@pytest.mark.parametrize(
+    ("recipe", "count", "kind"),
+    [("swinir_x4", 24, "SwinTransformerBlock"), ("edsr_x4", 16, "ResBlock"), ("nafnet_q10", 10, "NAFBlock")],
+)
+def test_repeated_blocks_are_compiled(monkeypatch: pytest.MonkeyPatch, recipe: str, count: int, kind: str) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__))
+    compile_blocks(Recipe.load(recipe).build_model())
+    assert compiled == [kind] * count
+
+
+def test_network_without_repeated_blocks_is_compiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(module))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 1))
+    compile_blocks(model)
+    assert compiled == [model]
+
+
+def test_larger_images_are_drawn_more_often() -> None:
+    images = [torch.full((3, side, side), value, dtype=torch.uint8) for side, value in ((10, 0), (20, 255))]
+    pairs = [TrainingPair(low, low.repeat_interleave(4, 1).repeat_interleave(4, 2)) for low in images]
+    low, high = PatchSampler(pairs, X4, seed=0).draw(4000, 2)
+    assert low.mean().item() == pytest.approx(0.8, abs=0.02)  # 400 of 500 pixels
+    assert torch.equal(low[:, 0, 0, 0], high[:, 0, 0, 0])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_replayed_gradients_are_those_of_a_plain_run() -> None:
+    torch.manual_seed(0)
+    model = EDSR(n_resblocks=1, n_feats=8, scale=2).cuda()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def loss(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        return (model(low) - high).square().mean()
+
+    plain, graphed = Eager(loss, trained), Graphed(loss, trained)
+    for side in (8, 8, 12):
+        low, high = torch.rand(2, 3, side, side, device="cuda"), torch.rand(2, 3, 2 * side, 2 * side, device="cuda")
+        expected = plain(low, high)
+        gradients = [parameter.grad.clone() for parameter in trained]
+        assert torch.allclose(graphed(low, high), expected)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
 
 
 def as_options(**options: object) -> list[str]:
