@@ -1,6 +1,6 @@
 """The time of a distillation step beside the time that the float networks alone take, in one run.
 
-The bound is the forward and backward pass of the student without quantizers, with gradients for the weights that it
+The bound is the forward and backward pass of the float network, with gradients for the weights that the student
 quantizes, on the batches of the preset's `dqc`. All parts take turns, and each figure is a median of CPU time.
 
     python -m benchmarks.dqc_step swinir_x4 [--bits 3] [--rounds 9] [--threads 1] [--plain]
@@ -39,7 +39,7 @@ def main() -> None:
     run_passes([("dobi2d", {})], ctx)
     dqc = build_pass("dqc", next(entry.settings for entry in preset.passes if entry.name == "dqc"))
     assert isinstance(dqc, Dqc)
-    student = study_student(ctx.student)
+    student = as_program(ctx.student)
     with dqc.training(ctx, dqc.learners(student)) as training:
         report(in_turns(parts_of(training, student), options.rounds), dqc.settings)
     path = "plain torch" if options.plain else get_backend("cpu").install().name
@@ -56,9 +56,9 @@ def parsed_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def study_student(student: object) -> Program:
-    assert isinstance(student, Program)
-    return student
+def as_program(network: object) -> Program:
+    assert isinstance(network, Program)
+    return network
 
 
 def parts_of(training: Training, student: Program) -> dict[str, Callable[[], object]]:
@@ -69,8 +69,11 @@ def parts_of(training: Training, student: Program) -> dict[str, Callable[[], obj
     teaching = training.teaching
 
     def in_float() -> None:
-        with without_quantizers(student) as weights:
-            torch.autograd.grad(teaching.student_loss(lesson), weights)
+        teacher = as_program(teaching.ctx.teacher)
+        with learning_weights(teacher, student) as weights:
+            output, features = teacher.with_features(*lesson.inputs)
+            answer = (teaching.ctx.picture.pick(output), features)
+            torch.autograd.grad(teaching.loss(answer, (lesson.picture, list(lesson.features))), weights)
 
     picture = lesson.picture.clone().requires_grad_()
     features = [feature.clone() for feature in lesson.features]
@@ -86,22 +89,17 @@ def parts_of(training: Training, student: Program) -> dict[str, Callable[[], obj
 
 
 @contextmanager
-def without_quantizers(student: Program) -> Iterator[list[Tensor]]:
-    """Within, the student runs in float; yields the weights that its quantizers read, which then take gradients."""
+def learning_weights(teacher: Program, student: Program) -> Iterator[list[Tensor]]:
+    """Within, the float weights of the student's quantized ones take gradients; yields them."""
     targets = {target for key in student.quantizers if (target := student.weight_target(key)) is not None}
-    weights = [attribute(student.holder, target) for target in sorted(targets)]
-    modes = {quantizer: quantizer.mode for quantizer in student.quantizers.values()}
+    weights = [attribute(teacher.holder, target) for target in sorted(targets)]
     try:
         for weight in weights:
             weight.requires_grad_(True)
-        for quantizer in modes:
-            quantizer.mode = "off"
         yield weights
     finally:
         for weight in weights:
             weight.requires_grad_(False)
-        for quantizer, mode in modes.items():
-            quantizer.mode = mode
 
 
 def in_turns(parts: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
