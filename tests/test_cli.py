@@ -213,7 +213,7 @@ def test_recipes_say_which_run_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     rows = {line.split()[0]: line for line in run("recipes").out.splitlines() if line.strip()}
     assert " at once " in rows["swinir_x4"]
-    assert " after a download " in rows["swinir_x2"]
+    assert " after a download " in rows["swinir_x3"]
     assert all(" with a network of yours " in rows[name] for name in ("default", "pairs"))
 
 

@@ -222,8 +222,8 @@ def test_weights_of_another_architecture(tmp_path: Path) -> None:
 
 def test_missing_weights_name_url_and_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    ran = run("quantize", "--recipe", "swinir_x2", "--out", tmp_path / "m.safetensors")
-    weights = fxptq.Recipe.load("swinir_x2").weights
+    ran = run("quantize", "--recipe", "swinir_x3", "--out", tmp_path / "m.safetensors")
+    weights = fxptq.Recipe.load("swinir_x3").weights
     assert ran.status == 2
     assert weights.url in ran.line
     assert str(tmp_path / "fxptq" / weights.file) in ran.line
