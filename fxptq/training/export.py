@@ -58,15 +58,7 @@ Networks of this kind that were trained for days on far more images are better."
 KEYS = "; keys as in the authors' release, without the buffers that follow from\n  the configuration"
 
 
-def export(
-    recipe: Recipe,
-    run: Path,
-    out: Path,
-    sets: Sequence[tuple[str, Path]],
-    *,
-    data: str,
-    machine: str,
-) -> str:
+def export(recipe: Recipe, run: Path, out: Path, sets: Sequence[tuple[str, Path]], *, data: str, machine: str) -> str:
     """Writes the weights file and its card.
 
     Args:
@@ -133,11 +125,10 @@ def _card(
     reported = recipe.task.task.figures
     protocol = recipe.task.task.protocol
     rows = [[score.name, *(score.mean.shown(figure) for figure in reported)] for score in scores]
+    published = PUBLISHED.format(recipe=recipe.name, start=f"`{start}`" if start else "an interpolating start")
     return CARD.format(
         title=recipe.title,
-        origin=PUBLISHED.format(recipe=recipe.name, start=f"`{start}`" if start else "an interpolating start")
-        if recipe.weights.url
-        else OWN,
+        origin=published if recipe.weights.url else OWN,
         keys=KEYS if recipe.weights.url else "",
         file=file,
         bytes=size,
