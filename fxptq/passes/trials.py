@@ -1,0 +1,142 @@
+"""Tries maps on the layers that read one input: by the error of their outputs, with inputs and weights quantized."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from fxptq.passes.base import QuantizedNetwork
+from fxptq.passes.judge import State
+from fxptq.passes.maps import LATTICE, NONE, Candidate, candidates, lattice
+from fxptq.passes.readers import Group, Sample, output_of
+from fxptq.passes.samples import evenly
+from fxptq.quant.distribution import Distribution
+from fxptq.quant.quantizer import Quantizer
+from fxptq.quant.schemes.affine import Affine, short
+from fxptq.quant.search import Bounds, dobi2d
+
+_VALUES = 30_000
+"""Values of an input's sample that the bounds are searched on."""
+
+_FINE = 7
+"""From so many bits on, the steps are small and clipping makes most of the error, so ranges reach to the extremes."""
+
+_WORTH = 0.85
+"""A map takes six bytes a channel in the file, so it must lower the error of the layers to this part at least."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one candidate.
+
+    Attributes:
+        name: the candidate's.
+        error: the sum of the layers' squared errors, each in units of its output; of a map, over what makes it worth
+            its bytes.
+        entry: the input's quantizer with the map and the bounds of the trial.
+        values: the values behind the map that the bounds were searched on.
+        weights: the tensors of the weights' quantizers, by key.
+    """
+
+    name: str
+    error: float
+    entry: Affine
+    values: Tensor
+    weights: State
+
+
+class Trials:
+    """The candidates of one group of layers.
+
+    Args:
+        student: the network with the quantizers, which stay as they are.
+        group: the layers.
+        samples: what was kept of their input.
+        bounds: candidates of the search for the input's bounds; a trial takes half of it for the input and a quarter
+            for a weight, and the winner twice as many.
+    """
+
+    def __init__(self, student: QuantizedNetwork, group: Group, samples: Sequence[Sample], bounds: int) -> None:
+        self._student, self._group, self._bounds = student, group, bounds
+        self._x = torch.cat([part.x for part in samples if part.x.shape[1:] == samples[0].x.shape[1:]])
+        self._extremes = torch.cat([part.extremes for part in samples])
+        self._weights = {key: _weight(student, key).cpu() for _, key in group.layers}
+        self._references = [_about_mean(output_of(site, self._x, self._weights[key])) for site, key in group.layers]
+        self._quantizer = student.quantizers[group.key]
+        self._is_fine = self._quantizer.bits >= _FINE
+
+    def best(self) -> tuple[str, State]:
+        """The name of the best candidate and the quantizers' tensors for it; none where no map is better."""
+        trials = (self.tried(candidate) for candidate in self._candidates())
+        sound = (trial for trial in trials if math.isfinite(trial.error))
+        best = min(sound, key=lambda trial: trial.error, default=None)
+        if best is None or best.name == NONE:
+            return NONE, {}
+        if best.name != LATTICE:
+            _set_bounds(best.entry, dobi2d(Distribution.of(best.values), best.entry, 2 * self._bounds))
+        return best.name, {self._group.key: best.entry.stored(), **best.weights}
+
+    def tried(self, candidate: Candidate) -> Trial:
+        """The error with a candidate, with bounds searched behind its map."""
+        own_factor = short(1 / candidate.factor)  # of the weights; the input has its inverse exactly
+        entry, values = self._entry(candidate, 1 / own_factor)
+        coded, states, error = entry(self._x), {}, 0.0
+        for (site, key), reference in zip(self._group.layers, self._references, strict=True):
+            weight = self._weights[key]
+            own = _probe(self._student.quantizers[key])
+            own.set_map(self._group.axes(own_factor))
+            values_of = Distribution.of(own.normalize(weight), own.ranges, own.axis)
+            _set_bounds(own, dobi2d(values_of, own, max(1, self._bounds // 4)))
+            off = _about_mean(output_of(site, coded, own(weight))) - reference
+            error += float(off.square().sum() / reference.square().sum().clamp(min=1e-30))
+            states[key] = own.stored()
+        return Trial(candidate.name, error if candidate.name == NONE else error / _WORTH, entry, values, states)
+
+    def _candidates(self) -> Iterator[Candidate]:
+        bits, weights = self._quantizer.bits, list(self._weights.values())
+        rows = self._x if self._group.is_linear else self._x.movedim(1, -1).reshape(-1, self._x.shape[1])
+        ranged = self._extremes if self._is_fine else rows
+        return chain(
+            lattice(rows, self._extremes, bits), candidates(ranged, bits, weights, scalable=self._group.scalable)
+        )
+
+    def _entry(self, candidate: Candidate, factor: Tensor) -> tuple[Affine, Tensor]:
+        """The input's quantizer for a candidate, and the values behind its map that decide the bounds."""
+        entry = _probe(self._quantizer)
+        entry.set_map(self._group.axes(factor), self._group.axes(candidate.center))
+        values = evenly(entry.normalize(self._x).flatten(), _VALUES)
+        if self._is_fine:
+            values = torch.cat([values, entry.normalize(self._group.vectors(self._extremes)).flatten()])
+        if candidate.width:
+            entry.set_bounds(0.0, candidate.width)
+        else:
+            floor = self._group.lowest if candidate.name == NONE else None
+            _set_bounds(entry, dobi2d(Distribution.of(values), entry, max(1, self._bounds // 2), floor))
+        return entry, values
+
+
+def _probe(quantizer: Quantizer) -> Affine:
+    """A quantizer of the same bits, ranges and axis, on the CPU, whose map and bounds are yet to be set."""
+    probe = Affine(quantizer.bits, quantizer.ranges, quantizer.axis, quantizer.role)
+    probe.mode = "on"
+    return probe
+
+
+def _set_bounds(quantizer: Quantizer, bounds: Bounds) -> None:
+    quantizer.set_bounds(bounds.lower, bounds.upper)
+
+
+def _weight(student: QuantizedNetwork, key: str) -> Tensor:
+    weight = student.weight_of(key)
+    assert weight is not None  # a quantizer of a weight  # noqa: S101
+    return weight
+
+
+def _about_mean(y: Tensor) -> Tensor:
+    """Values about the mean of their output channel, because a bias makes up for the error of a mean."""
+    return y - y.mean([axis for axis in range(y.dim()) if axis != 1], keepdim=True)
