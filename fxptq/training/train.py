@@ -14,6 +14,7 @@ import torch
 import typer
 from torch import nn
 
+from fxptq.commands.source import device_of
 from fxptq.errors import FxptqError, InputError
 from fxptq.io.state_dict import read_state
 from fxptq.recipe import Recipe
@@ -100,7 +101,7 @@ def command(
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient; 0: no limit.")] = DEFAULTS.clip,
     decay: Annotated[float, typer.Option(help="Of the average of the weights.")] = DEFAULTS.decay,
     seed: Annotated[int, typer.Option(help="Of first weights and patches.")] = DEFAULTS.seed,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = DEFAULTS.device,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = DEFAULTS.device,
     threads: Annotated[int, typer.Option(help="Of the processor; 0: as torch chooses.")] = 0,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16 where it is safe.")] = DEFAULTS.bf16,
     compile_network: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = DEFAULTS.compile,
@@ -112,10 +113,13 @@ def command(
     """Trains a bundled network from scratch; the same command, run again, continues where it stopped."""
     if threads:
         torch.set_num_threads(threads)
-    if torch.device(device).type == "cuda":
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
     try:
+        placed = device_of(device).type
+        if placed == "cuda":
+            torch.backends.cudnn.benchmark = True
+            torch.set_float32_matmul_precision("high")
+        elif graph:
+            raise InputError(f"--graph: CUDA graphs need --device cuda; the device is {placed}")
         settings = TrainSettings(
             steps=steps,
             minutes=minutes,
@@ -126,14 +130,12 @@ def command(
             clip=clip,
             decay=decay,
             seed=seed,
-            device=device,
+            device=placed,
             bf16=bf16,
             compile=compile_network,
             graph=graph,
             snapshot_minutes=snapshot_minutes,
         )
-        if graph and torch.device(device).type != "cuda":
-            raise InputError(f"--graph: CUDA graphs need --device cuda; the device is {device}")
         train(Recipe.load(recipe), data, out, settings, held_out=held_out, start=start)
     except FxptqError as error:
         typer.echo(f"error: {error}", err=True)

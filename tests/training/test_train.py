@@ -190,6 +190,7 @@ def test_train_then_export(tmp_path: Path, folder: Path) -> None:
         ({"recipe": "edsr_x4", "patches": "a,b"}, "--patches 'a,b': expected whole numbers"),
         ({"recipe": "edsr_x4", "patches": 64, "held-out": 0}, "smaller than the patch of 64"),
         ({"recipe": "edsr_5x"}, "no recipe 'edsr_5x'"),
+        ({"recipe": "edsr_x4", "device": "tpu"}, "--device 'tpu': expected auto, cpu or cuda"),
         ({"recipe": "edsr_x4", "held-out": 0, "start": "none.safetensors"}, "no weights file at none.safetensors"),
     ],
 )
