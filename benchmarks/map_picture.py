@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.study import ROOT, Study, inputs_of, open_study_network
 from fxptq.passes.base import Context, run_passes
+from fxptq.passes.samples import sample
 from fxptq.progress import RichProgress
 from fxptq.quant.schemes.affine import Affine
 
@@ -58,22 +59,8 @@ def values_at_linear_inputs(ctx: Context) -> dict[str, Tensor]:
         for operand in site.operands
         if operand.slot == "input" and ctx.student.quantizers[operand.quantizer].bits == BITS
     }
-    found: dict[str, list[Tensor]] = {key: [] for key in sorted(keys)}
-    hooks = [
-        ctx.student.quantizers[key].register_forward_pre_hook(
-            lambda _, inputs, key=key: found[key].append(inputs[0].detach().flatten(0, -2)[::7])
-        )
-        for key in found
-    ]
-    for quantizer in ctx.student.quantizers.values():
-        quantizer.mode = "off"
-    for image in ctx.images:
-        ctx.student(*ctx.placed(image))
-    for hook in hooks:
-        hook.remove()
-    for quantizer in ctx.student.quantizers.values():
-        quantizer.mode = "on"
-    return {key: torch.cat(rows) for key, rows in found.items()}
+    samples = sample(ctx, ctx.images, {key: lambda x: x.flatten(0, -2)[::7] for key in sorted(keys)})
+    return {key: torch.cat(rows) for key, rows in samples.items()}
 
 
 @torch.no_grad()
