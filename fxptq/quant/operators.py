@@ -4,7 +4,8 @@ The dispatcher of torch is the interface: compiled kernels take over where a lib
 (fxptq/kernels/native), and everywhere else the functions here run. Values are the same bit for bit in both; the sums of
 gradients and of histograms differ by rounding. The operators of fake quantization take values as runs [outer, ranges,
 inner], float32 and contiguous, whose middle axis has the grids; the functions take any shape that broadcasts and any
-floating-point type.
+floating-point type. Those of mapped fake quantization take values [outer, heads, rows, channels] on one grid, with a
+factor and a center for each of [heads, channels].
 """
 
 from __future__ import annotations
@@ -73,6 +74,44 @@ def fake_quantize_backward(
     return grad_x if of_values else x.new_empty(0), grad_scale.view_as(scale), grad_offset.view_as(offset)
 
 
+def mapped_fake_quantize(
+    x: Tensor, scale: Tensor, offset: Tensor, factor: Tensor, center: Tensor, levels: int
+) -> Tensor:
+    """`factor * fake_quantize((x - center) / factor) + center`: the nearest values of a grid behind a map.
+
+    Args:
+        x: values, any shape and floating-point type.
+        scale: distance of neighbouring values of the grid, > 0, broadcastable to `x`.
+        offset: value of code 0 of the grid, of `scale`'s shape.
+        factor: > 0, broadcastable to `x`.
+        center: of `factor`'s shape.
+        levels: the largest code.
+
+    Returns:
+        Values of `x`'s shape.
+    """
+    return fake_quantize((x - center) / factor, scale, offset, levels) * factor + center
+
+
+def mapped_fake_quantize_backward(
+    x: Tensor,
+    grad: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    factor: Tensor,
+    center: Tensor,
+    levels: int,
+    of_values: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `mapped_fake_quantize`, of `x`, the scale and the offset; see `fake_quantize_backward`."""
+    on_grid = (x - center) / factor
+    _, of_scale, of_offset = fake_quantize_backward(on_grid, grad * factor, scale, offset, levels, of_values=False)
+    if not of_values:
+        return x.new_empty(0), of_scale, of_offset
+    z = on_grid.sub_(offset).div_(scale)
+    return torch.where(z == z.clamp(0, levels), grad, torch.zeros((), dtype=grad.dtype)), of_scale, of_offset
+
+
 def histogram(x: Tensor, scale: float, first: float, bins: int) -> Tensor:
     """Counts, sums and sums of squares of values in equal bins.
 
@@ -134,6 +173,23 @@ def _runs_backward(
     return grad_x, grad_scale[:, 0], grad_offset[:, 0]
 
 
+def _mapped_runs(x: Tensor, scale: Tensor, offset: Tensor, factor: Tensor, center: Tensor, levels: int) -> Tensor:
+    return mapped_fake_quantize(x, scale, offset, factor[:, None], center[:, None], levels)
+
+
+def _mapped_runs_backward(
+    x: Tensor,
+    grad: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    factor: Tensor,
+    center: Tensor,
+    levels: int,
+    of_values: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return mapped_fake_quantize_backward(x, grad, scale, offset, factor[:, None], center[:, None], levels, of_values)
+
+
 _library: Any = torch.library.Library("fxptq", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's own
 for _name, _schema, _plain in (
     ("fake_quantize", "(Tensor x, Tensor scale, Tensor offset, int levels) -> Tensor", _runs),
@@ -141,6 +197,17 @@ for _name, _schema, _plain in (
         "fake_quantize_backward",
         "(Tensor x, Tensor grad, Tensor scale, Tensor offset, int levels, bool of_values) -> (Tensor, Tensor, Tensor)",
         _runs_backward,
+    ),
+    (
+        "mapped_fake_quantize",
+        "(Tensor x, Tensor scale, Tensor offset, Tensor factor, Tensor center, int levels) -> Tensor",
+        _mapped_runs,
+    ),
+    (
+        "mapped_fake_quantize_backward",
+        "(Tensor x, Tensor grad, Tensor scale, Tensor offset, Tensor factor, Tensor center, int levels, "
+        "bool of_values) -> (Tensor, Tensor, Tensor)",
+        _mapped_runs_backward,
     ),
     ("histogram", "(Tensor x, float scale, float first, int bins) -> Tensor", histogram),
 ):

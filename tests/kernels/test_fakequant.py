@@ -121,6 +121,83 @@ def test_operators_refuse_other_arguments() -> None:
         torch.ops.fxptq.fake_quantize_backward(x, grad[:1], scale, offset, 7, True)
 
 
+# -- behind a map ------------------------------------------------------------------------------------------------------
+
+
+def mapped_case(seed: int, shape: tuple[int, int, int, int], bits: int, exponent: int) -> tuple[Tensor, ...]:
+    """As `case`, on one grid, behind a map: values, scale, offset, factors, centers, an upstream gradient."""
+    outer, heads, rows, channels = shape
+    on_grid, scale, offset, grad = case(seed, (outer, 1, heads * rows * channels), bits, exponent)
+    g = torch.Generator().manual_seed(seed)
+    factor = torch.rand(heads, channels, generator=g) * 3 + 0.1
+    center = torch.randn(heads, channels, generator=g) * scale
+    x = on_grid.view(shape) * factor[:, None] + center[:, None]
+    return x, scale, offset, factor, center, grad.view(shape)
+
+
+channels = st.sampled_from([1, 2, 3, 15, 16, 17, 64, 70])
+maps = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 40), channels)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(0, 9999), maps, st.integers(2, 8), st.integers(-40, 40))
+def test_values_behind_a_map_are_the_plain_form_s_bit_for_bit(
+    seed: int, shape: tuple[int, int, int, int], bits: int, exponent: int
+) -> None:
+    x, scale, offset, factor, center, _ = mapped_case(seed, shape, bits, exponent)
+    found = torch.ops.fxptq.mapped_fake_quantize(x, scale, offset, factor, center, 2**bits - 1)
+    step = grid.fake_quantize((x - center[:, None]) / factor[:, None], scale, offset, bits)
+    assert torch.equal(found, step * factor[:, None] + center[:, None])
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(0, 9999), maps, st.integers(2, 8), st.integers(-40, 40), st.booleans())
+def test_gradients_behind_a_map_are_those_of_the_grid(
+    seed: int, shape: tuple[int, int, int, int], bits: int, exponent: int, of_values: bool
+) -> None:
+    x, scale, offset, factor, center, grad = mapped_case(seed, shape, bits, exponent)
+    levels = 2**bits - 1
+    found = torch.ops.fxptq.mapped_fake_quantize_backward(x, grad, scale, offset, factor, center, levels, of_values)
+    z = ((x - center[:, None]) / factor[:, None] - offset) / scale
+    clipped = z.clamp(0, levels)
+    outside = z != clipped
+    if of_values:
+        assert torch.equal(found[0], torch.where(outside, 0.0, grad))
+    upstream = (grad * factor[:, None]).double()
+    slope = torch.where(outside, clipped, clipped.round() - clipped).double()
+    size = float(upstream.abs().sum())
+    assert abs(float(found[1] - (slope * upstream).sum())) <= 1e-6 * levels * size
+    assert abs(float(found[2] - (outside * upstream).sum())) <= 1e-6 * size
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 9_001, 48), (3, 50, 300, 1), (2, 6, 700, 30)], ids=["rows", "planes", "heads"]
+)
+def test_the_number_of_threads_changes_nothing_behind_a_map(shape: tuple[int, int, int, int]) -> None:
+    x, scale, offset, factor, center, grad = mapped_case(0, shape, 3, 0)
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found = torch.ops.fxptq.mapped_fake_quantize(x, scale, offset, factor, center, 7)
+        gradients = torch.ops.fxptq.mapped_fake_quantize_backward(x, grad, scale, offset, factor, center, 7, True)
+        results.append((found, *gradients))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_mapped_operators_refuse_other_arguments() -> None:
+    x, scale, offset, factor, center, grad = mapped_case(0, (2, 3, 8, 5), 3, 0)
+    with pytest.raises(RuntimeError, match=r"contiguous values"):
+        torch.ops.fxptq.mapped_fake_quantize(x.transpose(0, 2), scale, offset, factor, center, 7)
+    with pytest.raises(RuntimeError, match=r"each of 3 heads of 5 channels"):
+        torch.ops.fxptq.mapped_fake_quantize(x, scale, offset, factor, center[:2], 7)
+    with pytest.raises(RuntimeError, match=r"one scale"):
+        torch.ops.fxptq.mapped_fake_quantize(x, scale.repeat(2), offset, factor, center, 7)
+    with pytest.raises(RuntimeError, match=r"shape of the values"):
+        torch.ops.fxptq.mapped_fake_quantize_backward(x, grad[:1], scale, offset, factor, center, 7, True)
+
+
 def test_float64_keeps_its_precision() -> None:
     x = torch.rand(50, dtype=torch.float64)
     scale, offset = torch.tensor([0.1], dtype=torch.float64), torch.tensor([0.05], dtype=torch.float64)

@@ -79,6 +79,62 @@ void check_grid(Checks& checks, Random& random, int trial, int exponent) {
   checks.intact(what, out);
 }
 
+// The nearest value of a grid behind a factor and a center, each operation rounded on its own.
+float mapped(float x, float scale, float offset, float levels, float factor, float center) {
+  const volatile float distance = x - center;
+  const volatile float on_grid = distance / factor;
+  const volatile float product = Reference(on_grid, scale, offset, levels).value * factor;
+  const volatile float sum = product + center;
+  return sum;
+}
+
+// A pattern of factors and centers that repeats from a phase on; of one element, the map is constant.
+void check_map(Checks& checks, Random& random, int trial) {
+  using namespace fxptq::fakequant;
+  const int64_t count = random.between(1, 400), pattern = trial % 3 ? random.between(1, 90) : 1, phase = random.between(0, pattern - 1);
+  const float levels = (float)((1 << (2 + trial % 7)) - 1), scale = (float)random.real(0.1, 2), offset = (float)random.real(-9, 1);
+  const Grid grid(scale, offset, levels);
+  const std::vector<float> factor = reals(random, pattern, 0.1, 3), center = reals(random, pattern, -2, 2);
+  const std::vector<float> upstream = reals(random, count, -1, 1);
+  std::vector<float> factors(RepeatedMap::length(pattern)), centers(factors.size());
+  for (size_t i = 0; i < factors.size(); ++i) factors[i] = factor[i % pattern], centers[i] = center[i % pattern];
+  std::vector<float> x = values(random, count, scale, offset, levels);
+  for (int64_t i = 0; i < count; ++i) x[i] = x[i] * factor[(phase + i) % pattern] + center[(phase + i) % pattern];
+  const std::string what = std::to_string(count) + " values behind a map of " + std::to_string(pattern);
+
+  Guarded<float> out(count), gradient(count);
+  GridGradient found;
+  const auto run = [&](const auto& map) {
+    fxptq::fake_quantize(x.data(), out.data(), count, grid, map);
+    found = fxptq::fake_quantize_backward(x.data(), upstream.data(), gradient.data(), count, grid, map);
+  };
+  if (pattern == 1) {
+    run(ConstantMap(factor[0], center[0]));
+  } else {
+    run(RepeatedMap(factors.data(), centers.data(), RepeatedMap::period(pattern), phase));
+  }
+  bool right = true, passed = true;
+  double of_scale = 0, of_offset = 0, size = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const float f = factor[(phase + i) % pattern], c = center[(phase + i) % pattern];
+    right = right && same(out.data()[i], mapped(x[i], scale, offset, levels, f, c));
+    const volatile float distance = x[i] - c;
+    const volatile float on_grid = distance / f;
+    const Reference want(on_grid, scale, offset, levels);
+    const bool outside = want.z != want.clipped;
+    passed = passed && gradient.data()[i] == (outside ? 0 : upstream[i]);
+    of_scale += (outside ? want.clipped : std::nearbyint(want.clipped) - want.clipped) * (double)upstream[i] * f;
+    of_offset += outside ? (double)upstream[i] * f : 0;
+    size += std::fabs(upstream[i]) * f * levels;
+  }
+  checks.that(right, what);
+  checks.that(passed, what + ": gradient of the values");
+  checks.that(std::fabs(found.scale - of_scale) <= 4e-7 * size, what + ": gradient of the scale");
+  checks.that(std::fabs(found.offset - of_offset) <= 4e-7 * size, what + ": gradient of the offset");
+  checks.intact(what, out);
+  checks.intact(what + ": gradient", gradient);
+}
+
 // The quotient is the one of a division for every significand, here in steps, of many scales.
 void check_quotients(Checks& checks) {
   Random random(51);
@@ -107,6 +163,7 @@ void check_fakequant(Checks& checks) {
   Random random(50);
   for (int trial = 0; trial < 300; ++trial) check_grid(checks, random, trial, (int)random.between(-30, 30));
   for (int trial = 0; trial < 30; ++trial) check_grid(checks, random, trial, trial % 2 ? -80 : 80);
+  for (int trial = 0; trial < 300; ++trial) check_map(checks, random, trial);
   check_quotients(checks);
 }
 

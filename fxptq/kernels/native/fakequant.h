@@ -1,4 +1,5 @@
-// Fake quantization with its gradients: the nearest value on a uniform grid, in one pass over memory each way.
+// Fake quantization with its gradients: the nearest value on a uniform grid, in one pass over memory each way; values may
+// stand behind a map with a factor and a center.
 //
 // Values equal the plain form (fxptq/quant/operators.py) bit for bit: the same operations in the same order, each rounded on
 // its own, although the library is compiled with -ffp-contract=fast. NaN stays NaN. Vectors have the width of the
@@ -139,19 +140,74 @@ FXPTQ_INLINED double total(Doubles v) {
   return sum;
 }
 
-template <bool kFast>
-FXPTQ_INLINED void forward_vector(const float* x, float* out, const Grid& grid) {
-  store_values(out, grid.value(nearest_integer(grid.clipped(grid.place<kFast>(load_values(x))))));
+// What lies between a run's values and its grid: value = factor * (value on the grid) + center. A map gives one vector after
+// the other.
+struct NoMap {
+  struct Vector {
+    FXPTQ_INLINED Values onto_grid(Values x) const { return x; }
+    FXPTQ_INLINED Values off_grid(Values v) const { return v; }
+    FXPTQ_INLINED Values gradient(Values g) const { return g; }
+  };
+  FXPTQ_INLINED Vector next() { return {}; }
+};
+
+struct MapVector {
+  Values factor, center;
+  FXPTQ_INLINED Values onto_grid(Values x) const { return (x - center) / factor; }
+  FXPTQ_INLINED Values off_grid(Values v) const { return rounded(v * factor) + center; }
+  // Of a value on the grid, for the gradient of the value that it stands for.
+  FXPTQ_INLINED Values gradient(Values g) const { return g * factor; }
+};
+
+// One factor and one center for the whole run.
+class ConstantMap {
+ public:
+  ConstantMap(float factor, float center) : vector_{Values{} + factor, Values{} + center} {}
+  FXPTQ_INLINED MapVector next() { return vector_; }
+
+ private:
+  MapVector vector_;
+};
+
+// Factors and centers that repeat along the run. The tables have the pattern repeated to a period of at least one vector, and
+// one vector more.
+class RepeatedMap {
+ public:
+  RepeatedMap(const float* factors, const float* centers, int64_t period, int64_t phase)
+      : factors_(factors), centers_(centers), period_(period), phase_(phase) {}
+
+  // The period of the tables of a pattern.
+  static int64_t period(int64_t pattern) { return (kWidth + pattern - 1) / pattern * pattern; }
+
+  // The length of the tables of a pattern.
+  static int64_t length(int64_t pattern) { return period(pattern) + kWidth; }
+
+  FXPTQ_INLINED MapVector next() {
+    const MapVector vector{load_values(factors_ + phase_), load_values(centers_ + phase_)};
+    phase_ += kWidth;
+    if (phase_ >= period_) phase_ -= period_;
+    return vector;
+  }
+
+ private:
+  const float *factors_, *centers_;
+  int64_t period_, phase_;
+};
+
+template <bool kFast, class Vector>
+FXPTQ_INLINED void forward_vector(const float* x, float* out, const Grid& grid, const Vector& map) {
+  const Values z = grid.place<kFast>(map.onto_grid(load_values(x)));
+  store_values(out, map.off_grid(grid.value(nearest_integer(grid.clipped(z)))));
 }
 
-template <bool kFast>
-inline void forward(const float* x, float* out, int64_t count, const Grid grid) {
+template <bool kFast, class Map>
+inline void forward(const float* x, float* out, int64_t count, const Grid grid, Map map) {
   int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) forward_vector<kFast>(x + i, out + i, grid);
+  for (; i + kWidth <= count; i += kWidth) forward_vector<kFast>(x + i, out + i, grid, map.next());
   if (i < count) {
     float from[kWidth] = {}, to[kWidth];
     std::memcpy(from, x + i, (count - i) * sizeof(float));
-    forward_vector<kFast>(from, to, grid);
+    forward_vector<kFast>(from, to, grid, map.next());
     std::memcpy(out + i, to, (count - i) * sizeof(float));
   }
 }
@@ -163,33 +219,34 @@ struct Sums {
   Doubles scale = {}, offset = {};
 };
 
-template <bool kFast, bool kValues>
-FXPTQ_INLINED void backward_block(const float* x, const float* g, float* gx, const Grid& grid, Sums& sums) {
+template <bool kFast, bool kValues, class Map>
+FXPTQ_INLINED void backward_block(const float* x, const float* g, float* gx, const Grid& grid, Map& map, Sums& sums) {
   Values scale = {}, offset = {};
   for (int v = 0; v < kBlock; v += kWidth) {
-    const Values zero = {}, upstream = load_values(g + v), z = grid.place<kFast>(load_values(x + v));
-    const Values clipped = grid.clipped(z);
+    const auto between = map.next();
+    const Values zero = {}, upstream = load_values(g + v), z = grid.place<kFast>(between.onto_grid(load_values(x + v)));
+    const Values clipped = grid.clipped(z), of_value = between.gradient(upstream);
     const Masks outside = z != clipped;
-    const Values beyond = outside ? upstream : zero;
+    const Values beyond = outside ? of_value : zero;
     if constexpr (kValues) store_values(gx + v, outside ? zero : upstream);
     // r - z inside; levels above and 0 below.
-    scale += (outside ? clipped : nearest_integer(clipped) - clipped) * upstream;
+    scale += (outside ? clipped : nearest_integer(clipped) - clipped) * of_value;
     offset += beyond;
   }
   sums.scale += doubles(scale);
   sums.offset += doubles(offset);
 }
 
-template <bool kFast, bool kValues>
-inline GridGradient backward(const float* x, const float* g, float* gx, int64_t count, const Grid grid) {
+template <bool kFast, bool kValues, class Map>
+inline GridGradient backward(const float* x, const float* g, float* gx, int64_t count, const Grid grid, Map map) {
   Sums sums;
   int64_t i = 0;
-  for (; i + kBlock <= count; i += kBlock) backward_block<kFast, kValues>(x + i, g + i, gx + i, grid, sums);
+  for (; i + kBlock <= count; i += kBlock) backward_block<kFast, kValues>(x + i, g + i, gx + i, grid, map, sums);
   if (i < count) {
     float values[kBlock] = {}, upstream[kBlock] = {}, to[kBlock];  // an upstream gradient of 0 adds nothing
     std::memcpy(values, x + i, (count - i) * sizeof(float));
     std::memcpy(upstream, g + i, (count - i) * sizeof(float));
-    backward_block<kFast, kValues>(values, upstream, to, grid, sums);
+    backward_block<kFast, kValues>(values, upstream, to, grid, map, sums);
     if constexpr (kValues) std::memcpy(gx + i, to, (count - i) * sizeof(float));
   }
   return {total(sums.scale), total(sums.offset)};
@@ -197,18 +254,23 @@ inline GridGradient backward(const float* x, const float* g, float* gx, int64_t 
 
 }  // namespace fakequant
 
-// out = scale * round(clip((x - offset) / scale, 0, levels)) + offset, for a run of elements that share a grid.
-inline void fake_quantize(const float* x, float* out, int64_t count, const fakequant::Grid& grid) {
-  grid.fast() ? fakequant::forward<true>(x, out, count, grid) : fakequant::forward<false>(x, out, count, grid);
+// out = factor * (scale * round(clip(((x - center) / factor - offset) / scale, 0, levels)) + offset) + center, for a run of
+// elements that share a grid.
+template <class Map = fakequant::NoMap>
+inline void fake_quantize(const float* x, float* out, int64_t count, const fakequant::Grid& grid, const Map& map = {}) {
+  grid.fast() ? fakequant::forward<true>(x, out, count, grid, map) : fakequant::forward<false>(x, out, count, grid, map);
 }
 
 // The gradients for the upstream gradient `g`: of x into `gx`, unless it is null, and of the grid (fxptq/quant/grid.py states
 // them). `gx` may be `g`.
+template <class Map = fakequant::NoMap>
 inline fakequant::GridGradient fake_quantize_backward(const float* x, const float* g, float* gx, int64_t count,
-                                                      const fakequant::Grid& grid) {
+                                                      const fakequant::Grid& grid, const Map& map = {}) {
   using namespace fakequant;
-  if (gx) return grid.fast() ? backward<true, true>(x, g, gx, count, grid) : backward<false, true>(x, g, gx, count, grid);
-  return grid.fast() ? backward<true, false>(x, g, gx, count, grid) : backward<false, false>(x, g, gx, count, grid);
+  if (gx) {
+    return grid.fast() ? backward<true, true>(x, g, gx, count, grid, map) : backward<false, true>(x, g, gx, count, grid, map);
+  }
+  return grid.fast() ? backward<true, false>(x, g, gx, count, grid, map) : backward<false, false>(x, g, gx, count, grid, map);
 }
 
 #undef FXPTQ_FUSED

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fxptq.errors import CalibrationError, InputError
+from fxptq.quant import mapped
 from fxptq.quant.coding import Coding
 from fxptq.quant.grid import Grid
 from fxptq.quant.quantizer import Role
@@ -114,15 +115,21 @@ class Affine(Uniform):
         """
         if self._is_identity:
             return x
+        self._check_fits(x)
+        return (x - self.center) / self.factor
+
+    def _check_fits(self, x: Tensor) -> None:
         shape = self.factor.shape
         trailing = x.shape[x.dim() - len(shape) :] if len(shape) <= x.dim() else ()
         if len(trailing) != len(shape) or any(own not in (1, size) for own, size in zip(shape, trailing, strict=True)):
             raise InputError(f"a map of shape {tuple(shape)} does not fit a tensor of shape {tuple(x.shape)}")
-        return (x - self.center) / self.factor
 
     def quantize(self, x: Tensor) -> Tensor:
         """The nearest of `factor * grid + center`; see `Uniform`."""
-        return self._placed(super().quantize(self.normalize(x)))
+        if self._is_identity or self.ranges > 1 or self._some_flat:
+            return self._placed(super().quantize(self.normalize(x)))
+        self._check_fits(x)
+        return mapped.fake_quantize(x, self.scale, self.lower, self.factor, self.center, self.bits)
 
     def encode(self, x: Tensor) -> Tensor:
         """uint8 codes of `x`, of its shape; see `Uniform`."""
