@@ -30,7 +30,7 @@ from fxptq.ranks import joined
 from fxptq.recipe import Recipe
 
 PASSES = ("observe", "dobi2d", "moments", "gptq", "dqc")
-DQC = "steps = 4, batch = 8, patch = 16, holdout_crops = 8, eval_every = 4, train_weight_bounds = true"
+DQC = "steps = 4, batch = 8, patch = 16, holdout_crops = 8, eval_every = 4"
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ from fxptq.passes.vector import as_vector
 from fxptq.passes.vectors import learned_vectors
 from fxptq.quant.quantizer import Quantizer
 
+_RATES = ("lr", "weight_lr", "rounding_lr", "vector_lr")
+"""The settings that are learning rates."""
+
 
 @register("dqc")
 class Dqc(Pass):
@@ -48,8 +51,8 @@ class Dqc(Pass):
             crops: number of fixed crops to train on, again and again, for which the float network answers once; 0 for
                 new crops in every step.
             answers_mb: memory for these answers in MB; answers beyond it are computed again, with the same result.
-            lr: learning rate of bounds in units of each quantizer's initial step. In units of the width, a rate that
-                suits 2 bits would move a bound at 8 bits by many steps.
+            lr: learning rate of bounds in units of each quantizer's initial step; 0 for none. In units of the width, a
+                rate that suits 2 bits would move a bound at 8 bits by many steps.
             backoff: factor for the learning rate. When a held-out evaluation is worse than before training, training
                 restarts from the best state with the rate multiplied by this. 1 disables it. It is always off when
                 `rounding_lr` > 0, because weight codes that change raise the loss for a while before they lower it.
@@ -58,7 +61,8 @@ class Dqc(Pass):
             warmup: steps over which the rate rises from zero.
             feature_weight: lambda, the factor of the feature loss.
             feature_scale: `relative` or `paper`, see fxptq.passes.distill.feature_loss.
-            train_weight_bounds: whether bounds of weights learn too.
+            weight_lr: learning rate of bounds of weights, in the same unit; 0 for none, and None for that of the other
+                bounds. A step of the bounds of a weight that keeps its codes moves all of its values together.
             rounding_lr: learning rate of the offset that is added to each weight before rounding, in units of the
                 grid's step (as in AdaRound, arXiv 2004.10568, weights choose among neighbouring codes); 0 for none.
             keep_codes: whether each weight keeps its codes, so that its grid alone learns; for weights that were
@@ -87,7 +91,7 @@ class Dqc(Pass):
         warmup: int = 0
         feature_weight: float = 5.0
         feature_scale: FeatureScale = "paper"
-        train_weight_bounds: bool = True
+        weight_lr: float | None = None
         rounding_lr: float = 0.0
         keep_codes: bool = False
         vector_lr: float = 0.0
@@ -102,13 +106,15 @@ class Dqc(Pass):
             for name in ("steps", "batch", "patch", "holdout_crops", "eval_every"):
                 if getattr(self, name) < 1:
                     raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-            for name in ("crops", "answers_mb", "warmup", "patience", "feature_weight", "rounding_lr", "vector_lr"):
-                if getattr(self, name) < 0:
+            for name in ("crops", "answers_mb", "warmup", "patience", "feature_weight", *_RATES):
+                if (getattr(self, name) or 0) < 0:
                     raise InputError(f"{name} must not be negative, but is {getattr(self, name)}")
             if self.keep_codes and self.rounding_lr:
                 raise InputError("keep_codes keeps the codes that rounding_lr would change: give one of the two")
-            if self.lr <= 0 or (self.time_limit_s is not None and self.time_limit_s <= 0):
-                raise InputError(f"lr and time_limit_s must be above 0, not {self.lr} and {self.time_limit_s}")
+            if not any(getattr(self, name) for name in _RATES):
+                raise InputError(f"nothing learns: give one of {', '.join(_RATES)} above 0")
+            if self.time_limit_s is not None and self.time_limit_s <= 0:
+                raise InputError(f"time_limit_s must be above 0, not {self.time_limit_s}")
             if not 0 < self.backoff <= 1:
                 raise InputError(f"backoff lies above 0 and is at most 1, unlike {self.backoff}")
             if not (all(0 <= beta < 1 for beta in self.betas) and 0 < self.holdout < 1):
@@ -124,14 +130,14 @@ class Dqc(Pass):
             InputError: if no bounds are set, or there are no images.
             CalibrationError: if the loss or a bound is not finite. The quantizers then have the best state so far.
         """
-        learners = self.learners(ctx.student)
-        if all(quantizer.mode == "on" and not quantizer.trainables() for quantizer in ctx.student.quantizers.values()):
+        quantizers = ctx.student.quantizers.values()
+        if all(quantizer.mode == "on" and not quantizer.trainables() for quantizer in quantizers):
             return PassReport(notes=("no quantizer has a range to train",))
-        if not learners:
+        if not any(quantizer.mode == "on" and quantizer.trainables() for quantizer in quantizers):
             raise InputError("dqc trains bounds that are set: run a pass such as `dobi` before it")
         if not ctx.images:
             raise InputError("dqc needs calibration images")
-        with self.training(ctx, learners) as training:
+        with self.training(ctx, self.learners(ctx.student)) as training:
             return training.run()
 
     @contextmanager
@@ -150,7 +156,7 @@ class Dqc(Pass):
             _only_learning(student, learners),
             learned_offsets(student, movable if settings.rounding_lr else {}) as offsets,
             learned_vectors(student.vectors() if settings.vector_lr else {}) as units,
-            _rates(_rate_of_each(settings, learners, list(offsets.values()), units)) as rates,
+            _rates(_rate_of_each(settings, student, learners, list(offsets.values()), units)) as rates,
         ):
             yield Training(settings, ctx, learners, rates)
 
@@ -159,9 +165,7 @@ class Dqc(Pass):
         return {
             key: quantizer
             for key, quantizer in student.quantizers.items()
-            if quantizer.mode == "on"
-            and quantizer.trainables()
-            and (self.settings.train_weight_bounds or student.weight_of(key) is None)
+            if quantizer.mode == "on" and quantizer.trainables() and _rate_of_bounds(self.settings, student, key)
         }
 
 
@@ -195,6 +199,7 @@ class Training:
             )
         self.vectors = list(rates)
         groups = [{"params": [vector], "lr": peak, "peak": peak} for vector, peak in rates.items()]
+        groups = groups or [{"params": [], "lr": 0.0, "peak": 0.0}]  # torch asks for one even where nothing learns
         # Gradients of a mean over an image can be as small as Adam's usual eps.
         self.optimizer = torch.optim.Adam(groups, betas=settings.betas, eps=1e-12)
 
@@ -231,7 +236,7 @@ class Training:
         finally:
             self._restore(course.best_state)
         if not self.reached:
-            return PassReport(notes=("no gradient reaches the bounds from the picture: nothing was trained",))
+            return PassReport(notes=("the picture depends on nothing that learns: nothing was trained",))
         steps = len(course.losses)
         notes = [f"loss on held-out crops {first:.5g} -> {course.best:.5g}, at step {course.best_step} of {steps}"]
         if course.retreats:
@@ -310,15 +315,24 @@ class Training:
             vector.copy_(value)
 
 
+def _rate_of_bounds(settings: Dqc.Settings, student: QuantizedNetwork, key: str) -> float:
+    """The learning rate of the bounds of a quantizer, in units of its step."""
+    if settings.weight_lr is None or student.weight_of(key) is None:
+        return settings.lr
+    return settings.weight_lr
+
+
 def _rate_of_each(
     settings: Dqc.Settings,
+    student: QuantizedNetwork,
     learners: dict[str, Quantizer],
     offsets: Sequence[nn.Parameter],
     units: Mapping[nn.Parameter, float],
 ) -> Iterator[tuple[nn.Parameter, float]]:
     """All parameters that learn, with their peak rates."""
-    for trainable in (trainable for quantizer in learners.values() for trainable in quantizer.trainables()):
-        yield trainable.parameter, settings.lr / trainable.steps
+    for key, quantizer in learners.items():
+        for trainable in quantizer.trainables():
+            yield trainable.parameter, _rate_of_bounds(settings, student, key) / trainable.steps
     for offset in offsets:
         yield offset, settings.rounding_lr
     for vector, unit in units.items():

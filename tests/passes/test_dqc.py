@@ -134,12 +134,41 @@ def test_bounds_of_weights_stay_when_told(new_context: NewContext) -> None:
     ctx = new_context()
     run_passes([("dobi", {})], ctx)
     before = bounds(ctx)
-    report = run_passes([("dqc", {**QUICK, "train_weight_bounds": False})], ctx)[-1]
+    report = run_passes([("dqc", {**QUICK, "weight_lr": 0.0})], ctx)[-1]
     after = bounds(ctx)
     assert set(report.quantizers) == {"conv.input", "mix.input"}
     for key in before:
         assert torch.equal(before[key][1], after[key][1]) == key.endswith("weight")
     assert all(p.requires_grad and p.grad is None for q in ctx.student.quantizers.values() for p in q.parameters())
+
+
+def test_bounds_of_weights_have_a_rate_of_their_own(new_context: NewContext) -> None:
+    alone = new_context()
+    run_passes([("dobi", {})], alone)
+    before = bounds(alone)
+    report = run_passes([("dqc", {**QUICK, "lr": 0.0, "weight_lr": 0.02})], alone)[-1]
+    after = bounds(alone)
+    assert set(report.quantizers) == {"conv.weight", "mix.weight"}
+    for key in before:
+        assert torch.equal(before[key][1], after[key][1]) != key.endswith("weight")
+    one, other, same = (new_context() for _ in range(3))
+    calibrate(one, weight_lr=0.001)
+    calibrate(other)
+    calibrate(same, weight_lr=0.03)
+    assert equal(bounds(other), bounds(same))
+    assert not equal(bounds(other), bounds(one))
+
+
+def test_with_nothing_that_learns_nothing_is_trained(new_context: NewContext) -> None:
+    ctx = new_context()
+    run_passes([("dobi", {})], ctx)
+    for key, quantizer in ctx.student.quantizers.items():
+        if key.endswith("weight"):
+            quantizer.mode = "off"
+    before = bounds(ctx)
+    report = run_passes([("dqc", {**QUICK, "lr": 0.0, "weight_lr": 0.02})], ctx)[-1]
+    assert report.notes == ("the picture depends on nothing that learns: nothing was trained",)
+    assert equal(bounds(ctx), before)
 
 
 def test_groups_of_zero_width_stay_flat(new_context: NewContext) -> None:
@@ -243,7 +272,7 @@ def test_a_picture_that_no_gradient_reaches_leaves_bounds_alone(
     before, whole = bounds(ctx), ctx.student.with_features
     monkeypatch.setattr(ctx.student, "with_features", lambda x: (whole(x)[0].detach().round(), []))
     report = run_passes([("dqc", {**QUICK, "feature_weight": 0.0})], ctx)[-1]
-    assert report.notes == ("no gradient reaches the bounds from the picture: nothing was trained",)
+    assert report.notes == ("the picture depends on nothing that learns: nothing was trained",)
     assert equal(bounds(ctx), before)
 
 
@@ -281,7 +310,9 @@ def test_warmup_and_cosine_shape_the_rate(new_context: NewContext) -> None:
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be at least 1, not 0"),
-        ({"lr": 0.0}, "lr and time_limit_s must be above 0"),
+        ({"lr": 0.0}, "nothing learns: give one of lr, weight_lr, rounding_lr, vector_lr above 0"),
+        ({"weight_lr": -0.1}, "weight_lr must not be negative"),
+        ({"time_limit_s": 0.0}, "time_limit_s must be above 0"),
         ({"warmup": -1}, "warmup must not be negative"),
         ({"crops": -1}, "crops must not be negative"),
         ({"answers_mb": -1}, "answers_mb must not be negative"),
