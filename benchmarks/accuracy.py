@@ -29,6 +29,7 @@ from benchmarks.study import (
     preset_on_plan,
     scores,
 )
+from fxptq.budget import with_budget
 from fxptq.commands.scores import open_sets
 from fxptq.evaluate.sets import BenchmarkSet
 from fxptq.evaluate.tiles import Run
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
     parser.add_argument("--preset", default="quick", help="the preset whose passes and schemes are used")
     parser.add_argument("--plan", default="", help="the preset whose sites and bits are used; that of --preset")
+    parser.add_argument("--uniform", action="store_true", help="the planned bits, as `fxptq quantize --uniform`")
     parser.add_argument("--granularity", choices=["channel", "tensor"], default="channel", help="bounds of weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--unseen", type=int, default=4, help="further inputs, for the error of the output")
@@ -88,6 +90,8 @@ class Table:
     def __init__(self, name: str, seed: int, options: argparse.Namespace, store: FigureStore) -> None:
         source = open_study_network(name)
         preset = preset_on_plan(source.recipe, options.preset, options.plan, options.granularity)
+        if options.uniform:
+            preset = preset.model_copy(update={"passes": with_budget(preset.passes, None, uniform=True)})
         count = options.images or preset.images
         images, described = inputs_of(source.recipe, options.calib, count + options.unseen, seed)
         self._unseen = images[count:]
