@@ -12,6 +12,7 @@ and the state after each pass are kept in a folder, and a run that was cut off g
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--preset", default="quick", help="the preset whose passes and schemes are used")
     parser.add_argument("--plan", default="", help="the preset whose sites and bits are used; that of --preset")
     parser.add_argument("--uniform", action="store_true", help="the planned bits, as `fxptq quantize --uniform`")
+    parser.add_argument("--dqc", default="", metavar="A=1,B=2", help="other settings of the preset's distillation")
     parser.add_argument("--granularity", choices=["channel", "tensor"], default="channel", help="bounds of weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--unseen", type=int, default=4, help="further inputs, for the error of the output")
@@ -90,8 +92,8 @@ class Table:
     def __init__(self, name: str, seed: int, options: argparse.Namespace, store: FigureStore) -> None:
         source = open_study_network(name)
         preset = preset_on_plan(source.recipe, options.preset, options.plan, options.granularity)
-        if options.uniform:
-            preset = preset.model_copy(update={"passes": with_budget(preset.passes, None, uniform=True)})
+        passes = with_budget(preset.passes, None, uniform=True) if options.uniform else preset.passes
+        preset = preset.model_copy(update={"passes": tuple(_changed(entry, options.dqc) for entry in passes)})
         count = options.images or preset.images
         images, described = inputs_of(source.recipe, options.calib, count + options.unseen, seed)
         self._unseen = images[count:]
@@ -175,6 +177,14 @@ class Table:
         name = "float" if bits == 32 else f"W{bits}A{bits}"
         figures = f"{row['seconds']:.0f} | {row['error']:.3g} | " + " | ".join(row["scores"])
         print(f"| {self._study.source.name} | {name} | {self._study.seed} | {after} | {figures} |", flush=True)
+
+
+def _changed(entry: PassEntry, dqc: str) -> PassEntry:
+    """The entry of a pass, with other settings if it is the distillation."""
+    if entry.name != "dqc" or not dqc:
+        return entry
+    pairs = (pair.split("=") for pair in dqc.split(","))
+    return PassEntry.model_validate({**entry.model_dump(), **{name: json.loads(value) for name, value in pairs}})
 
 
 def _save(student: QuantizedNetwork, file: Path) -> None:
