@@ -80,16 +80,17 @@ def mapped_fake_quantize(
     """`factor * fake_quantize((x - center) / factor) + center`: the nearest values of a grid behind a map.
 
     Args:
-        x: values, any shape and floating-point type.
-        scale: distance of neighbouring values of the grid, > 0, broadcastable to `x`.
-        offset: value of code 0 of the grid, of `scale`'s shape.
-        factor: > 0, broadcastable to `x`.
-        center: of `factor`'s shape.
+        x: values [outer, heads, rows, channels], any floating-point type.
+        scale: distance of neighbouring values of the grid, > 0, [1].
+        offset: value of code 0 of the grid, [1].
+        factor: > 0, [heads, channels].
+        center: [heads, channels].
         levels: the largest code.
 
     Returns:
         Values of `x`'s shape.
     """
+    factor, center = factor[:, None], center[:, None]
     return fake_quantize((x - center) / factor, scale, offset, levels) * factor + center
 
 
@@ -104,6 +105,7 @@ def mapped_fake_quantize_backward(
     of_values: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of `mapped_fake_quantize`, of `x`, the scale and the offset; see `fake_quantize_backward`."""
+    factor, center = factor[:, None], center[:, None]
     on_grid = (x - center) / factor
     _, of_scale, of_offset = fake_quantize_backward(on_grid, grad * factor, scale, offset, levels, of_values=False)
     if not of_values:
@@ -173,23 +175,6 @@ def _runs_backward(
     return grad_x, grad_scale[:, 0], grad_offset[:, 0]
 
 
-def _mapped_runs(x: Tensor, scale: Tensor, offset: Tensor, factor: Tensor, center: Tensor, levels: int) -> Tensor:
-    return mapped_fake_quantize(x, scale, offset, factor[:, None], center[:, None], levels)
-
-
-def _mapped_runs_backward(
-    x: Tensor,
-    grad: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    factor: Tensor,
-    center: Tensor,
-    levels: int,
-    of_values: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return mapped_fake_quantize_backward(x, grad, scale, offset, factor[:, None], center[:, None], levels, of_values)
-
-
 _library: Any = torch.library.Library("fxptq", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's own
 for _name, _schema, _plain in (
     ("fake_quantize", "(Tensor x, Tensor scale, Tensor offset, int levels) -> Tensor", _runs),
@@ -201,13 +186,13 @@ for _name, _schema, _plain in (
     (
         "mapped_fake_quantize",
         "(Tensor x, Tensor scale, Tensor offset, Tensor factor, Tensor center, int levels) -> Tensor",
-        _mapped_runs,
+        mapped_fake_quantize,
     ),
     (
         "mapped_fake_quantize_backward",
         "(Tensor x, Tensor grad, Tensor scale, Tensor offset, Tensor factor, Tensor center, int levels, "
         "bool of_values) -> (Tensor, Tensor, Tensor)",
-        _mapped_runs_backward,
+        mapped_fake_quantize_backward,
     ),
     ("histogram", "(Tensor x, float scale, float first, int bins) -> Tensor", histogram),
 ):

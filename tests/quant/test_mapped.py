@@ -37,8 +37,8 @@ def in_memory(x: Tensor, order: tuple[int, ...] | None) -> Tensor:
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once with the definition in plain torch, and once with what a library registers for the processor."""
     if request.param == "plain":
-        monkeypatch.setattr(torch.ops.fxptq, "mapped_fake_quantize", operators._mapped_runs)
-        monkeypatch.setattr(torch.ops.fxptq, "mapped_fake_quantize_backward", operators._mapped_runs_backward)
+        monkeypatch.setattr(torch.ops.fxptq, "mapped_fake_quantize", operators.mapped_fake_quantize)
+        monkeypatch.setattr(torch.ops.fxptq, "mapped_fake_quantize_backward", operators.mapped_fake_quantize_backward)
     elif not backend().native:
         pytest.skip(f"no compiled kernels: {backend().reason}")
 
