@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import ClassVar, Literal
 
+from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
 from fxptq.passes.allocation import Errors, Limit, allocate
 from fxptq.passes.base import Context, Operand, Pass, PassReport, QuantizedNetwork, register
@@ -23,8 +24,9 @@ from fxptq.passes.crops import training_crops
 from fxptq.passes.judge import Judge, JudgedSettings, Snapshot
 from fxptq.passes.observe import Observe
 from fxptq.passes.offsets import movable_weights
+from fxptq.passes.remains import remains
 from fxptq.passes.sensitivity import estimate
-from fxptq.passes.widths import best_bounds, errors_by_width
+from fxptq.passes.widths import best_bounds, bounds_by_width, errors_by_width
 from fxptq.quant import search
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import BITS, Quantizer
@@ -52,7 +54,8 @@ class Allocate(Pass):
 
         Attributes:
             operands: the operands that may get other widths.
-            refitted: part of a weight's error that passes leave which round weights for the outputs of their layers.
+            refitted: whether a later pass rounds weights for the outputs of their layers (`refit`), so that what this
+                leaves of their errors counts; see `fxptq.passes.remains`.
             average: average width, 2 to 8. The network does not exceed the bit operations and the code bytes that it
                 has with this width wherever the plan has the asked one.
             file_bytes: largest number of bytes of the checkpoint.
@@ -68,7 +71,7 @@ class Allocate(Pass):
         """
 
         operands: Literal["activations", "weights", "all"] = "all"
-        refitted: float = 0.6
+        refitted: bool = True
         average: float | None = None
         file_bytes: int | None = None
         operations: float | None = None
@@ -90,8 +93,6 @@ class Allocate(Pass):
                 raise InputError(f"average must be {BITS.start} to {BITS.stop - 1} bits, not {self.average:g}")
             if any(budget <= 0 for budget in budgets) or self.extra < 0:
                 raise InputError("budgets are above 0, and extra is not negative")
-            if self.refitted <= 0:
-                raise InputError(f"refitted must be above 0, not {self.refitted:g}")
             if min(self.draws, self.crops, self.batch, self.patch, self.k) < 1:
                 raise InputError("draws, crops, batch, patch and k must be at least 1")
 
@@ -127,7 +128,7 @@ class Allocate(Pass):
         )
         sensitivity = estimate(ctx, crops, settings.draws)
         widths = _Widths(ctx, settings.k)
-        errors, start = self._errors(ctx, widths, sensitivity), judge.error
+        errors, start = self._errors(ctx, widths, sensitivity, crops), judge.error
         notes: list[str] = []
         if settings.max_drop is not None:
             limits = self._within(ctx, widths, errors, notes)
@@ -174,20 +175,26 @@ class Allocate(Pass):
         notes.append(found if measured[high] <= most else f"{found}, and no allocation keeps {most:g} dB")
         return limits
 
-    def _errors(self, ctx: Context, widths: _Widths, sensitivity: Mapping[str, float]) -> Errors:
+    def _errors(
+        self, ctx: Context, widths: _Widths, sensitivity: Mapping[str, float], crops: Sequence[Inputs]
+    ) -> Errors:
         """The error of each operand at each width that it may have."""
         settings, plan, weights = self.settings, widths.plan, widths.weights
         kinds = {"activations": plan.keys() - weights, "weights": weights, "all": plan.keys()}
         free = [key for key in plan if key in kinds[settings.operands] and key not in ctx.fixed]
         _observe_missing(ctx, free)
-        errors = {key: {bits: sensitivity[key]} for key, bits in plan.items()}
+        bounds, errors = dict[str, dict[int, search.Bounds]](), {key: {plan[key]: sensitivity[key]} for key in plan}
         with ctx.progress.task("widths", len(free)) as advance:
             for key in free:
-                part = sensitivity[key] * (settings.refitted if key in weights else 1)
-                by_width = errors_by_width(values_of(ctx, key), ctx.student.quantizers[key], max(1, settings.k // 4))
+                values = values_of(ctx, key)
+                bounds[key] = bounds_by_width(values, ctx.student.quantizers[key], max(1, settings.k // 4))
+                by_width = errors_by_width(values, bounds[key], plan[key])
                 least = plan[key] if settings.raise_only else BITS.start
-                errors[key] = {bits: part * ratio for bits, ratio in by_width.items() if bits >= least}
+                errors[key] = {bits: sensitivity[key] * part for bits, part in by_width.items() if bits >= least}
                 advance()
+        if settings.refitted:
+            for key, parts in remains(ctx, crops, {key: bounds[key] for key in free if key in weights}).items():
+                errors[key] = {bits: parts[bits] * error for bits, error in errors[key].items()}
         return errors
 
     def _limits(self, ctx: Context, plan: Mapping[str, int]) -> list[Limit]:

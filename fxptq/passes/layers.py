@@ -80,6 +80,20 @@ def means_in_float(ctx: Context, layers: Layers, batch: Inputs, rows: int) -> di
     return means
 
 
+def moments_about(center: Tensor, vectors: Tensor) -> Tensor:
+    """The second moments E (x - c)(x - c)^T of a layer's inputs.
+
+    Args:
+        center: c, [groups, inputs].
+        vectors: x, [groups, positions, inputs], float64; the center is taken from them in place.
+
+    Returns:
+        [groups, inputs, inputs].
+    """
+    vectors -= center[:, None]
+    return vectors.transpose(1, 2) @ vectors / vectors.shape[1]
+
+
 def outputs(weight: Tensor, inputs: Tensor) -> Tensor:
     """The outputs of a layer without bias for one input vector of each group, [groups, inputs] to [outputs]."""
     by_group = weight.double().reshape(len(inputs), -1, inputs.shape[1])

@@ -15,10 +15,10 @@ from torch import Tensor
 from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
 from fxptq.passes.base import Context, Pass, PassReport, register
-from fxptq.passes.gptq import Rounded, round_weight
 from fxptq.passes.judge import Judge, JudgedSettings, batches
-from fxptq.passes.layers import Layer, Layers, layers_of, means_in_float, outputs, visit
+from fxptq.passes.layers import Layer, Layers, layers_of, means_in_float, moments_about, outputs, visit
 from fxptq.passes.moments import input_vectors
+from fxptq.quant.rounded import Rounded, round_weight
 
 
 @register("refit")
@@ -92,14 +92,13 @@ class Refit(Pass):
             assert weight is not None  # a movable weight  # noqa: S101
             vectors = input_vectors(x, layer.site, self.settings.rows)[0]
             mean = vectors.mean(1)
-            if bias is not None:
-                vectors -= mean[:, None]
-            moments = vectors.transpose(1, 2) @ vectors / vectors.shape[1]
+            moments = moments_about(mean if bias is not None else torch.zeros_like(mean), vectors)
             rounded = round_weight(weight, student.quantizers[key], moments, self.settings.damping)
             if not isinstance(rounded, Rounded):
                 return
             if bias is not None:
                 student.set_bias(key, bias + outputs(weight, means[key]) - outputs(rounded.weight, mean))
+            student.quantizers[key].restore(rounded.bounds)
             student.set_weight(key, rounded.weight)
             figures[key] = rounded.figures
 

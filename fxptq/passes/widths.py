@@ -6,6 +6,7 @@ falls by less, and how much less depends on the tails of the values.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 
 from fxptq.quant import search
@@ -30,8 +31,8 @@ def best_bounds(values: Distribution, quantizer: Quantizer, k: int) -> search.Bo
     return search.dobi2d(values, quantizer, k)
 
 
-def errors_by_width(values: Distribution, quantizer: Quantizer, k: int) -> dict[int, float]:
-    """The squared error of the values at each width, as a multiple of the error at the quantizer's own width.
+def bounds_by_width(values: Distribution, quantizer: Quantizer, k: int) -> dict[int, search.Bounds]:
+    """The best bounds at each width.
 
     Args:
         values: the values in the unit of the bounds.
@@ -39,20 +40,36 @@ def errors_by_width(values: Distribution, quantizer: Quantizer, k: int) -> dict[
         k: number of candidates for each bound.
 
     Returns:
-        By width, 2 to 8; it never rises with the width. Its own width alone where the values lie on its grid, because
-        a multiple of no error says nothing of other grids.
+        By width, 2 to 8; the quantizer's own width alone where the values lie on its grid, because a multiple of no
+        error says nothing of other grids.
     """
-    if _is_exact(values, quantizer):
-        return {quantizer.bits: 1.0}
+    widths = (quantizer.bits,) if _is_exact(values, quantizer) else BITS
+    return {bits: best_bounds(values, at_width(quantizer, bits), k) for bits in widths}
+
+
+def at_width(quantizer: Quantizer, bits: int) -> Quantizer:
+    """The quantizer at another width; it shares its tensors, and has a width of its own."""
+    other = copy(quantizer)
+    other.set_bits(bits)
+    return other
+
+
+def errors_by_width(values: Distribution, bounds: Mapping[int, search.Bounds], own: int) -> dict[int, float]:
+    """The squared error of the values at each width, as a multiple of the error at a quantizer's own width.
+
+    Args:
+        values: the values.
+        bounds: see `bounds_by_width`.
+        own: the quantizer's own width.
+
+    Returns:
+        By width; it never rises with the width.
+    """
     errors: dict[int, float] = {}
-    for bits in BITS:
-        at_width = copy(quantizer)  # shares its tensors, and has a width of its own
-        at_width.set_bits(bits)
-        bounds = best_bounds(values, at_width, k)
-        total = float((bounds.error * values.total).sum())
+    for bits, of_width in sorted(bounds.items()):
+        total = float((of_width.error * values.total).sum())
         errors[bits] = min(total, errors.get(bits - 1, total))  # few candidates may miss the best
-    own = errors[quantizer.bits]
-    return {bits: error / own if own > 0 else 1.0 for bits, error in errors.items()}
+    return {bits: error / errors[own] if errors[own] > 0 else 1.0 for bits, error in errors.items()}
 
 
 def _is_exact(values: Distribution, quantizer: Quantizer) -> bool:

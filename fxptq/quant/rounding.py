@@ -15,41 +15,55 @@ def gptq(weight: Tensor, moments: Tensor, scale: Tensor, offset: Tensor, bits: i
     columns that are not rounded yet compensate each error, in the way that would be best if they stayed real numbers.
 
     Args:
-        weight: W, [outputs, inputs].
-        moments: E x x^T of the inputs, or any positive multiple of it, [inputs, inputs].
-        scale: distance of neighbouring values on the grid of each weight, > 0, [outputs, inputs]; or of each row,
-            [outputs, 1] or [1, 1].
+        weight: W, [..., outputs, inputs]; the leading axes are layers, or groups of one, with inputs of their own.
+        moments: E x x^T of the inputs, or any positive multiple of it, [..., inputs, inputs].
+        scale: distance of neighbouring values on the grid of each weight, > 0, [..., outputs, inputs]; or of each row,
+            [..., outputs, 1] or [..., 1, 1].
         offset: value of code 0, of the shape of `scale`.
         bits: 2 to 8.
         damping: added to the diagonal of the moments, in units of its mean.
 
     Returns:
-        Q, [outputs, inputs], of W's type; its error for these moments is never above the error of rounding to nearest.
+        Q, of W's shape and type; its error for these moments is never above the error of rounding to nearest.
     """
-    # Columns are weighed in units of their grids, whose steps may differ from column to column.
-    unit = scale.double().mean(0) if scale.shape[1] > 1 else torch.ones(weight.shape[1], dtype=torch.float64)
-    weighed = moments.double() * unit * unit[:, None]
-    diagonal = weighed.diagonal()
-    order = diagonal.argsort(descending=True)
-    hessian = weighed[order][:, order]
-    hessian = hessian + torch.eye(len(order), dtype=torch.float64) * (damping * diagonal.mean()).clamp(min=1e-30)
+    scale, offset = scale.expand_as(weight), offset.expand_as(weight)
+    unit = _units(scale)
+    weighed = moments.double() * unit[..., None, :] * unit[..., :, None]
+    diagonal = weighed.diagonal(dim1=-2, dim2=-1)
+    order = diagonal.argsort(dim=-1, descending=True, stable=True)
+    hessian = weighed.take_along_dim(order[..., :, None], -2).take_along_dim(order[..., None, :], -1)
+    added = (damping * diagonal.mean(-1)).clamp(min=1e-30)[..., None, None]
+    hessian = hessian + torch.eye(weight.shape[-1], dtype=torch.float64) * added
     # The rows of this factor say how an error in one column is best spread over the columns after it.
     spread = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
 
-    scale, offset = scale.expand_as(weight), offset.expand_as(weight)
-    compensated = (weight.double() / unit)[:, order]
+    columns = order[..., None, :]
+    compensated = (weight.double() / unit[..., None, :]).take_along_dim(columns, -1)
+    scales, offsets, units = (t.take_along_dim(columns, -1) for t in (scale, offset, unit[..., None, :]))
     rounded = torch.empty_like(weight)
-    for j, column in enumerate(order.tolist()):
-        own = slice(column, column + 1)
-        wanted = (compensated[:, j : j + 1] * unit[column]).to(weight.dtype)
-        on_grid = to_nearest(wanted, scale[:, own], offset[:, own], bits)
-        rounded[:, own] = on_grid
-        error = (compensated[:, j : j + 1] - on_grid / unit[column]) / spread[j, j]
-        compensated[:, j + 1 :] -= error * spread[j, j + 1 :]
+    for j in range(weight.shape[-1]):
+        own = slice(j, j + 1)
+        wanted = (compensated[..., own] * units[..., own]).to(weight.dtype)
+        rounded[..., own] = to_nearest(wanted, scales[..., own], offsets[..., own], bits)
+        error = (compensated[..., own] - rounded[..., own] / units[..., own]) / spread[..., own, own]
+        compensated[..., j + 1 :] -= error * spread[..., own, j + 1 :]
+    rounded = rounded.take_along_dim(order.argsort(-1)[..., None, :], -1)
 
     plain = to_nearest(weight, scale, offset, bits)
     worse = output_error(weight, rounded, moments) > output_error(weight, plain, moments)
-    return torch.where(worse[:, None], plain, rounded)
+    return torch.where(worse[..., None], plain, rounded)
+
+
+def damped(moments: Tensor, scale: Tensor, damping: float) -> Tensor:
+    """The moments that `gptq` rounds by, with what it adds to the diagonal; see its arguments."""
+    unit = _units(scale)
+    mean = (moments.diagonal(dim1=-2, dim2=-1).double() * unit.square()).mean(-1, keepdim=True)
+    return moments.double() + torch.diag_embed((damping * mean).clamp(min=1e-30) / unit.square())
+
+
+def _units(scale: Tensor) -> Tensor:
+    """Columns are weighed in units of their grids, whose steps may differ from column to column; [..., inputs]."""
+    return scale.double().mean(-2)
 
 
 def to_nearest(weight: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor:
@@ -58,6 +72,6 @@ def to_nearest(weight: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tens
 
 
 def output_error(weight: Tensor, rounded: Tensor, moments: Tensor) -> Tensor:
-    """Computes E (W x - Q x)^2 of each output, up to the scale of the moments, [outputs]."""
+    """Computes E (W x - Q x)^2 of each output, up to the scale of the moments, [..., outputs]."""
     error = (weight - rounded).double()
-    return ((error @ moments.double()) * error).sum(1)
+    return ((error @ moments.double()) * error).sum(-1)

@@ -16,9 +16,10 @@ from fxptq.passes.costs import bit_operations, code_bits
 from fxptq.passes.judge import Judge, batches
 from fxptq.passes.offsets import movable_weights
 from fxptq.passes.sensitivity import estimate, measure
-from fxptq.passes.widths import best_bounds, errors_by_width
+from fxptq.passes.widths import best_bounds, bounds_by_width, errors_by_width
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.observer import Histogram
+from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.schemes.uniform import Uniform
 from tests.tiny import edsr, inputs, swinir
 
@@ -131,8 +132,9 @@ def test_an_average_may_be_a_fraction_and_is_not_exceeded() -> None:
     allocated(ctx, average=3.4, operands="all")
     asked = {key: 3.4 if key in ctx.nominal else bits for key, bits in plan.items()}
     spent, most = costs(ctx, widths(ctx)), costs(ctx, asked)  # type: ignore[arg-type]  # an average width
-    assert spent[0] <= most[0]
-    assert most[1] * 0.9 < spent[1] <= most[1]
+    parts = [own / limit for own, limit in zip(spent, most, strict=True)]
+    assert all(part <= 1 for part in parts)
+    assert max(parts) > 0.97  # one of the two limits is reached
 
 
 def test_widths_chosen_by_name_stay() -> None:
@@ -196,7 +198,6 @@ def test_a_drop_is_kept_with_few_bits_or_what_is_lost_is_said() -> None:
         ({"operations": 10.0}, "bit operations: 10 cannot be met"),
         ({"file_bytes": 10}, "a file of 10 bytes is too small: 2 bits take"),
         ({"max_drop": 0.1}, "max_drop is measured on pictures"),
-        ({"refitted": 0.0}, "refitted must be above 0"),
     ],
 )
 def test_settings_that_cannot_be_met_are_refused(settings: dict[str, float], message: str) -> None:
@@ -211,13 +212,18 @@ def test_bounds_must_be_there() -> None:
         allocated(Context(student, student, list(inputs(2).split(1))))
 
 
+def errors_of(values: Distribution, quantizer: Quantizer, k: int) -> dict[int, float]:
+    """The errors of values at each width, in units of that at the quantizer's own."""
+    return errors_by_width(values, bounds_by_width(values, quantizer, k), quantizer.bits)
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_errors_by_width_are_those_of_a_search_at_each_width(bits: int) -> None:
     values = torch.randn(4000, generator=torch.Generator().manual_seed(bits)) ** 3
     distribution = Distribution.of(values)
     quantizer = Uniform(bits)
     quantizer.set_bounds(-1.0, 2.0)
-    found = errors_by_width(distribution, quantizer, 40)
+    found = errors_of(distribution, quantizer, 40)
     assert quantizer.bits == bits
     assert (float(quantizer.lower), float(quantizer.upper)) == (-1.0, 2.0)
 
@@ -266,13 +272,13 @@ def test_an_operand_on_its_grid_keeps_its_width() -> None:
     values = torch.arange(256).float().repeat(9) / 255
     quantizer = Uniform(8)
     quantizer.set_bounds(0.0, 1.0)
-    assert errors_by_width(Distribution.of(values), quantizer, 40) == {8: 1.0}
+    assert errors_of(Distribution.of(values), quantizer, 40) == {8: 1.0}
     observed = Histogram(8192)
     observed.update(values * 1.003 - 0.4)  # no level in the middle of a bin
     quantizer.set_bounds(-0.4, 0.603)
-    assert errors_by_width(observed.distribution(), quantizer, 40) == {8: 1.0}
+    assert errors_of(observed.distribution(), quantizer, 40) == {8: 1.0}
     quantizer.set_bounds(-0.4, 0.605)
-    assert len(errors_by_width(observed.distribution(), quantizer, 40)) == 7
+    assert len(errors_of(observed.distribution(), quantizer, 40)) == 7
 
 
 def test_a_computed_weight_of_several_ranges_is_compared_by_the_values_of_all() -> None:
@@ -280,4 +286,4 @@ def test_a_computed_weight_of_several_ranges_is_compared_by_the_values_of_all() 
     one, twelve = Uniform(4), Uniform(4, ranges=12)
     for quantizer in (one, twelve):
         quantizer.set_bounds(-1.5, 2.0)
-    assert errors_by_width(values, twelve, 20) == errors_by_width(values, one, 20)
+    assert errors_of(values, twelve, 20) == errors_of(values, one, 20)
