@@ -6,6 +6,7 @@ are independent. So bits for weights are worth less in some layers than the erro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
@@ -27,8 +28,9 @@ _ROWS = 4096
 
 _DAMPING = 0.01
 
-_MEASURED = range(2, 5)
-"""Widths at which weights are rounded. The part hardly depends on the width above, where next to nothing is clipped."""
+_NARROW, _WIDE = 2, 4
+"""Widths at which weights are rounded. The part lies between at 3 bits; above, where little is clipped, it is taken to
+be that at 4."""
 
 
 @torch.no_grad()
@@ -63,15 +65,21 @@ def remains(
             if ctx.student.bias_of(layer.key) is None:
                 mean.zero_()  # nothing corrects its error
             moments = moments_about(mean, vectors)
-            parts: dict[int, float] = {}
-            for bits, of_width in sorted(bounds[layer.key].items()):
-                if bits not in _MEASURED and parts:
-                    parts[bits] = parts[bits - 1]
-                else:
-                    there = deepcopy(at_width(quantizer, bits))
-                    there.set_bounds(of_width.lower, of_width.upper)
-                    parts[bits] = _part(weight, there, mean, moments)
-            found[layer.key] = parts
+            widths = bounds[layer.key]
+
+            def part(bits: int) -> float:
+                there = deepcopy(at_width(quantizer, bits))
+                there.set_bounds(widths[bits].lower, widths[bits].upper)
+                return _part(weight, there, mean, moments)
+
+            if _NARROW in widths:
+                narrow, wide = part(_NARROW), part(_WIDE)
+                between = math.sqrt(narrow * wide)
+                found[layer.key] = {
+                    bits: narrow if bits == _NARROW else between if bits < _WIDE else wide for bits in widths
+                }
+            else:
+                found[layer.key] = {bits: part(bits) for bits in widths}
             advance()
 
         if layers:

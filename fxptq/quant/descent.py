@@ -16,7 +16,7 @@ _SINGULAR = 1e-9
 
 
 def best_codes(
-    weight: Tensor, moments: Tensor, scale: Tensor, offset: Tensor, codes: Tensor, bits: int, sweeps: int = 2
+    weight: Tensor, moments: Tensor, scale: Tensor, offset: Tensor, codes: Tensor, bits: int, sweeps: int = 1
 ) -> Tensor:
     """Gives one code after the other the value that is best while all other codes of its row stay.
 

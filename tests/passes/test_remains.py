@@ -21,8 +21,8 @@ def bounds(ctx: Context, *keys: str) -> dict[str, dict[int, Bounds]]:
 
 
 def bounded(new_context: Callable[..., Context]) -> Context:
-    """A context with bounds."""
-    ctx = new_context()
+    """A context with bounds of 4 bits."""
+    ctx = new_context(4)
     run_passes([("dobi", {})], ctx)
     return ctx
 
@@ -81,7 +81,7 @@ def test_layers_with_like_inputs_keep_less_than_layers_with_independent_ones(
     ctx = bounded(new_context)
     flat = [torch.full_like(item, 0.4) for item in ctx.images if isinstance(item, Tensor)]
     noise = [torch.rand_like(item) for item in flat]
-    of_flat, of_noise = (remains(ctx, inputs, bounds(ctx, "conv.weight"))["conv.weight"][3] for inputs in (flat, noise))
+    of_flat, of_noise = (remains(ctx, inputs, bounds(ctx, "conv.weight"))["conv.weight"][4] for inputs in (flat, noise))
     assert of_flat < 0.25 * of_noise
 
 
