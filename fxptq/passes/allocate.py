@@ -25,6 +25,7 @@ from fxptq.passes.judge import Judge, JudgedSettings, Snapshot
 from fxptq.passes.observe import Observe
 from fxptq.passes.offsets import movable_weights
 from fxptq.passes.remains import remains
+from fxptq.passes.samples import turned_off
 from fxptq.passes.sensitivity import estimate
 from fxptq.passes.widths import best_bounds, bounds_by_width, errors_by_width
 from fxptq.quant import search
@@ -128,20 +129,27 @@ class Allocate(Pass):
         )
         sensitivity = estimate(ctx, crops, settings.draws)
         widths = _Widths(ctx, settings.k)
-        errors, start = self._errors(ctx, widths, sensitivity, crops), judge.error
+        errors, previewed = self._errors(ctx, widths, sensitivity, crops)
+
+        def judged() -> float:
+            """The error of the output with what rounding will leave of the weights' errors."""
+            with turned_off(student, previewed):
+                measured = judge.remeasure()
+            now = widths.now
+            return measured + sum(errors[key][now[key]] for key in previewed)
+
+        start = judged()
         notes: list[str] = []
         if settings.max_drop is not None:
             limits = self._within(ctx, widths, errors, notes)
         else:
             limits = self._limits(ctx, widths.plan)
             widths.set(allocate(errors, limits))
-        error = judge.remeasure()
-        verdict = ""
+        error, verdict = judged(), ""
         if not settings.budgets and not error < start and not widths.weights.isdisjoint(widths.changed):
-            # Before they are rounded for their layers' outputs, weights of few bits look worse than they will be.
             planned = {key: {widths.plan[key]: errors[key][widths.plan[key]]} for key in widths.weights}
             widths.set(allocate({**errors, **planned}, limits))
-            error, verdict = judge.remeasure(), ", with the weights' planned bits"
+            error, verdict = judged(), ", with the weights' planned bits"
         if not settings.budgets and not error < start:
             widths.take_back()
             verdict = ": not better, taken back"
@@ -177,25 +185,29 @@ class Allocate(Pass):
 
     def _errors(
         self, ctx: Context, widths: _Widths, sensitivity: Mapping[str, float], crops: Sequence[Inputs]
-    ) -> Errors:
-        """The error of each operand at each width that it may have."""
+    ) -> tuple[Errors, frozenset[str]]:
+        """The error of each operand at each width that it may have, and the weights whose errors are previews."""
         settings, plan, weights = self.settings, widths.plan, widths.weights
         kinds = {"activations": plan.keys() - weights, "weights": weights, "all": plan.keys()}
         free = [key for key in plan if key in kinds[settings.operands] and key not in ctx.fixed]
         _observe_missing(ctx, free)
-        bounds, errors = dict[str, dict[int, search.Bounds]](), {key: {plan[key]: sensitivity[key]} for key in plan}
+        bounds, nearest = dict[str, dict[int, search.Bounds]](), dict[str, dict[int, float]]()
         with ctx.progress.task("widths", len(free)) as advance:
             for key in free:
                 values = values_of(ctx, key)
                 bounds[key] = bounds_by_width(values, ctx.student.quantizers[key], max(1, settings.k // 4))
-                by_width = errors_by_width(values, bounds[key], plan[key])
-                least = plan[key] if settings.raise_only else BITS.start
-                errors[key] = {bits: sensitivity[key] * part for bits, part in by_width.items() if bits >= least}
+                nearest[key] = errors_by_width(values, bounds[key], plan[key])
                 advance()
-        if settings.refitted:
-            for key, parts in remains(ctx, crops, {key: bounds[key] for key in free if key in weights}).items():
-                errors[key] = {bits: parts[bits] * error for bits, error in errors[key].items()}
-        return errors
+        left = remains(ctx, crops, {key: bounds[key] for key in free if key in weights}) if settings.refitted else {}
+        errors = {key: {plan[key]: sensitivity[key]} for key in plan}
+        for key, of_width in nearest.items():
+            least = plan[key] if settings.raise_only else BITS.start
+            errors[key] = {
+                bits: sensitivity[key] * (left_at(bits, left[key], of_width) if key in left else error)
+                for bits, error in of_width.items()
+                if bits >= least
+            }
+        return errors, frozenset(left)
 
     def _limits(self, ctx: Context, plan: Mapping[str, int]) -> list[Limit]:
         settings = self.settings
@@ -270,6 +282,25 @@ class _Widths:
 
     def _search(self, values: Distribution, quantizer: Quantizer, _operand: Operand) -> search.Bounds:
         return best_bounds(values, quantizer, self._k)
+
+
+def left_at(bits: int, measured: Mapping[int, float], errors: Mapping[int, float]) -> float:
+    """What is left of a weight's error at a width, from the widths at which it was measured.
+
+    Between two of them it is their geometric interpolation; beyond, it is in proportion to the error of nearest values.
+
+    Args:
+        bits: the width.
+        measured: what is left, by width.
+        errors: the errors of nearest values up to a factor, by width; they hold `bits`, and the measured widths that
+            are the nearest to it.
+    """
+    below = max((width for width in measured if width <= bits), default=min(measured))
+    above = min((width for width in measured if width >= bits), default=below)
+    if above == below:
+        return measured[below] * errors[bits] / errors[below] if errors[below] > 0 else measured[below]
+    share = (bits - below) / (above - below)
+    return float(measured[below] ** (1 - share) * measured[above] ** share)
 
 
 def _observe_missing(ctx: Context, keys: Sequence[str]) -> None:

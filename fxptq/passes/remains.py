@@ -1,4 +1,4 @@
-"""Remains: the part of the error of each weight that is left once it is rounded for the output of its layer.
+"""Remains: how much of the error of each weight is left once it is rounded for the output of its layer.
 
 Rounding for the output takes most of the error from a layer whose inputs are alike, and little from one whose inputs
 are independent. So bits for weights are worth less in some layers than the errors of nearest values say.
@@ -6,7 +6,6 @@ are independent. So bits for weights are worth less in some layers than the erro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
@@ -19,18 +18,16 @@ from fxptq.passes.judge import batches
 from fxptq.passes.layers import Layer, layers_of, moments_about, visit
 from fxptq.passes.moments import input_vectors
 from fxptq.passes.widths import at_width
-from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.rounded import Rounded, layer_error, round_weight
 from fxptq.quant.search import Bounds
 
-_ROWS = 4096
-"""Largest number of positions that moments are taken over; a preview needs fewer than the rounding itself."""
+_ROWS = 8192
+"""Largest number of positions: weights are rounded for the inputs at one half of them, and judged at the other half."""
 
 _DAMPING = 0.01
 
-_NARROW, _WIDE = 2, 4
-"""Widths at which weights are rounded. The part lies between at 3 bits; above, where little is clipped, it is taken to
-be that at 4."""
+MEASURED = (2, 4)
+"""Widths at which weights are rounded, where the quantizer may have them."""
 
 
 @torch.no_grad()
@@ -45,9 +42,9 @@ def remains(
         bounds: by the quantizer of a weight, the bounds at each width.
 
     Returns:
-        By quantizer key and width, the squared error of the layer's output after rounding for it and after the
-        correction of the bias, as a part of the error that nearest values make; for weights alone that can be rounded
-        so.
+        By quantizer key and measured width, the squared error of the layer's output after rounding for it and after the
+        correction of the bias, as a multiple of the error that nearest values make at the quantizer's width of now; for
+        weights alone that can be rounded so.
     """
     found: dict[str, dict[int, float]] = {}
     layers = {
@@ -60,44 +57,25 @@ def remains(
         def preview(layer: Layer, x: Tensor) -> None:
             weight, quantizer = ctx.student.weight_of(layer.key), ctx.student.quantizers[layer.key]
             assert weight is not None  # a movable weight  # noqa: S101
-            vectors = input_vectors(x, layer.site, _ROWS)[0]
-            mean = vectors.mean(1)
+            seen, unseen = input_vectors(x, layer.site, _ROWS)[0].chunk(2, 1)
+            mean = seen.mean(1)
             if ctx.student.bias_of(layer.key) is None:
                 mean.zero_()  # nothing corrects its error
-            moments = moments_about(mean, vectors)
+            nearest = moments_about(torch.zeros_like(mean), unseen)
+            moments, others = moments_about(mean, seen), moments_about(mean, unseen)
+            whole = layer_error(weight, quantizer.quantize(weight), nearest)
             widths = bounds[layer.key]
-
-            def part(bits: int) -> float:
+            parts: dict[int, float] = {}
+            for bits in [bits for bits in MEASURED if bits in widths] or widths:
                 there = deepcopy(at_width(quantizer, bits))
                 there.set_bounds(widths[bits].lower, widths[bits].upper)
-                return _part(weight, there, mean, moments)
-
-            if _NARROW in widths:
-                narrow, wide = part(_NARROW), part(_WIDE)
-                between = math.sqrt(narrow * wide)
-                found[layer.key] = {
-                    bits: narrow if bits == _NARROW else between if bits < _WIDE else wide for bits in widths
-                }
-            else:
-                found[layer.key] = {bits: part(bits) for bits in widths}
+                rounded = round_weight(weight, there, moments, _DAMPING)
+                if isinstance(rounded, Rounded) and whole > 0:
+                    parts[bits] = layer_error(weight, rounded.weight, others) / whole
+            if parts:
+                found[layer.key] = parts
             advance()
 
         if layers:
             visit(ctx, layers, batches(ctx, crops)[0], preview)
     return found
-
-
-def _part(weight: Tensor, quantizer: Quantizer, mean: Tensor, moments: Tensor) -> float:
-    """The part of the error that is left at the quantizer's width.
-
-    Args:
-        weight: [outputs, inputs of a group, ...].
-        quantizer: the weight's quantizer.
-        mean: the mean of the inputs, of which the bias corrects the error, [groups, inputs of a group].
-        moments: the second moments about it, [groups, inputs of a group, inputs of a group].
-    """
-    rounded = round_weight(weight, quantizer, moments, _DAMPING)
-    nearest = layer_error(weight, quantizer.quantize(weight), moments + mean[:, :, None] * mean[:, None])
-    if not isinstance(rounded, Rounded) or nearest <= 0:
-        return 1.0
-    return layer_error(weight, rounded.weight, moments) / nearest

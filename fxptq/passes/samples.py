@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
@@ -22,16 +22,23 @@ Take = Callable[[Tensor], T]
 
 
 @contextmanager
-def in_float(student: QuantizedNetwork) -> Iterator[None]:
-    """Within, all quantizers are off; afterwards each has its former mode."""
-    modes = {key: quantizer.mode for key, quantizer in student.quantizers.items()}
+def turned_off(student: QuantizedNetwork, keys: Iterable[str]) -> Iterator[None]:
+    """Within, the quantizers of these keys are off; afterwards each has its former mode."""
+    modes = {key: student.quantizers[key].mode for key in keys}
     try:
-        for quantizer in student.quantizers.values():
-            quantizer.mode = "off"
+        for key in modes:
+            student.quantizers[key].mode = "off"
         yield
     finally:
-        for key, quantizer in student.quantizers.items():
-            quantizer.mode = modes[key]
+        for key, mode in modes.items():
+            student.quantizers[key].mode = mode
+
+
+@contextmanager
+def in_float(student: QuantizedNetwork) -> Iterator[None]:
+    """Within, all quantizers are off; afterwards each has its former mode."""
+    with turned_off(student, student.quantizers):
+        yield
 
 
 @torch.no_grad()

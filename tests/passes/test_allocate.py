@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxptq.errors import InputError
 from fxptq.graph import Bits, Plan, Program
+from fxptq.passes.allocate import left_at
 from fxptq.passes.base import Context, PassReport, run_passes
 from fxptq.passes.costs import bit_operations, code_bits
 from fxptq.passes.judge import Judge, batches
@@ -117,7 +118,7 @@ def test_without_a_budget_the_plan_is_not_exceeded_and_the_output_gets_no_worse(
     assert all(after <= before for after, before in zip(costs(ctx, chosen), costs(ctx, plan), strict=True))
     verdict = report.notes[0]
     start, end = (float(figure) for figure in verdict.partition(":")[0].split("output ")[1].split(" -> "))
-    assert end < start or ("taken back" in verdict and chosen == plan)
+    assert end <= start or ("taken back" in verdict and chosen == plan)  # figures of three digits
     assert {key: figures["bits"] for key, figures in report.quantizers.items()} == chosen
     of_sites = {operand.quantizer: operand.bits for site in ctx.student.sites for operand in site.operands}
     assert {key: bits for key, bits in of_sites.items() if key} == chosen
@@ -146,13 +147,13 @@ def test_widths_chosen_by_name_stay() -> None:
 
 
 def test_more_bits_alone_are_given_where_asked_for() -> None:
-    ctx = context(swinir(), bits=3)
+    ctx = context(swinir(), bits=2)
     plan = widths(ctx)
-    allocated(ctx, raise_only=True, extra=0.05, operands="all")
+    allocated(ctx, raise_only=True, extra=0.3, operands="all")
     chosen = widths(ctx)
     assert all(chosen[key] >= plan[key] for key in plan)
     assert any(chosen[key] > plan[key] for key in plan)
-    assert costs(ctx, chosen)[0] <= 1.05 * costs(ctx, plan)[0]
+    assert costs(ctx, chosen)[0] <= 1.3 * costs(ctx, plan)[0]
 
 
 def test_bounds_of_maps_and_shares_follow_their_widths() -> None:
@@ -217,6 +218,16 @@ def errors_of(values: Distribution, quantizer: Quantizer, k: int) -> dict[int, f
     return errors_by_width(values, bounds_by_width(values, quantizer, k), quantizer.bits)
 
 
+def test_what_is_left_of_a_weight_is_interpolated_and_follows_the_values_beyond() -> None:
+    errors = {2: 30.0, 3: 9.0, 4: 2.5, 5: 1.0, 8: 0.02}
+    measured = {2: 8.0, 4: 0.5}
+    assert [left_at(bits, measured, errors) for bits in (2, 3, 4)] == pytest.approx([8.0, 2.0, 0.5])
+    assert left_at(5, measured, errors) == pytest.approx(0.5 / 2.5)
+    assert left_at(8, measured, errors) == pytest.approx(0.5 * 0.02 / 2.5)
+    assert left_at(8, {8: 0.1}, {8: 1.0}) == 0.1
+    assert left_at(4, {2: 0.0, 4: 0.0}, dict.fromkeys(errors, 0.0)) == 0.0
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_errors_by_width_are_those_of_a_search_at_each_width(bits: int) -> None:
     values = torch.randn(4000, generator=torch.Generator().manual_seed(bits)) ** 3
@@ -259,7 +270,7 @@ def test_symmetric_bounds_are_compared_with_symmetric_ones() -> None:
 def test_weights_keep_their_bits_where_others_do_not_help_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     ctx = context(swinir(), bits=3)
     plan = widths(ctx)
-    errors = iter([1.0, 2.0, 0.5])  # the plan, all operands, activations alone
+    errors = iter([1.0, 1.0, 2.0, 0.5])  # the plan, with its weights and without; all operands, activations alone
     monkeypatch.setattr(Judge, "_measure", lambda _judge: next(errors))
     report = allocated(ctx)
     assert "with the weights' planned bits" in report.notes[0]

@@ -46,8 +46,8 @@ def test_the_part_is_what_refit_leaves_of_the_output_error(new_context: Callable
     found = remains(ctx, [image], by_width)
     assert found.keys() == {"mix.weight"}
     parts = found["mix.weight"]
-    assert parts.keys() == set(range(2, 9))
-    assert parts[4] == parts[8]
+    assert parts.keys() == {2, 4}
+    assert parts[2] > parts[4]
     assert all(torch.equal(ctx.student.quantizers[key].lower, lower) for key, lower in before.items())
 
     seen: list[Tensor] = []
@@ -61,7 +61,7 @@ def test_the_part_is_what_refit_leaves_of_the_output_error(new_context: Callable
     run_passes([("moments", {"rows": 10**6}), ("gptq", {})], ctx)
     left = (mixed(ctx, seen[0]) - wanted).square().mean()
     assert parts[own.bits] < 0.9
-    assert parts[own.bits] == pytest.approx(float(left / nearest), rel=1e-3)
+    assert parts[own.bits] == pytest.approx(float(left / nearest), rel=0.15)  # of other positions
 
 
 def test_less_is_left_where_a_bias_corrects_the_mean(
