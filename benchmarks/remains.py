@@ -3,9 +3,9 @@
     python -m benchmarks.remains swinir_x4
     python -m benchmarks.remains craft_x4.safetensors --calib DIR
 
-The network is a recipe, or a weights file that spandrel recognises; activations have `--bits` bits. A cell is the
-squared error of a layer's output with the weight rounded for it, and the mean corrected, over the error with nearest
-values: the median over layers, and the least and the largest in brackets.
+The network is a recipe, or a weights file that spandrel recognises, with `--bits` bits. A cell is the squared error of
+a layer's output with the weight rounded for other inputs of the kind, and the mean corrected, over the error with
+nearest values of `--bits` bits: the median over layers, and the least and the largest in brackets.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ from fxptq.passes.base import Context, run_passes
 from fxptq.passes.bounds import values_of
 from fxptq.passes.crops import training_crops
 from fxptq.passes.offsets import movable_weights
-from fxptq.passes.remains import remains
+from fxptq.passes.remains import MEASURED, remains
 from fxptq.passes.widths import bounds_by_width
 from fxptq.progress import RichProgress
-
-WIDTHS = (2, 4)
 
 
 def main() -> None:
@@ -55,12 +53,13 @@ def main() -> None:
     bounds = {key: bounds_by_width(values_of(context, key), program.quantizers[key], 25) for key in keys}
     parts = remains(context, crops, bounds)
     kinds = {operand.quantizer: kind_of(site) for site in program.sites for operand in site.operands}
-    print(f"{source.name}, activations of {options.bits} bits; calibrated on {described}\n")
-    print("| layers | number | " + " | ".join(f"weights of {bits} bits" for bits in WIDTHS) + " |")
-    print("|---|---|" + "---|" * len(WIDTHS))
+    print(f"{source.name}, {options.bits} bits; calibrated on {described}\n")
+    print("| layers | number | " + " | ".join(f"weights of {bits} bits" for bits in MEASURED) + " |")
+    print("|---|---|" + "---|" * len(MEASURED))
     for kind in sorted({kinds[key] for key in parts}):
         own = [part for key, part in parts.items() if kinds[key] == kind]
-        print(f"| {kind} | {len(own)} | " + " | ".join(shown([part[bits] for part in own]) for bits in WIDTHS) + " |")
+        cells = (shown([part[bits] for part in own if bits in part]) for bits in MEASURED)
+        print(f"| {kind} | {len(own)} | {' | '.join(cells)} |")
 
 
 def kind_of(site: Site) -> str:
