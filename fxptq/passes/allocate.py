@@ -1,7 +1,8 @@
 """Allocate: gives each operand its own bit width, by its sensitivity and its cost, within a budget.
 
 An operand's part of the output's squared error is estimated once, at the width of the plan (see `sensitivity`). At
-other widths it is in proportion to the error of the operand's values (see `widths`), and `allocation` chooses. Operands
+other widths it is in proportion to the error of the operand's values (see `widths`), and of weights that a later pass
+rounds for the outputs of their layers, what this will leave is measured (see `remains`). `allocation` chooses. Operands
 that share a quantizer share a width. Sites that cost next to nothing get 8 bits without a rule of their own, because
 bits are cheap there. The bounds of quantizers that change are searched again.
 """
