@@ -13,10 +13,9 @@ from __future__ import annotations
 import argparse
 from statistics import median
 
-from benchmarks.study import open_study_network
+from benchmarks.study import inputs_of, open_study_network
 from fxptq.api import install_kernels
 from fxptq.commands.source import example_of
-from fxptq.data.sources import calibration_images
 from fxptq.graph import Bits, Plan, Program, Site
 from fxptq.passes.base import Context, run_passes
 from fxptq.passes.bounds import values_of
@@ -35,16 +34,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8)
     options = parser.parse_args()
     source = open_study_network(options.network)
-    task = source.recipe.input
     program = Program(source.model, example_of(source.recipe), Plan(Bits(options.bits, options.bits)))
-    images, described = calibration_images(
-        options.calib,
-        source.recipe.task,
-        channels=task.channels,
-        value_range=task.range,
-        sizes=task.sizes,
-        count=options.images,
-    )
+    images, described = inputs_of(source.recipe, options.calib, options.images, 0)
     context = Context(program, program, images, progress=RichProgress())
     run_passes([("observe", {}), ("dobi2d", {})], context)
     install_kernels()
