@@ -1,7 +1,7 @@
 """The error of a network's output when one operand alone is quantized, for each operand.
 
-    python benchmarks/sensitivity.py swinir_x4 --bits 4 --calib ../shared/data/calib
-    python benchmarks/sensitivity.py craft_x4.safetensors --bits 4 --calib DIR
+    python -m benchmarks.sensitivity swinir_x4 --bits 4 --calib DIR
+    python -m benchmarks.sensitivity craft_x4.safetensors --bits 4 --calib DIR
 
 The network is a recipe, or a weights file that spandrel recognises. The script prints the worst operands as a Markdown
 table, with the mean squared error of the output in units of its range, beside the estimate from gradients, and the
@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.study import inputs_of, open_study_network
 from fxptq.api import install_kernels
-from fxptq.commands.source import example_of, open_network
-from fxptq.data.sources import calibration_images
+from fxptq.commands.source import example_of
 from fxptq.graph import Bits, Plan, Program, Site
 from fxptq.graph.sites import Operand
 from fxptq.passes.base import Context, run_passes
@@ -39,19 +38,10 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=8, help="random directions of the estimate")
     parser.add_argument("--worst", type=int, default=20)
     options = parser.parse_args()
-    path = Path(options.network)
-    source = open_network(None, weights=path) if path.is_file() else open_network(options.network)
-    task = source.recipe.input
+    source = open_study_network(options.network)
     plan = Plan(Bits(options.bits, options.bits), granularity=options.granularity, edges=None, connective=None)
     program = Program(source.model, example_of(source.recipe), plan)
-    images, described = calibration_images(
-        options.calib,
-        source.recipe.task,
-        channels=task.channels,
-        value_range=task.range,
-        sizes=task.sizes,
-        count=options.images,
-    )
+    images, described = inputs_of(source.recipe, options.calib, options.images, 0)
     context = Context(program, program, images, progress=RichProgress())
     report = run_passes([("observe", {}), ("dobi", {})], context)[-1]
     snr = {key: figures["snr_db"] for key, figures in report.quantizers.items()}
@@ -72,7 +62,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for key in sorted(exact, key=lambda key: -exact[key])[: options.worst]:
         site, operand = owners[key]
-        errors = [one[key] / task.range**2 for one in (exact, estimated)]
+        errors = [one[key] / source.recipe.input.range**2 for one in (exact, estimated)]
         print(
             f"| {site.name} | {operand.slot} | {site.kind} | {site.edge} | {errors[0]:.1e} | {errors[1]:.1e} "
             f"| {snr[key]:.1f} dB |"

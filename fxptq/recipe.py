@@ -191,7 +191,7 @@ class QuantizeSettings(Frozen):
         kinds: the kinds of site that are quantized; by default all kinds that can be.
         edges: the bits of the sites that read the image, make the output, or belong to the trunk (see
             `fxptq.graph.sites.Site`): high (`high_bits`), float, or low (the bits of all others).
-        connective: the bits of the convolutions of a transformer, which join its stages: high (`high_bits`), or low.
+        connective: the bits of a transformer's convolutions with a kernel larger than 1x1: high (`high_bits`), or low.
         weight_granularity: one pair of bounds for each output channel, or for the whole weight (as in the paper).
         float_dtype: storage type of float tensors in a checkpoint.
         high_bits: bits of the protected sites.

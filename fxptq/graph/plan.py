@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol
@@ -36,8 +37,10 @@ class Plan:
         granularity: ranges of a layer's weight: one per output channel, or per tensor (three for a fused qkv weight).
         edges: the bits of the sites that read the image, make the output, or belong to the trunk (see `Site.edge`);
             "float", or None for no exception.
-        connective: the bits of the convolutions of a transformer, which only join its stages; None for no exception. A
-            network counts as a transformer if its linear layers and products do most of the work.
+        connective: the bits of a transformer's convolutions with a kernel larger than one value, which carry values
+            between positions and join its stages; None for no exception. A network counts as a transformer if its
+            linear layers and products do most of the work. In a network with products, convolutions 1x1 count as
+            linear layers.
         overrides: (glob pattern of site names, bits or "float"), the first match wins.
         schemes: (glob pattern of `site.slot` or `site.part`, name of a scheme), the first match wins; operands that
             match none are uniform. Parts are the operands of attentions: query, key, attention and value. A pattern
@@ -70,7 +73,7 @@ class Plan:
         if site.edge and self.edges is not None:
             in_float = f"{site.edge} of the network, left in float by the plan"
             return (None, in_float) if isinstance(self.edges, str) else (self.edges, "")
-        if transformer and kind_named(site.kind).is_convolution and self.connective is not None:
+        if transformer and self.connective is not None and _slides(site):
             return self.connective, ""
         return self.bits, ""
 
@@ -138,9 +141,19 @@ def _grid_of(operand: Operand) -> tuple[object, ...]:
     return operand.source, operand.version, operand.bits, operand.ranges, axis, operand.scheme
 
 
-def _is_transformer(sites: Iterable[Site]) -> bool:
-    """Whether linear layers and products do more multiplications than convolutions."""
+def _is_transformer(sites: Sequence[Site]) -> bool:
+    """Whether linear layers and products do more multiplications than convolutions.
+
+    Networks write the linear layers of an MLP or an attention as convolutions 1x1 when their tensors are [B, C, H, W].
+    So these count as linear layers, but only beside products: networks of convolutions have them, too.
+    """
+    attends = any(kind_named(site.kind).is_product for site in sites)
     work = {False: 0, True: 0}
     for site in sites:
-        work[kind_named(site.kind).is_convolution] += site.macs
+        work[_slides(site) if attends else kind_named(site.kind).is_convolution] += site.macs
     return work[False] > work[True]
+
+
+def _slides(site: Site) -> bool:
+    """Whether it is a convolution with a kernel larger than one value."""
+    return kind_named(site.kind).is_convolution and math.prod(site.shapes["weight"][2:]) > 1

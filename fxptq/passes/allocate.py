@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import ClassVar, Literal
 
-from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
 from fxptq.passes.allocation import Errors, Limit, allocate
 from fxptq.passes.base import Context, Operand, Pass, PassReport, QuantizedNetwork, register
@@ -112,7 +111,9 @@ class Allocate(Pass):
 
         Returns:
             For each quantizer its `bits` and its `sensitivity`: the squared error of the output that it makes alone, at
-            the width before the pass.
+            the width before the pass. In the figures `error_before` and `error_after`: the squared error of the output
+            on held-out inputs with the widths before the pass and with the chosen ones, which may have been taken back.
+            What rounding will leave of weights is a prediction in both.
 
         Raises:
             InputError: bounds are not set, there are no images, or the budget cannot be met.
@@ -130,14 +131,17 @@ class Allocate(Pass):
         )
         sensitivity = estimate(ctx, crops, settings.draws)
         widths = _Widths(ctx, settings.k)
-        errors, previewed = self._errors(ctx, widths, sensitivity, crops)
+        bounds = self._bounds(ctx, widths)
+        of_weights = {key: of_width for key, of_width in bounds.items() if key in widths.weights}
+        left = remains(ctx, crops, of_weights) if settings.refitted else {}
+        errors = self._errors(ctx, sensitivity, bounds, left)
 
         def judged() -> float:
             """The error of the output with what rounding will leave of the weights' errors."""
-            with turned_off(student, previewed):
-                measured = judge.remeasure()
+            with turned_off(student, left.keys()):
+                measured = judge.measure()
             now = widths.now
-            return measured + sum(errors[key][now[key]] for key in previewed)
+            return measured + sum(errors[key][now[key]] for key in left)
 
         start = judged()
         notes: list[str] = []
@@ -156,6 +160,7 @@ class Allocate(Pass):
             verdict = ": not better, taken back"
         return PassReport(
             quantizers={key: {"bits": bits, "sensitivity": sensitivity[key]} for key, bits in widths.now.items()},
+            figures={"error_before": start, "error_after": error},
             notes=(
                 f"squared error of the output {start:.3g} -> {error:.3g}{verdict}",
                 *notes,
@@ -184,31 +189,41 @@ class Allocate(Pass):
         notes.append(found if measured[high] <= most else f"{found}, and no allocation keeps {most:g} dB")
         return limits
 
-    def _errors(
-        self, ctx: Context, widths: _Widths, sensitivity: Mapping[str, float], crops: Sequence[Inputs]
-    ) -> tuple[Errors, frozenset[str]]:
-        """The error of each operand at each width that it may have, and the weights whose errors are previews."""
-        settings, plan, weights = self.settings, widths.plan, widths.weights
+    def _bounds(self, ctx: Context, widths: _Widths) -> dict[str, dict[int, search.Bounds]]:
+        """The best bounds, at each width, of the operands that may get other widths."""
+        plan, weights = widths.plan, widths.weights
         kinds = {"activations": plan.keys() - weights, "weights": weights, "all": plan.keys()}
-        free = [key for key in plan if key in kinds[settings.operands] and key not in ctx.fixed]
+        free = [key for key in plan if key in kinds[self.settings.operands] and key not in ctx.fixed]
         _observe_missing(ctx, free)
-        bounds, nearest = dict[str, dict[int, search.Bounds]](), dict[str, dict[int, float]]()
+        bounds, k = dict[str, dict[int, search.Bounds]](), max(1, self.settings.k // 4)
         with ctx.progress.task("widths", len(free)) as advance:
             for key in free:
-                values = values_of(ctx, key)
-                bounds[key] = bounds_by_width(values, ctx.student.quantizers[key], max(1, settings.k // 4))
-                nearest[key] = errors_by_width(values, bounds[key], plan[key])
+                bounds[key] = bounds_by_width(values_of(ctx, key), ctx.student.quantizers[key], k)
                 advance()
-        left = remains(ctx, crops, {key: bounds[key] for key in free if key in weights}) if settings.refitted else {}
-        errors = {key: {plan[key]: sensitivity[key]} for key in plan}
-        for key, of_width in nearest.items():
-            least = plan[key] if settings.raise_only else BITS.start
+        return bounds
+
+    def _errors(
+        self,
+        ctx: Context,
+        sensitivity: Mapping[str, float],
+        bounds: Mapping[str, Mapping[int, search.Bounds]],
+        left: Mapping[str, Mapping[int, float]],
+    ) -> Errors:
+        """The error of the output that each operand makes at each width that it may have."""
+        errors = {}
+        for key, error in sensitivity.items():
+            own = ctx.student.quantizers[key].bits
+            errors[key] = {own: error}
+            if key not in bounds:
+                continue
+            nearest = errors_by_width(values_of(ctx, key), bounds[key], own)
+            least = own if self.settings.raise_only else BITS.start
             errors[key] = {
-                bits: sensitivity[key] * (left_at(bits, left[key], of_width) if key in left else error)
-                for bits, error in of_width.items()
+                bits: error * (left_at(bits, left[key], nearest) if key in left else part)
+                for bits, part in nearest.items()
                 if bits >= least
             }
-        return errors, frozenset(left)
+        return errors
 
     def _limits(self, ctx: Context, plan: Mapping[str, int]) -> list[Limit]:
         settings = self.settings

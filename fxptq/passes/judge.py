@@ -121,7 +121,6 @@ class Judge:
 
     Attributes:
         inputs: the inputs to choose by, which the error does not see (unless there is only one input).
-        error: mean squared error of the output in the state that was judged last.
 
     Raises:
         InputError: there are no calibration inputs.
@@ -138,12 +137,14 @@ class Judge:
         self._held = [ctx.placed(batch) for batch in batches(ctx, ctx.ranks.share(crops))]
         with torch.no_grad():
             self._references = [ctx.picture.pick(ctx.teacher(*batch)) for batch in self._held]
-        self.error = self._measure()
+        self._error: float | None = None
 
-    def remeasure(self) -> float:
-        """Measures the error in the present state, which is then the state that was judged last."""
-        self.error = self._measure()
-        return self.error
+    @property
+    def error(self) -> float:
+        """Mean squared error of the output in the last state that was kept; at first, in the present state."""
+        if self._error is None:
+            self._error = self.measure()
+        return self._error
 
     def keeps(self, keys: Iterable[str], change: Callable[[], None]) -> bool:
         """Makes a change and keeps it if the error becomes smaller; otherwise takes it back.
@@ -152,11 +153,11 @@ class Judge:
             keys: the quantizers that the change concerns, with their weights and biases.
             change: changes the student.
         """
-        before = Snapshot.of(self._ctx.student, keys)
+        start, before = self.error, Snapshot.of(self._ctx.student, keys)
         change()
-        error = self._measure()
-        if error < self.error:  # a NaN is no improvement
-            self.error = error
+        error = self.measure()
+        if error < start:  # a NaN is no improvement
+            self._error = error
             return True
         before.restore()
         return False
@@ -204,7 +205,8 @@ class Judge:
         return cls(ctx, settings.holdout, settings.judge_patch)
 
     @torch.no_grad()
-    def _measure(self) -> float:
+    def measure(self) -> float:
+        """The mean squared error of the output in the present state, whether it will be kept or not."""
         total, count = 0.0, 0.0
         for batch, reference in zip(self._held, self._references, strict=True):
             picture = self._ctx.picture.pick(self._ctx.student(*batch))

@@ -248,6 +248,51 @@ def test_mean_shift_stays_in_float() -> None:
     assert sites["sub_mean"].bits == (None, None)
 
 
+class Attending(nn.Module):
+    """An attention between channels, written as networks for [B, C, H, W] write it: a convolution for each layer."""
+
+    def __init__(self, width: int = 16, *, attends: bool = True) -> None:
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 3, 3, padding=1)
+        self.qkv = nn.Conv2d(width, 3 * width, 1)
+        self.local = nn.Conv2d(3 * width, 3 * width, 3, padding=1, groups=3 * width)
+        self.mlp = nn.Sequential(nn.Conv2d(width, 4 * width, 1), nn.GELU(), nn.Conv2d(4 * width, width, 1))
+        self.attends = attends
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        q, k, v = self.local(self.qkv(x)).chunk(3, 1)
+        if self.attends:
+            weights = torch.softmax(q.flatten(2) @ k.flatten(2).transpose(1, 2), dim=-1)
+            x = x + (weights @ v.flatten(2)).view_as(v)
+        else:
+            x = x + q * k * v
+        return self.tail(x + self.mlp(x))  # type: ignore[no-any-return]
+
+
+def test_pointwise_convolutions_beside_products_are_planned_as_linear_layers() -> None:
+    """They do most of the work, so the network is a transformer, whose other convolutions have eight bits."""
+    sites = table(Attending(), plan=Plan(Bits(3, 4)))
+    bits = {name: site.bits for name, site in sites.items()}
+    assert bits == {
+        "head": (8, 8), "tail": (8, 8), "local": (8, 8),
+        "qkv": (3, 4), "mlp.0": (3, 4), "mlp.2": (3, 4), "matmul_0": (4, 4), "matmul_1": (4, 4),
+    }  # fmt: skip
+
+
+def test_without_products_a_network_of_pointwise_convolutions_is_no_transformer() -> None:
+    sites = table(Attending(attends=False), plan=Plan(Bits(3, 4)))
+    assert {name: sites[name].bits for name in ("head", "local", "mlp.0")} == {
+        "head": (8, 8), "local": (3, 4), "mlp.0": (3, 4),
+    }  # fmt: skip
+
+
+def test_convolutions_that_do_most_of_the_work_beside_products_have_the_asked_bits() -> None:
+    network = Attending()
+    network.mlp = nn.Sequential(nn.Conv2d(16, 64, 3, padding=1), nn.GELU(), nn.Conv2d(64, 16, 3, padding=1))
+    assert table(network, plan=Plan(Bits(3, 4)))["mlp.0"].bits == (3, 4)
+
+
 def test_edges() -> None:
     sites = table(EDSR(n_resblocks=2, n_feats=8, scale=2))
     assert {name: site.edge for name, site in sites.items() if site.edge} == {

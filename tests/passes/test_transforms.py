@@ -360,7 +360,7 @@ def test_one_bad_change_does_not_cost_the_good_ones_of_its_stage(monkeypatch: py
         done = [key for key in keys if float(quantizers[key].upper) == 0.25]
         return 50.0 - len(done) + 100 * (bad in done)
 
-    monkeypatch.setattr(Judge, "_measure", measure)
+    monkeypatch.setattr(Judge, "measure", measure)
     assert Judge(ctx, 0.25).keeps_states(states, 1) == 7
     assert [key for key in keys if float(quantizers[key].upper) != 0.25] == [bad]
 
