@@ -100,7 +100,8 @@ class Trials:
     def _candidates(self) -> Iterator[Candidate]:
         bits, weights = self._quantizer.bits, list(self._weights.values())
         rows = self._x if self._group.is_linear else self._x.movedim(1, -1).reshape(-1, self._x.shape[1])
-        ranged = self._extremes if self._is_fine else rows
+        # A channel that is still in the sample may be wide elsewhere, and would then stretch the grid of all others.
+        ranged = self._extremes if self._is_fine else torch.cat([rows, self._extremes])
         return chain(
             lattice(rows, self._extremes, bits), candidates(ranged, bits, weights, scalable=self._group.scalable)
         )

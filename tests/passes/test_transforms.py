@@ -311,6 +311,33 @@ def test_at_eight_bits_ranges_reach_to_the_extremes_of_all_positions() -> None:
     assert float((tail.quantize(corner) - corner).abs().max()) < 0.02 * float(corner.abs().max())
 
 
+def test_a_channel_that_is_still_in_the_sample_and_wide_elsewhere_does_not_stretch_the_grid_of_others() -> None:
+    class Sleeping(nn.Module):
+        """One channel is nearly constant but in a picture's corner, where it is as wide as the others."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.tail = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 1)
+            self.register_buffer("widths", torch.logspace(0, 1, 16).view(16, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            asleep = torch.ones_like(x[:, :1])
+            asleep[..., 2:, 2:] = 1e-3
+            still, others = (self.layer(x) * self.widths).split([1, 15], 1)
+            return self.tail(torch.cat([still * asleep, others], 1))  # type: ignore[no-any-return]
+
+    ctx = context(Sleeping().eval(), images(), bits=4)
+    run_passes([("channels", {"stages": 1})], ctx)
+    tail = ctx.student.quantizers["tail.input"]
+    assert isinstance(tail, Affine)
+    assert not tail.is_identity
+    seen: list[Tensor] = []
+    tail.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    with torch.no_grad():
+        ctx.student(*ctx.placed(ctx.images[0]))
+        assert float(tail.normalize(seen[0]).abs().max()) < 4 * float(tail.upper - tail.lower)
+
+
 def test_pictures_of_eight_bits_lose_nothing_at_an_input_of_eight_bits() -> None:
     class Shifted(nn.Module):
         """A head behind the subtraction of a mean colour."""
