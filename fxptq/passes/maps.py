@@ -73,7 +73,7 @@ def lattice(rows: Tensor, extremes: Tensor, bits: int) -> Iterator[Candidate]:
 
     Args:
         rows: values of the input, [positions, C].
-        extremes: the least and largest values of each channel, [n, C].
+        extremes: the least and the largest values of each channel, by calibration input, [2 n, C] in turns.
         bits: the bits of the input.
     """
     gaps = rows.double().sort(0).values.diff(dim=0)
@@ -88,8 +88,15 @@ def lattice(rows: Tensor, extremes: Tensor, bits: int) -> Iterator[Candidate]:
     room = levels(bits) - places[-1].round()  # steps that no picture of the calibration has reached
     if float((places - places.round()).abs().max()) > _OFF_LATTICE or float(room.min()) < 0:
         return
-    center = (low - (room / 2).floor() * step).float()
+    lows, highs = (_is_shared(extremes.double()[i::2], end, step) for i, end in enumerate((low, high)))
+    below = torch.where(lows == highs, (room / 2).floor(), torch.where(lows, torch.zeros_like(room), room))
+    center = (low - below * step).float()
     yield Candidate(LATTICE, torch.ones_like(rows[0]), center, levels(bits) * step)
+
+
+def _is_shared(extremes: Tensor, end: Tensor, step: float) -> Tensor:
+    """Whether several inputs, [n, C], end at the same value, [C]: black or white then, where no picture goes beyond."""
+    return ((extremes - end).abs() < step / 2).sum(0) > 1
 
 
 def _positive(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from fxptq.graph import Bits, Plan, Program
 from fxptq.passes.attention import ProductSearch
 from fxptq.passes.base import Context, PassReport, run_passes
 from fxptq.passes.judge import Judge, Snapshot
+from fxptq.passes.maps import lattice
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.schemes.affine import Affine
 from fxptq.quant.schemes.shares import Shares
@@ -365,6 +366,26 @@ def test_pictures_of_eight_bits_lose_nothing_at_an_input_of_eight_bits() -> None
     inside = (unseen >= reached[0].view(3, 1, 1)) & (unseen <= reached[1].view(3, 1, 1))
     assert bool(inside.any())
     assert float((quantized - values)[inside].abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("darkest", "lightest", "below"),
+    [
+        pytest.param((0, 0, 7), (245, 230, 240), 0, id="black is shared"),
+        pytest.param((10, 12, 15), (255, 255, 200), 10, id="white is shared"),
+        pytest.param((0, 0, 0), (255, 255, 255), 0, id="both are shared"),
+        pytest.param((10, 12, 15), (244, 230, 240), 10, id="none is shared"),
+    ],
+)
+def test_a_lattice_ends_where_several_pictures_end(
+    darkest: tuple[int, ...], lightest: tuple[int, ...], below: int
+) -> None:
+    """Room that no picture has reached lies beyond the end that only one picture has, or on both sides."""
+    rows = torch.arange(min(darkest), max(lightest) + 1)[:, None] / 255 - 0.4
+    ends = torch.tensor([end for pair in zip(darkest, lightest, strict=True) for end in pair])[:, None] / 255 - 0.4
+    (candidate,) = lattice(rows, ends, 8)
+    assert float(candidate.center) == pytest.approx((min(darkest) - below) / 255 - 0.4, abs=1e-6)
+    assert candidate.width == pytest.approx(1, abs=1e-5)
 
 
 def test_values_that_lie_on_no_lattice_get_none() -> None:
