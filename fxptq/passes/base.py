@@ -91,6 +91,11 @@ class Site(Protocol):
         ...
 
     @property
+    def edge(self) -> str:
+        """`head`, `tail` or `trunk`, and empty elsewhere; see `fxptq.graph.sites.Site`."""
+        ...
+
+    @property
     def geometry(self) -> Geometry | None:
         """Stride, padding, dilation and groups of a convolution; None elsewhere, and where the network computes one."""
         ...

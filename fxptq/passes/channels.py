@@ -90,7 +90,10 @@ class Channels(Pass):
         )
 
     def _groups(self, ctx: Context) -> list[Group]:
-        """The groups below 8 bits, and those of 8 bits that make a share of the error worth a map."""
+        """The groups below 8 bits, those of 8 bits that make a share of the error worth a map, and the picture's.
+
+        The head may have a grid that loses nothing, and how much clipped white costs depends on the picture.
+        """
         groups, quantizers = list(groups_of(ctx.student)), ctx.student.quantizers
         keys = {group.key: [group.key, *(key for _, key in group.layers)] for group in groups}
         fine = {key for key, own in keys.items() if all(quantizers[each].bits == BITS[-1] for each in own)}
@@ -100,7 +103,8 @@ class Channels(Pass):
         crops = training_crops(ctx, crops=8, batch=4, patch=self.settings.judge_patch, fraction=self.settings.holdout)
         errors = estimate(ctx, crops, _DRAWS)
         least = _SHARE * sum(errors.values())
-        return [group for group in groups if group.key not in fine or errors[group.key] > least]
+        heads = {group.key for group in groups if any(site.edge == "head" for site, _ in group.layers)}
+        return [group for group in groups if group.key not in fine - heads or errors[group.key] > least]
 
     def _nbytes(self, group: Group) -> int:
         return 4 * self.settings.rows * group.channels * (1 if group.is_linear else 3)  # crops have rims

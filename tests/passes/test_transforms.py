@@ -368,6 +368,30 @@ def test_pictures_of_eight_bits_lose_nothing_at_an_input_of_eight_bits() -> None
     assert float((quantized - values)[inside].abs().max()) < 1e-5
 
 
+def test_the_picture_gets_its_grid_where_others_make_nearly_all_of_the_error() -> None:
+    class Wide(nn.Module):
+        """Behind the head, values are a thousand times as large, so that four bits lose much."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Conv2d(3, 8, 3, padding=1)
+            self.body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+            self.tail = nn.Conv2d(8, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.head(x)
+            return self.tail(y + 1000 * self.body(y))  # type: ignore[no-any-return]
+
+    pictures_of_8_bits = [(20 + 200 * x).round() / 255 for x in images(side=48) if isinstance(x, Tensor)]
+    schemes = (("*.input", "affine"), ("*.weight", "affine"))
+    student = Program(Wide().eval(), pictures_of_8_bits[0], Plan(Bits(3, 3), schemes=schemes))
+    ctx = Context(student, Program(student.holder.model, pictures_of_8_bits[0], twin=student), list(pictures_of_8_bits))
+    run_passes([("observe", {}), ("dobi2d", {"k": 50})], ctx)
+    assert student.quantizers["head.input"].bits == 8
+    report = run_passes([("channels", {"stages": 1})], ctx)[-1]
+    assert "lattice: 1" in report.notes
+
+
 @pytest.mark.parametrize(
     ("darkest", "lightest", "below"),
     [
