@@ -216,7 +216,7 @@ class Allocate(Pass):
             errors[key] = {own: error}
             if key not in bounds:
                 continue
-            nearest = errors_by_width(values_of(ctx, key), bounds[key], own)
+            nearest = errors_by_width(bounds[key], own)
             least = own if self.settings.raise_only else BITS.start
             errors[key] = {
                 bits: error * (left_at(bits, left[key], nearest) if key in left else part)

@@ -54,12 +54,11 @@ def at_width(quantizer: Quantizer, bits: int) -> Quantizer:
     return other
 
 
-def errors_by_width(values: Distribution, bounds: Mapping[int, search.Bounds], own: int) -> dict[int, float]:
+def errors_by_width(bounds: Mapping[int, search.Bounds], own: int) -> dict[int, float]:
     """The squared error of the values at each width, as a multiple of the error at a quantizer's own width.
 
     Args:
-        values: the values.
-        bounds: see `bounds_by_width`.
+        bounds: see `bounds_by_width`; every range has as many values.
         own: the quantizer's own width.
 
     Returns:
@@ -67,7 +66,7 @@ def errors_by_width(values: Distribution, bounds: Mapping[int, search.Bounds], o
     """
     errors: dict[int, float] = {}
     for bits, of_width in sorted(bounds.items()):
-        total = float((of_width.error * values.total).sum())
+        total = float(of_width.error.sum())
         errors[bits] = min(total, errors.get(bits - 1, total))  # few candidates may miss the best
     return {bits: error / errors[own] if errors[own] > 0 else 1.0 for bits, error in errors.items()}
 

@@ -215,7 +215,7 @@ def test_bounds_must_be_there() -> None:
 
 def errors_of(values: Distribution, quantizer: Quantizer, k: int) -> dict[int, float]:
     """The errors of values at each width, in units of that at the quantizer's own."""
-    return errors_by_width(values, bounds_by_width(values, quantizer, k), quantizer.bits)
+    return errors_by_width(bounds_by_width(values, quantizer, k), quantizer.bits)
 
 
 def test_what_is_left_of_a_weight_is_interpolated_and_follows_the_values_beyond() -> None:
