@@ -5,6 +5,9 @@ other widths it is in proportion to the error of the operand's values (see `widt
 rounds for the outputs of their layers, what this will leave is measured (see `remains`). `allocation` chooses. Operands
 that share a quantizer share a width. Sites that cost next to nothing get 8 bits without a rule of their own, because
 bits are cheap there. The bounds of quantizers that change are searched again.
+
+Small errors of many weights may make more together than their sum. So where weights have got other widths, `refit` is
+rehearsed, and where it leaves far more than predicted, it is rehearsed with the weights' planned widths, too.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from fxptq.passes.crops import training_crops
 from fxptq.passes.judge import Judge, JudgedSettings, Snapshot
 from fxptq.passes.observe import Observe
 from fxptq.passes.offsets import movable_weights
+from fxptq.passes.refit import Refit
 from fxptq.passes.remains import remains
 from fxptq.passes.samples import turned_off
 from fxptq.passes.sensitivity import estimate
@@ -35,6 +39,12 @@ from fxptq.quant.quantizer import BITS, Quantizer
 _STEP = 0.25
 """Distance of the average widths that are tried for a largest drop."""
 
+
+_TRUST = 1.5
+"""The error after a rehearsal of `refit`, in units of the predicted one, up to which predictions are trusted."""
+
+_REHEARSED_ROWS = 8192
+"""Largest number of positions that each weight is rounded for in a rehearsal."""
 
 BEHIND = frozenset({"moments", "gptq", "refit", "biases", "dqc"})
 """Bundled passes that round weights or train for the widths that are there, so that they come behind this pass."""
@@ -151,10 +161,16 @@ class Allocate(Pass):
             limits = self._limits(ctx, widths.plan)
             widths.set(allocate(errors, limits))
         error, verdict = judged(), ""
-        if not settings.budgets and not error < start and not widths.weights.isdisjoint(widths.changed):
-            planned = {key: {widths.plan[key]: errors[key][widths.plan[key]]} for key in widths.weights}
-            widths.set(allocate({**errors, **planned}, limits))
-            error, verdict = judged(), ", with the weights' planned bits"
+        if not settings.budgets and not widths.weights.isdisjoint(widths.changed):
+            rehearsed = self._rehearsed(ctx, judge) if left and error < start else error
+            if not (error < start and rehearsed <= _TRUST * error):
+                chosen, before = widths.now, error
+                planned = {key: {widths.plan[key]: errors[key][widths.plan[key]]} for key in widths.weights}
+                widths.set(allocate({**errors, **planned}, limits))
+                error, verdict = judged(), ", with the weights' planned bits"
+                if before < start and not (error < start and self._rehearsed(ctx, judge) < rehearsed):
+                    widths.set(chosen)
+                    error, verdict = before, ""
         if not settings.budgets and not error < start:
             widths.take_back()
             verdict = ": not better, taken back"
@@ -168,6 +184,16 @@ class Allocate(Pass):
                 *(f"{limit.name}: {limit.cost(widths.now):,.0f} of {limit.most:,.0f}" for limit in limits),
             ),
         )
+
+    def _rehearsed(self, ctx: Context, judge: Judge) -> float:
+        """The error of the output behind `refit`, on fewer positions; the student stays as it is."""
+        before = Snapshot.of(ctx.student, ctx.student.quantizers)
+        settings = Refit.Settings(self.settings.holdout, self.settings.judge_patch, rows=_REHEARSED_ROWS)
+        try:
+            Refit(settings).run(ctx)
+            return judge.measure()
+        finally:
+            before.restore()
 
     def _within(self, ctx: Context, widths: _Widths, errors: Errors, notes: list[str]) -> list[Limit]:
         """Sets the fewest bits that keep the largest drop, or the most bits where none do; returns their limits."""

@@ -26,6 +26,9 @@ _VALUES = 30_000
 _FINE = 7
 """From so many bits on, the steps are small and clipping makes most of the error, so ranges reach to the extremes."""
 
+_REACH = 1.2
+"""Width of a fine range of the trunk in units of the extremes of the calibration inputs; see `Trials`."""
+
 _WORTH = 0.85
 """A map takes six bytes a channel in the file, so it must lower the error of the layers to this part at least."""
 
@@ -53,6 +56,9 @@ class Trial:
 class Trials:
     """The candidates of one group of layers.
 
+    The trunk and the tail read sums that carry the picture itself and that no norm bounds, so that pictures of stronger
+    colours go beyond all that was seen. Where steps are small, clipping them costs far more than wider steps do.
+
     Args:
         student: the network with the quantizers, which stay as they are.
         group: the layers.
@@ -69,17 +75,21 @@ class Trials:
         self._references = [_about_mean(output_of(site, self._x, self._weights[key])) for site, key in group.layers]
         self._quantizer = student.quantizers[group.key]
         self._is_fine = self._quantizer.bits >= _FINE
+        self._is_open = self._is_fine and any(site.edge in ("trunk", "tail") for site, _ in group.layers)
 
     def best(self) -> tuple[str, State]:
         """The name of the best candidate and the quantizers' tensors for it; none where no map is better."""
         trials = (self.tried(candidate) for candidate in self._candidates())
         sound = (trial for trial in trials if math.isfinite(trial.error))
         best = min(sound, key=lambda trial: trial.error, default=None)
-        if best is None or best.name == NONE:
+        if best is None or (best.name == NONE and not self._is_open):
             return NONE, {}
         if best.name != LATTICE:
-            _set_bounds(best.entry, dobi2d(Distribution.of(best.values), best.entry, 2 * self._bounds))
-        return best.name, {self._group.key: best.entry.stored(), **best.weights}
+            floor = self._group.lowest if best.name == NONE else None
+            found = dobi2d(Distribution.of(best.values), best.entry, 2 * self._bounds, floor)
+            best.entry.set_bounds(*(_reaching(found, floor) if self._is_open else (found.lower, found.upper)))
+        weights = best.weights if best.name != NONE else {}
+        return best.name, {self._group.key: best.entry.stored(), **weights}
 
     def tried(self, candidate: Candidate) -> Trial:
         """The error with a candidate, with bounds searched behind its map."""
@@ -130,6 +140,12 @@ def _probe(quantizer: Quantizer) -> Affine:
 
 def _set_bounds(quantizer: Quantizer, bounds: Bounds) -> None:
     quantizer.set_bounds(bounds.lower, bounds.upper)
+
+
+def _reaching(found: Bounds, floor: float | None) -> tuple[Tensor, Tensor]:
+    """Bounds that are wider by the reach, on both sides or above a floor."""
+    more = (_REACH - 1) * (found.upper - found.lower)
+    return (found.lower - more / 2, found.upper + more / 2) if floor is None else (found.lower, found.upper + more)
 
 
 def _weight(student: QuantizedNetwork, key: str) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxptq.errors import InputError
 from fxptq.graph import Bits, Plan, Program
-from fxptq.passes.allocate import left_at
+from fxptq.passes.allocate import Allocate, left_at
 from fxptq.passes.base import Context, PassReport, run_passes
 from fxptq.passes.costs import bit_operations, code_bits
 from fxptq.passes.judge import Judge, batches
@@ -277,6 +277,40 @@ def test_weights_keep_their_bits_where_others_do_not_help_yet(monkeypatch: pytes
     moved = {key for key in plan if plan[key] != widths(ctx)[key]}
     assert moved
     assert all(ctx.student.weight_of(key) is None for key in moved)
+
+
+@pytest.mark.parametrize(
+    ("rehearsals", "planned"),
+    [
+        pytest.param([0.5], False, id="the prediction holds"),
+        pytest.param([5.0, 2.0], True, id="moved weights leave more"),
+        pytest.param([5.0, 6.0], False, id="planned weights leave more"),
+    ],
+)
+def test_refit_is_rehearsed_where_weights_have_moved(
+    monkeypatch: pytest.MonkeyPatch, rehearsals: list[float], planned: bool
+) -> None:
+    ctx = context(swinir(), bits=3)
+    plan, expected, errors = widths(ctx), iter(rehearsals), iter([1.0, 0.8, 0.9])
+    monkeypatch.setattr(Judge, "measure", lambda _judge: next(errors))
+    monkeypatch.setattr(Allocate, "_rehearsed", lambda *_: next(expected))
+    report = allocated(ctx)
+    assert next(expected, None) is None
+    assert ("with the weights' planned bits" in report.notes[0]) == planned
+    moved = {key for key in plan if plan[key] != widths(ctx)[key]}
+    assert all(ctx.student.weight_of(key) is None for key in moved) == planned
+
+
+def test_a_rehearsal_changes_nothing_and_tells_what_refit_will_leave() -> None:
+    ctx = context(swinir(), bits=3)
+    allocation = Allocate(Allocate.Settings())
+    judge = Judge.of(ctx, allocation.settings)
+    before = judge.measure()
+    rehearsed = allocation._rehearsed(ctx, judge)
+    assert judge.measure() == before
+    run_passes([("refit", {"rows": 8192})], ctx)
+    assert rehearsed == pytest.approx(judge.measure(), rel=1e-6)
+    assert rehearsed < 0.95 * before
 
 
 def test_an_operand_on_its_grid_keeps_its_width() -> None:

@@ -312,6 +312,23 @@ def test_at_eight_bits_ranges_reach_to_the_extremes_of_all_positions() -> None:
     assert float((tail.quantize(corner) - corner).abs().max()) < 0.02 * float(corner.abs().max())
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_fine_ranges_of_the_tail_leave_room_for_pictures_that_go_beyond_the_calibration(bits: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 3, 1)).eval()
+    ctx = context(model, images(), bits=bits)
+    run_passes([("channels", {"stages": 1})], ctx)
+    reaches = []
+    with torch.no_grad():
+        for key, stage in (("1.input", model[:1]), ("2.input", model[:2])):
+            quantizer = ctx.student.quantizers[key]
+            seen = torch.cat([quantizer.normalize(stage(x)).flatten() for x in Judge(ctx, 0.25).inputs])
+            reaches.append(float((quantizer.upper - quantizer.lower) / (seen.max() - seen.min())))
+    inner, tail = reaches
+    assert inner < 1.05
+    assert tail > 1.15 if bits == 8 else tail < 1.05
+
+
 def test_a_channel_that_is_still_in_the_sample_and_wide_elsewhere_does_not_stretch_the_grid_of_others() -> None:
     class Sleeping(nn.Module):
         """One channel is nearly constant but in a picture's corner, where it is as wide as the others."""
