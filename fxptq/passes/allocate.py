@@ -39,7 +39,6 @@ from fxptq.quant.quantizer import BITS, Quantizer
 _STEP = 0.25
 """Distance of the average widths that are tried for a largest drop."""
 
-
 _TRUST = 1.5
 """The error after a rehearsal of `refit`, in units of the predicted one, up to which predictions are trusted."""
 
@@ -162,7 +161,10 @@ class Allocate(Pass):
             widths.set(allocate(errors, limits))
         error, verdict = judged(), ""
         if not settings.budgets and not widths.weights.isdisjoint(widths.changed):
-            rehearsed = self._rehearsed(ctx, judge) if left and error < start else error
+            rehearsed = error
+            if left and error < start:
+                rehearsed = self._rehearsed(ctx, judge)
+                notes.append(f"a rehearsal of refit left {rehearsed:.3g}; predicted were {error:.3g}")
             if not (error < start and rehearsed <= _TRUST * error):
                 chosen, before = widths.now, error
                 planned = {key: {widths.plan[key]: errors[key][widths.plan[key]]} for key in widths.weights}
