@@ -67,6 +67,14 @@ def test_weights_in_half_bytes(operators: Operators, channels: int) -> None:
     assert torch.equal(sums_by(operators, a, w, 63, (1, 1)).long(), expected)
 
 
+def test_odd_sums_above_two_to_the_24_are_rounded_as_float32_rounds_them(operators: Operators) -> None:
+    a = codes((1, 59, 3, 3), 8, "highest")
+    w = panels.centred(codes((1, 59, 3, 3), 8, "highest"), 8)
+    expected = reference.convolved_sums(a, w, (1, 1), (0, 0))
+    assert int(expected) == 255 * 127 * 9 * 59
+    assert torch.equal(sums_by(operators, a, w, 255, (0, 0)), expected.float())
+
+
 @settings(deadline=None, max_examples=120)
 @given(data=st.data())
 def test_sums_equal_int64_for_any_shape(data: st.DataObject) -> None:
@@ -81,7 +89,8 @@ def test_sums_equal_int64_for_any_shape(data: st.DataObject) -> None:
         a = a.contiguous(memory_format=torch.channels_last)
     expected = reference.convolved_sums(a, w, (1, 1), padding)
     for native in (True, False) if backend().native else (False,):
-        assert torch.equal(sums_by(Operators(native), a, w, 2**bits - 1, padding).long(), expected)
+        # From 58 channels on sums may pass 2^24, and float32, which holds them, rounds odd ones.
+        assert torch.equal(sums_by(Operators(native), a, w, 2**bits - 1, padding), expected.float())
 
 
 @pytest.mark.parametrize("sign", [1, -1], ids=["positive", "negative"])
