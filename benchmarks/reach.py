@@ -9,16 +9,14 @@ units of the error of rounding between the extremes themselves: the mean over pi
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.study import ROOT, inputs_of, open_study_network
+from benchmarks.study import common_options, inputs_of, open_study_network
 from fxptq.commands.scores import open_sets
 from fxptq.commands.source import example_of
 from fxptq.evaluate.sets import Pair
@@ -61,13 +59,9 @@ class Tails:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", help="a recipe's name, or a weights file that spandrel recognises")
-    parser.add_argument("--calib", default="synthetic")
-    parser.add_argument("--images", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sets", nargs="+", default=["Set5"])
-    parser.add_argument("--benchmarks", type=Path, default=ROOT / "../shared/data/benchmarks")
+    parser = common_options(__doc__)
+    parser.set_defaults(images=24, sets=["Set5"])
+    parser.add_argument("--calib", default="synthetic", help="a folder of pictures, or synthetic")
     options = parser.parse_args()
     source = open_study_network(options.network)
     program = Program(source.model, example_of(source.recipe), Plan(Bits(8, 8)))

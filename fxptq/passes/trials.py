@@ -85,7 +85,7 @@ class Trials:
         if best is None or (best.name == NONE and not self._is_open):
             return NONE, {}
         if best.name != LATTICE:
-            floor = self._group.lowest if best.name == NONE else None
+            floor = self._floor(best.name)
             found = dobi2d(Distribution.of(best.values), best.entry, 2 * self._bounds, floor)
             best.entry.set_bounds(*(_reaching(found, floor) if self._is_open else (found.lower, found.upper)))
         weights = best.weights if best.name != NONE else {}
@@ -126,9 +126,13 @@ class Trials:
         if candidate.width:
             entry.set_bounds(0.0, candidate.width)
         else:
-            floor = self._group.lowest if candidate.name == NONE else None
-            _set_bounds(entry, dobi2d(Distribution.of(values), entry, max(1, self._bounds // 2), floor))
+            values_of = Distribution.of(values)
+            _set_bounds(entry, dobi2d(values_of, entry, max(1, self._bounds // 2), self._floor(candidate.name)))
         return entry, values
+
+    def _floor(self, candidate: str) -> float | None:
+        """The known floor of the input; none behind a map, which moves it channel by channel."""
+        return self._group.lowest if candidate == NONE else None
 
 
 def _probe(quantizer: Quantizer) -> Affine:
