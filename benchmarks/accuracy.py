@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--unseen", type=int, default=4, help="further inputs, for the error of the output")
     parser.add_argument("--bounds", action="store_true", help="rows of other searches for bounds, too")
+    parser.add_argument("--last", action="store_true", help="a row for the last pass alone, in half of the time")
     parser.add_argument("--integers", action="store_true", help="score on integer kernels instead of the simulation")
     parser.add_argument("--out", type=Path, default=Path("out/accuracy"), help="where rows and states are kept")
     options = parser.parse_args()
@@ -111,9 +112,10 @@ class Table:
         self._chain(bits, self._study.preset.passes)
 
     def _chain(self, bits: int, passes: Sequence[PassEntry]) -> None:
-        """The rows after each pass but `observe`; passes whose rows and states are kept are not run again."""
+        """The rows after each pass but `observe`, or after the last; what is kept is not run again."""
         keys = [self._key(bits, passes[: index + 1]) for index in range(len(passes))]
         shown = [index for index, entry in enumerate(passes) if entry.name != "observe"]
+        shown = shown[-1:] if self._options.last else shown
         rows = {index: self._store.get(keys[index]) for index in shown}
         known = [index for index in shown if rows[index] is not None]
         todo = [index for index in shown if rows[index] is None]

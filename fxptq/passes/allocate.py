@@ -24,26 +24,24 @@ from fxptq.passes.base import Context, Operand, Pass, PassReport, QuantizedNetwo
 from fxptq.passes.bounds import set_bounds, values_of
 from fxptq.passes.costs import bit_operations, code_bits
 from fxptq.passes.crops import training_crops
+from fxptq.passes.forecast import Forecast
 from fxptq.passes.judge import Judge, JudgedSettings, Snapshot
-from fxptq.passes.observe import Observe
+from fxptq.passes.observe import observe
 from fxptq.passes.offsets import movable_weights
-from fxptq.passes.refit import Refit
+from fxptq.passes.reach import FINE, open_inputs, reaching
 from fxptq.passes.remains import remains
-from fxptq.passes.samples import turned_off
 from fxptq.passes.sensitivity import estimate
 from fxptq.passes.widths import best_bounds, bounds_by_width, errors_by_width
 from fxptq.quant import search
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import BITS, Quantizer
+from fxptq.quant.schemes.affine import Affine
 
 _STEP = 0.25
 """Distance of the average widths that are tried for a largest drop."""
 
 _TRUST = 1.5
 """The error after a rehearsal of `refit`, in units of the predicted one, up to which predictions are trusted."""
-
-_REHEARSED_ROWS = 8192
-"""Largest number of positions that each weight is rounded for in a rehearsal."""
 
 BEHIND = frozenset({"moments", "gptq", "refit", "biases", "dqc"})
 """Bundled passes that round weights or train for the widths that are there, so that they come behind this pass."""
@@ -144,38 +142,16 @@ class Allocate(Pass):
         of_weights = {key: of_width for key, of_width in bounds.items() if key in widths.weights}
         left = remains(ctx, crops, of_weights) if settings.refitted else {}
         errors = self._errors(ctx, sensitivity, bounds, left)
-
-        def judged() -> float:
-            """The error of the output with what rounding will leave of the weights' errors."""
-            with turned_off(student, left.keys()):
-                measured = judge.measure()
-            now = widths.now
-            return measured + sum(errors[key][now[key]] for key in left)
-
-        start = judged()
-        notes: list[str] = []
+        forecast = Forecast(ctx, judge, {key: errors[key] for key in left})
+        start, notes = forecast.predicted(), list[str]()
         if settings.max_drop is not None:
             limits = self._within(ctx, widths, errors, notes)
         else:
             limits = self._limits(ctx, widths.plan)
             widths.set(allocate(errors, limits))
-        error, verdict = judged(), ""
-        if not settings.budgets and not widths.weights.isdisjoint(widths.changed):
-            rehearsed = error
-            if left and error < start:
-                rehearsed = self._rehearsed(ctx, judge)
-                notes.append(f"a rehearsal of refit left {rehearsed:.3g}; predicted were {error:.3g}")
-            if not (error < start and rehearsed <= _TRUST * error):
-                chosen, before = widths.now, error
-                planned = {key: {widths.plan[key]: errors[key][widths.plan[key]]} for key in widths.weights}
-                widths.set(allocate({**errors, **planned}, limits))
-                error, verdict = judged(), ", with the weights' planned bits"
-                if before < start and not (error < start and self._rehearsed(ctx, judge) < rehearsed):
-                    widths.set(chosen)
-                    error, verdict = before, ""
-        if not settings.budgets and not error < start:
-            widths.take_back()
-            verdict = ": not better, taken back"
+        error, verdict = forecast.predicted(), ""
+        if not settings.budgets:
+            error, verdict = _best(widths, forecast, errors, limits, (start, error), notes)
         return PassReport(
             quantizers={key: {"bits": bits, "sensitivity": sensitivity[key]} for key, bits in widths.now.items()},
             figures={"error_before": start, "error_after": error},
@@ -186,16 +162,6 @@ class Allocate(Pass):
                 *(f"{limit.name}: {limit.cost(widths.now):,.0f} of {limit.most:,.0f}" for limit in limits),
             ),
         )
-
-    def _rehearsed(self, ctx: Context, judge: Judge) -> float:
-        """The error of the output behind `refit`, on fewer positions; the student stays as it is."""
-        before = Snapshot.of(ctx.student, ctx.student.quantizers)
-        settings = Refit.Settings(self.settings.holdout, self.settings.judge_patch, rows=_REHEARSED_ROWS)
-        try:
-            Refit(settings).run(ctx)
-            return judge.measure()
-        finally:
-            before.restore()
 
     def _within(self, ctx: Context, widths: _Widths, errors: Errors, notes: list[str]) -> list[Limit]:
         """Sets the fewest bits that keep the largest drop, or the most bits where none do; returns their limits."""
@@ -299,6 +265,7 @@ class _Widths:
         self._ctx, self._k = ctx, k
         self.plan = self.now
         self.weights = frozenset(key for key in self.plan if ctx.student.weight_of(key) is not None)
+        self._open = open_inputs(ctx.student)
         self._before = Snapshot.of(ctx.student, ctx.student.quantizers)
 
     @property
@@ -324,8 +291,74 @@ class _Widths:
         self._ctx.student.set_bits(self.plan)
         self._before.restore()
 
-    def _search(self, values: Distribution, quantizer: Quantizer, _operand: Operand) -> search.Bounds:
-        return best_bounds(values, quantizer, self._k)
+    def _search(self, values: Distribution, quantizer: Quantizer, operand: Operand) -> search.Bounds:
+        if quantizer.bits < FINE or operand.quantizer not in self._open:
+            return best_bounds(values, quantizer, self._k)
+        floor = None if isinstance(quantizer, Affine) and not quantizer.is_identity else operand.lowest
+        return reaching(search.minmax(values, quantizer, floor), floor)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Widths that are better than the plan's by their prediction.
+
+    Attributes:
+        verdict: what the widths are, to be said behind the error.
+        widths: by quantizer.
+        predicted: the predicted error of the output.
+        rehearsed: the error behind a rehearsal of the rounding; the predicted one where there is none.
+    """
+
+    verdict: str
+    widths: Mapping[str, int]
+    predicted: float
+    rehearsed: float
+
+
+def _best(
+    widths: _Widths,
+    forecast: Forecast,
+    errors: Errors,
+    limits: Sequence[Limit],
+    predicted: tuple[float, float],
+    notes: list[str],
+) -> tuple[float, str]:
+    """Sets the best of the allocated widths, those with the planned bits for weights, and the plan.
+
+    Args:
+        widths: the student's, which are as `allocate` chose them.
+        forecast: of the student.
+        errors: as for `allocate`.
+        limits: likewise.
+        predicted: the predicted errors with the plan and with the present widths.
+        notes: where a rehearsal is told.
+
+    Returns:
+        The predicted error and what to say behind it; if the plan stays, those of the last widths that were tried.
+    """
+    start, error = predicted
+    choices: list[_Choice] = []
+    planned = {key: {widths.plan[key]: errors[key][widths.plan[key]]} for key in widths.weights}
+    for verdict in ("", ", with the weights' planned bits"):
+        if verdict:
+            widths.set(allocate({**errors, **planned}, limits))
+            error = forecast.predicted()
+        has_moved = not widths.weights.isdisjoint(widths.changed)
+        rehearsed = error
+        if error < start and forecast.of_weights and (has_moved or choices):
+            rehearsed = forecast.rehearsed()
+            notes.append(f"a rehearsal of refit left {rehearsed:.3g}; predicted were {error:.3g}{verdict}")
+        if error < start:
+            choices.append(_Choice(verdict, widths.now, error, rehearsed))
+        if not has_moved or (error < start and rehearsed <= _TRUST * error):
+            break
+    if not choices:
+        widths.take_back()
+        return error, ": not better, taken back"
+    best = min(choices, key=lambda choice: choice.rehearsed)
+    if best is not choices[-1]:
+        widths.set(best.widths)
+    return best.predicted, best.verdict
 
 
 def left_at(bits: int, measured: Mapping[int, float], errors: Mapping[int, float]) -> float:
@@ -348,9 +381,10 @@ def left_at(bits: int, measured: Mapping[int, float], errors: Mapping[int, float
 
 
 def _observe_missing(ctx: Context, keys: Sequence[str]) -> None:
-    """Observes the values of activations again if a pass has changed the map of one of these."""
-    if any(ctx.student.weight_of(key) is None and key not in ctx.statistics for key in keys):
-        Observe(Observe.Settings()).run(ctx)
+    """Observes the values of activations again whose map a pass has changed since."""
+    missing = [key for key in keys if ctx.student.weight_of(key) is None and key not in ctx.statistics]
+    if missing:
+        observe(ctx, missing)
 
 
 def _counted(widths: _Widths) -> list[str]:

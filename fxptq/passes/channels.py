@@ -16,6 +16,7 @@ from fxptq.errors import InputError
 from fxptq.passes.base import Context, Pass, PassReport, register
 from fxptq.passes.crops import training_crops
 from fxptq.passes.judge import Judge, StagedSettings, State
+from fxptq.passes.maps import NONE
 from fxptq.passes.readers import Group, groups_of, take_of
 from fxptq.passes.samples import in_memory, most_bytes, sample
 from fxptq.passes.sensitivity import estimate
@@ -81,10 +82,11 @@ class Channels(Pass):
                     advance(note=name)
         changed = [(group, name, state) for group, name, state in chosen if state]
         kept = judge.keeps_states([state for _, _, state in changed], self.settings.stages)
+        mapped = sum(name != NONE for _, name, _ in changed)
         return PassReport(
             notes=(
-                f"{len(groups)} inputs, {len(changed)} with a better map for their layers, {kept} kept; "
-                f"squared error of the output {start:.3g} -> {judge.error:.3g}",
+                f"{len(groups)} inputs: {mapped} with a better map for their layers, {len(changed) - mapped} with a "
+                f"wider range alone; {kept} kept; squared error of the output {start:.3g} -> {judge.error:.3g}",
                 *sorted({f"{name}: {sum(n == name for _, n, _ in chosen)}" for _, name, _ in chosen}),
             )
         )

@@ -15,6 +15,9 @@ from fxptq.passes.samples import in_float
 from fxptq.quant.observer import Histogram
 from fxptq.ranks import Ranks
 
+BINS = 8192
+"""Number of bins of a histogram."""
+
 
 @register("observe")
 class Observe(Pass):
@@ -32,7 +35,7 @@ class Observe(Pass):
             bins: number of bins of each histogram.
         """
 
-        bins: int = 8192
+        bins: int = BINS
 
         def __post_init__(self) -> None:
             if self.bins < 2:
@@ -49,28 +52,46 @@ class Observe(Pass):
             CalibrationError: if a tensor is not finite, or a quantizer sees no values; the message names the quantizer
                 and the image.
         """
-        if not ctx.images:
-            raise InputError("observing needs at least one calibration image")
-        ctx.install_kernels()
-        student = ctx.student
-        observers = {
-            key: _Named(key, self.settings.bins) for key in student.quantizers if student.weight_of(key) is None
-        }
-        with in_float(student):
-            for key, observer in observers.items():
-                student.quantizers[key].observer, student.quantizers[key].mode = observer, "observe"
-            try:
-                ctx.ranks.together(lambda: _run_all(ctx))
-            finally:
-                for key in observers:
-                    student.quantizers[key].observer = None
-        _merge([observer.histogram for observer in observers.values()], ctx.ranks)
+        keys = [key for key in ctx.student.quantizers if ctx.student.weight_of(key) is None]
+        values = observe(ctx, keys, self.settings.bins)
+        return PassReport(notes=(f"{len(keys)} activations, {values:,} values, {len(ctx.images)} images",))
+
+
+def observe(ctx: Context, keys: Sequence[str], bins: int = BINS) -> int:
+    """Fills `ctx.statistics` for the quantizers of some activations, as the pass does for all.
+
+    Args:
+        ctx: the student and the calibration images.
+        keys: the quantizers.
+        bins: number of bins of each histogram.
+
+    Returns:
+        The number of values that were seen.
+
+    Raises:
+        InputError: if there are no images.
+        CalibrationError: if a tensor is not finite, or a quantizer sees no values; the message names the quantizer
+            and the image.
+    """
+    if not ctx.images:
+        raise InputError("observing needs at least one calibration image")
+    ctx.install_kernels()
+    student = ctx.student
+    observers = {key: _Named(key, bins) for key in keys}
+    with in_float(student):
         for key, observer in observers.items():
-            if observer.histogram.count == 0:
-                raise CalibrationError(f"{key}: no calibration image leads through this place")
-            ctx.statistics[key] = observer.histogram.distribution()
-        values = sum(observer.histogram.count for observer in observers.values())
-        return PassReport(notes=(f"{len(observers)} activations, {values:,} values, {len(ctx.images)} images",))
+            student.quantizers[key].observer, student.quantizers[key].mode = observer, "observe"
+        try:
+            ctx.ranks.together(lambda: _run_all(ctx))
+        finally:
+            for key in observers:
+                student.quantizers[key].observer = None
+    _merge([observer.histogram for observer in observers.values()], ctx.ranks)
+    for key, observer in observers.items():
+        if observer.histogram.count == 0:
+            raise CalibrationError(f"{key}: no calibration image leads through this place")
+        ctx.statistics[key] = observer.histogram.distribution()
+    return sum(observer.histogram.count for observer in observers.values())
 
 
 @torch.no_grad()

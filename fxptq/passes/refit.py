@@ -16,9 +16,12 @@ from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
 from fxptq.passes.base import Context, Pass, PassReport, register
 from fxptq.passes.judge import Judge, JudgedSettings, batches
-from fxptq.passes.layers import Layer, Layers, layers_of, means_in_float, moments_about, outputs, visit
+from fxptq.passes.layers import Layer, layers_of, means_in_float, moments_about, outputs, visit
 from fxptq.passes.moments import input_vectors
 from fxptq.quant.rounded import Rounded, round_weight
+
+DAMPING = 0.01
+"""Added to the diagonal of the inputs' second moments, in units of its mean."""
 
 
 @register("refit")
@@ -42,7 +45,7 @@ class Refit(Pass):
 
         images: int = 8
         rows: int = 16384
-        damping: float = 0.01
+        damping: float = DAMPING
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -71,36 +74,47 @@ class Refit(Pass):
         judge = Judge.of(ctx, self.settings)
         start, figures = judge.error, dict[str, dict[str, float]]()
         batch = batches(ctx, judge.inputs[: self.settings.images])[0]
-        means = means_in_float(ctx, layers, batch, self.settings.rows)
+        rows, damping = self.settings.rows, self.settings.damping
         keys = [layer.key for of_input in layers.values() for layer in of_input]
-        kept = judge.keeps(keys, lambda: figures.update(self._refit(ctx, layers, means, batch)))
+        kept = judge.keeps(keys, lambda: figures.update(round_in_order(ctx, batch, rows, damping)))
         verdict = f"{start:.3g} -> {judge.error:.3g}" if kept else f"not below {start:.3g}: taken back"
         return PassReport(
             quantizers=figures if kept else {},
             notes=(f"{len(keys)} weights; squared error of the output {verdict}",),
         )
 
-    def _refit(
-        self, ctx: Context, layers: Layers, means: dict[str, Tensor], batch: Inputs
-    ) -> dict[str, dict[str, float]]:
-        """Rounds and corrects all layers in the order of execution, and returns the figures of each weight."""
-        figures: dict[str, dict[str, float]] = {}
-        student = ctx.student
 
-        def refit(layer: Layer, x: Tensor) -> None:
-            weight, bias, key = student.weight_of(layer.key), student.bias_of(layer.key), layer.key
-            assert weight is not None  # a movable weight  # noqa: S101
-            vectors = input_vectors(x, layer.site, self.settings.rows)[0]
-            mean = vectors.mean(1)
-            moments = moments_about(mean if bias is not None else torch.zeros_like(mean), vectors)
-            rounded = round_weight(weight, student.quantizers[key], moments, self.settings.damping)
-            if not isinstance(rounded, Rounded):
-                return
-            if bias is not None:
-                student.set_bias(key, bias + outputs(weight, means[key]) - outputs(rounded.weight, mean))
-            student.quantizers[key].restore(rounded.bounds)
-            student.set_weight(key, rounded.weight)
-            figures[key] = rounded.figures
+@torch.no_grad()
+def round_in_order(ctx: Context, batch: Inputs, rows: int, damping: float = DAMPING) -> dict[str, dict[str, float]]:
+    """Rounds the weights and corrects the biases of all layers in the order of execution, and judges nothing.
 
-        visit(ctx, layers, batch, refit)
-        return figures
+    Args:
+        ctx: the student, with bounds that are set.
+        batch: an input of the network, or several as one batch.
+        rows: largest number of positions that are used for each layer.
+        damping: added to the diagonal of the inputs' second moments, in units of its mean.
+
+    Returns:
+        The figures of each weight, by the key of its quantizer.
+    """
+    figures: dict[str, dict[str, float]] = {}
+    student, layers = ctx.student, layers_of(ctx.student)
+    means = means_in_float(ctx, layers, batch, rows)
+
+    def refit(layer: Layer, x: Tensor) -> None:
+        weight, bias, key = student.weight_of(layer.key), student.bias_of(layer.key), layer.key
+        assert weight is not None  # a movable weight  # noqa: S101
+        vectors = input_vectors(x, layer.site, rows)[0]
+        mean = vectors.mean(1)
+        moments = moments_about(mean if bias is not None else torch.zeros_like(mean), vectors)
+        rounded = round_weight(weight, student.quantizers[key], moments, damping)
+        if not isinstance(rounded, Rounded):
+            return
+        if bias is not None:
+            student.set_bias(key, bias + outputs(weight, means[key]) - outputs(rounded.weight, mean))
+        student.quantizers[key].restore(rounded.bounds)
+        student.set_weight(key, rounded.weight)
+        figures[key] = rounded.figures
+
+    visit(ctx, layers, batch, refit)
+    return figures

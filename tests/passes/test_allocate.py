@@ -14,6 +14,7 @@ from fxptq.graph import Bits, Plan, Program
 from fxptq.passes.allocate import Allocate, left_at
 from fxptq.passes.base import Context, PassReport, run_passes
 from fxptq.passes.costs import bit_operations, code_bits
+from fxptq.passes.forecast import Forecast
 from fxptq.passes.judge import Judge, batches
 from fxptq.passes.offsets import movable_weights
 from fxptq.passes.sensitivity import estimate, measure
@@ -293,7 +294,7 @@ def test_refit_is_rehearsed_where_weights_have_moved(
     ctx = context(swinir(), bits=3)
     plan, expected, errors = widths(ctx), iter(rehearsals), iter([1.0, 0.8, 0.9])
     monkeypatch.setattr(Judge, "measure", lambda _judge: next(errors))
-    monkeypatch.setattr(Allocate, "_rehearsed", lambda *_: next(expected))
+    monkeypatch.setattr(Forecast, "rehearsed", lambda *_: next(expected))
     report = allocated(ctx)
     assert next(expected, None) is None
     assert ("with the weights' planned bits" in report.notes[0]) == planned
@@ -303,10 +304,9 @@ def test_refit_is_rehearsed_where_weights_have_moved(
 
 def test_a_rehearsal_changes_nothing_and_tells_what_refit_will_leave() -> None:
     ctx = context(swinir(), bits=3)
-    allocation = Allocate(Allocate.Settings())
-    judge = Judge.of(ctx, allocation.settings)
+    judge = Judge.of(ctx, Allocate.Settings())
     before = judge.measure()
-    rehearsed = allocation._rehearsed(ctx, judge)
+    rehearsed = Forecast(ctx, judge, {}).rehearsed()
     assert judge.measure() == before
     run_passes([("refit", {"rows": 8192})], ctx)
     assert rehearsed == pytest.approx(judge.measure(), rel=1e-6)
@@ -332,3 +332,22 @@ def test_a_computed_weight_of_several_ranges_is_compared_by_the_values_of_all() 
     for quantizer in (one, twelve):
         quantizer.set_bounds(-1.5, 2.0)
     assert errors_of(values, twelve, 20) == errors_of(values, one, 20)
+
+
+@pytest.mark.parametrize("bits", [7, 6])
+def test_fine_ranges_of_the_tail_leave_room_at_other_widths_too(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 3, 1)).eval()
+    ctx = context(model, bits=8)
+    chosen = dict.fromkeys(ctx.student.quantizers, bits)
+    monkeypatch.setattr("fxptq.passes.allocate.allocate", lambda _errors, _limits: chosen)
+    allocated(ctx, average=7.0)
+    reaches = []
+    with torch.no_grad():
+        for key, stage in (("1.input", model[:1]), ("2.input", model[:2])):
+            quantizer, seen = ctx.student.quantizers[key], torch.cat([stage(x) for x in ctx.images])
+            assert quantizer.bits == bits
+            reaches.append(float((quantizer.upper - quantizer.lower) / (seen.max() - seen.min())))
+    inner, tail = reaches
+    assert inner < 1.05
+    assert tail > 1.15 if bits == 7 else tail < 1.05
