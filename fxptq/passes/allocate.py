@@ -28,14 +28,12 @@ from fxptq.passes.forecast import Forecast
 from fxptq.passes.judge import Judge, JudgedSettings, Snapshot
 from fxptq.passes.observe import observe
 from fxptq.passes.offsets import movable_weights
-from fxptq.passes.reach import FINE, open_inputs, reaching
 from fxptq.passes.remains import remains
 from fxptq.passes.sensitivity import estimate
 from fxptq.passes.widths import best_bounds, bounds_by_width, errors_by_width
 from fxptq.quant import search
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import BITS, Quantizer
-from fxptq.quant.schemes.affine import Affine
 
 _STEP = 0.25
 """Distance of the average widths that are tried for a largest drop."""
@@ -265,7 +263,6 @@ class _Widths:
         self._ctx, self._k = ctx, k
         self.plan = self.now
         self.weights = frozenset(key for key in self.plan if ctx.student.weight_of(key) is not None)
-        self._open = open_inputs(ctx.student)
         self._before = Snapshot.of(ctx.student, ctx.student.quantizers)
 
     @property
@@ -291,11 +288,8 @@ class _Widths:
         self._ctx.student.set_bits(self.plan)
         self._before.restore()
 
-    def _search(self, values: Distribution, quantizer: Quantizer, operand: Operand) -> search.Bounds:
-        if quantizer.bits < FINE or operand.quantizer not in self._open:
-            return best_bounds(values, quantizer, self._k)
-        floor = None if isinstance(quantizer, Affine) and not quantizer.is_identity else operand.lowest
-        return reaching(search.minmax(values, quantizer, floor), floor)
+    def _search(self, values: Distribution, quantizer: Quantizer, _operand: Operand) -> search.Bounds:
+        return best_bounds(values, quantizer, self._k)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from torch import Tensor
 from fxptq.passes.base import QuantizedNetwork
 from fxptq.passes.judge import State
 from fxptq.passes.maps import LATTICE, NONE, Candidate, candidates, lattice
-from fxptq.passes.reach import FINE, open_inputs, reaching
 from fxptq.passes.readers import Group, Sample, output_of
 from fxptq.passes.samples import evenly
 from fxptq.quant.distribution import Distribution
@@ -23,6 +22,12 @@ from fxptq.quant.search import Bounds, dobi2d
 
 _VALUES = 30_000
 """Values of an input's sample that the bounds are searched on."""
+
+_FINE = 7
+"""From so many bits on, the steps are small and clipping makes most of the error, so ranges reach to the extremes."""
+
+_REACH = 1.2
+"""Width of a fine range of the trunk in units of the extremes of the calibration inputs; see `Trials`."""
 
 _WORTH = 0.85
 """A map takes six bytes a channel in the file, so it must lower the error of the layers to this part at least."""
@@ -51,6 +56,9 @@ class Trial:
 class Trials:
     """The candidates of one group of layers.
 
+    The trunk and the tail read sums that carry the picture itself and that no norm bounds, so that pictures of stronger
+    colours go beyond all that was seen. Where steps are small, clipping them costs far more than wider steps do.
+
     Args:
         student: the network with the quantizers, which stay as they are.
         group: the layers.
@@ -66,8 +74,8 @@ class Trials:
         self._weights = {key: _weight(student, key).cpu() for _, key in group.layers}
         self._references = [_about_mean(output_of(site, self._x, self._weights[key])) for site, key in group.layers]
         self._quantizer = student.quantizers[group.key]
-        self._is_fine = self._quantizer.bits >= FINE
-        self._is_open = self._is_fine and group.key in open_inputs(student)
+        self._is_fine = self._quantizer.bits >= _FINE
+        self._is_open = self._is_fine and any(site.edge in ("trunk", "tail") for site, _ in group.layers)
 
     def best(self) -> tuple[str, State]:
         """The name of the best candidate and the quantizers' tensors for it; none where no map is better."""
@@ -79,7 +87,7 @@ class Trials:
         if best.name != LATTICE:
             floor = self._floor(best.name)
             found = dobi2d(Distribution.of(best.values), best.entry, 2 * self._bounds, floor)
-            _set_bounds(best.entry, reaching(found, floor) if self._is_open else found)
+            best.entry.set_bounds(*(_reaching(found, floor) if self._is_open else (found.lower, found.upper)))
         weights = best.weights if best.name != NONE else {}
         return best.name, {self._group.key: best.entry.stored(), **weights}
 
@@ -136,6 +144,12 @@ def _probe(quantizer: Quantizer) -> Affine:
 
 def _set_bounds(quantizer: Quantizer, bounds: Bounds) -> None:
     quantizer.set_bounds(bounds.lower, bounds.upper)
+
+
+def _reaching(found: Bounds, floor: float | None) -> tuple[Tensor, Tensor]:
+    """Bounds that are wider by the reach, on both sides or above a floor."""
+    more = (_REACH - 1) * (found.upper - found.lower)
+    return (found.lower - more / 2, found.upper + more / 2) if floor is None else (found.lower, found.upper + more)
 
 
 def _weight(student: QuantizedNetwork, key: str) -> Tensor:
