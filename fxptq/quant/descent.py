@@ -6,10 +6,14 @@ moments M of the inputs. Neither step can raise it.
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fxptq.quant.grid import levels
+
+Floats = npt.NDArray[np.float64]
 
 _SINGULAR = 1e-9
 """Part of the product of its diagonal below which the determinant of a 2x2 system counts as zero."""
@@ -32,20 +36,28 @@ def best_codes(
     Returns:
         Codes 0 .. 2**bits - 1 of the shape of `weight`, float64.
     """
-    codes = codes.to(torch.float64, copy=True)
-    slope = (offset + scale * codes - weight) @ moments  # half of the derivative in each weight
+    found = codes.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    slope = (offset + scale * found - weight) @ moments  # half of the derivative in each weight
     curvature = moments.diagonal(dim1=1, dim2=2).clamp(min=torch.finfo(torch.float64).tiny)
+    most = levels(bits)
+    _descend(found.numpy(), slope.numpy(), curvature.numpy(), scale.numpy(), moments.numpy(), most, sweeps)
+    return found
+
+
+def _descend(
+    codes: Floats, slope: Floats, curvature: Floats, scale: Floats, moments: Floats, most: int, sweeps: int
+) -> None:
+    """Improves codes in place; columns are small and many, and a call of numpy takes a fraction of one of torch."""
     for _ in range(sweeps):
-        before = codes.clone()
-        for j in range(weight.shape[2]):
+        before = codes.copy()
+        for j in range(codes.shape[2]):
             unit = scale[..., j]
             wanted = codes[..., j] - slope[..., j] / (curvature[:, j, None] * unit)
-            best = wanted.round().clamp_(0, levels(bits))
+            best = np.clip(np.rint(wanted), 0, most)
             slope += ((best - codes[..., j]) * unit)[..., None] * moments[:, j, None]
             codes[..., j] = best
-        if torch.equal(codes, before):
+        if np.array_equal(codes, before):
             break
-    return codes
 
 
 def best_grids(
