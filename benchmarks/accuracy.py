@@ -123,7 +123,7 @@ class Table:
             self._print(bits, passes[index], rows[index])
         if not todo:
             return
-        before = [index for index in known if index < todo[0] and self._state(keys[index]).is_file()]
+        before = [index for index in range(todo[0]) if self._state(keys[index]).is_file()]
         context = self._study.at(bits, observe=not before)
         if before:
             _load(context.student, self._state(keys[before[-1]]))
@@ -132,9 +132,10 @@ class Table:
             started = time.process_time()
             self._study.run(context, [passes[index]])
             seconds = time.process_time() - started
+            if passes[index].name != "observe":
+                _save(context.student, self._state(keys[index]))
             if index not in shown:
                 continue
-            _save(context.student, self._state(keys[index]))
             model = self._study.integer(context) if self._options.integers else context.student
             row = {"seconds": seconds, "error": self._error(context), "scores": self._scores(model)}
             self._print(bits, passes[index], self._store.put(keys[index], row))
