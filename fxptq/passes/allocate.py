@@ -141,15 +141,17 @@ class Allocate(Pass):
         left = remains(ctx, crops, of_weights) if settings.refitted else {}
         errors = self._errors(ctx, sensitivity, bounds, left)
         forecast = Forecast(ctx, judge, {key: errors[key] for key in left})
-        start, notes = forecast.predicted(), list[str]()
+        start, notes, verdict = forecast.predicted(), list[str](), ""
         if settings.max_drop is not None:
             limits = self._within(ctx, widths, errors, notes)
-        else:
+            error = forecast.predicted()
+        elif settings.budgets:
             limits = self._limits(ctx, widths.plan)
             widths.set(allocate(errors, limits))
-        error, verdict = forecast.predicted(), ""
-        if not settings.budgets:
-            error, verdict = _best(widths, forecast, errors, limits, (start, error), notes)
+            error = forecast.predicted()
+        else:
+            limits = self._limits(ctx, widths.plan)
+            error, verdict = _best(widths, forecast, errors, limits, start, notes)
         return PassReport(
             quantizers={key: {"bits": bits, "sensitivity": sensitivity[key]} for key, bits in widths.now.items()},
             figures={"error_before": start, "error_after": error},
@@ -310,39 +312,32 @@ class _Choice:
 
 
 def _best(
-    widths: _Widths,
-    forecast: Forecast,
-    errors: Errors,
-    limits: Sequence[Limit],
-    predicted: tuple[float, float],
-    notes: list[str],
+    widths: _Widths, forecast: Forecast, errors: Errors, limits: Sequence[Limit], start: float, notes: list[str]
 ) -> tuple[float, str]:
-    """Sets the best of the allocated widths, those with the planned bits for weights, and the plan.
+    """Sets the best of freely allocated widths, those with the planned bits for weights, and the plan.
 
     Args:
-        widths: the student's, which are as `allocate` chose them.
+        widths: the student's.
         forecast: of the student.
         errors: as for `allocate`.
         limits: likewise.
-        predicted: the predicted errors with the plan and with the present widths.
-        notes: where a rehearsal is told.
+        start: the predicted error with the plan.
+        notes: where rehearsals are told.
 
     Returns:
-        The predicted error and what to say behind it; if the plan stays, those of the last widths that were tried.
+        The predicted error and what to say behind it; if the plan stays, the error is that of the last widths tried.
     """
-    start, error = predicted
-    choices: list[_Choice] = []
     planned = {key: {widths.plan[key]: errors[key][widths.plan[key]]} for key in widths.weights}
-    for verdict in ("", ", with the weights' planned bits"):
-        if verdict:
-            widths.set(allocate({**errors, **planned}, limits))
-            error = forecast.predicted()
+    choices: list[_Choice] = []
+    error = start
+    for verdict, allowed in (("", errors), (", with the weights' planned bits", {**errors, **planned})):
+        widths.set(allocate(allowed, limits))
+        error = rehearsed = forecast.predicted()
         has_moved = not widths.weights.isdisjoint(widths.changed)
-        rehearsed = error
-        if error < start and forecast.of_weights and (has_moved or choices):
-            rehearsed = forecast.rehearsed()
-            notes.append(f"a rehearsal of refit left {rehearsed:.3g}; predicted were {error:.3g}{verdict}")
         if error < start:
+            if forecast.of_weights and (has_moved or choices):
+                rehearsed = forecast.rehearsed()
+                notes.append(f"a rehearsal of refit left {rehearsed:.3g}; predicted were {error:.3g}{verdict}")
             choices.append(_Choice(verdict, widths.now, error, rehearsed))
         if not has_moved or (error < start and rehearsed <= _TRUST * error):
             break
