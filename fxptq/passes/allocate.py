@@ -329,7 +329,6 @@ def _best(
     """
     planned = {key: {widths.plan[key]: errors[key][widths.plan[key]]} for key in widths.weights}
     choices: list[_Choice] = []
-    error = start
     for verdict, allowed in (("", errors), (", with the weights' planned bits", {**errors, **planned})):
         widths.set(allocate(allowed, limits))
         error = rehearsed = forecast.predicted()

@@ -11,6 +11,7 @@ from fxptq.errors import InputError
 from fxptq.passes.base import Context, Pass, PassReport, register
 from fxptq.passes.offsets import movable_weights
 from fxptq.quant.rounded import round_weight
+from fxptq.quant.rounding import DAMPING
 from fxptq.refusal import Refusal
 
 
@@ -30,7 +31,7 @@ class Gptq(Pass):
             damping: added to the diagonal of the inputs' second moments, in units of its mean.
         """
 
-        damping: float = 0.01
+        damping: float = DAMPING
 
         def __post_init__(self) -> None:
             if self.damping <= 0:

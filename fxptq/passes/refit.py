@@ -19,9 +19,7 @@ from fxptq.passes.judge import Judge, JudgedSettings, batches
 from fxptq.passes.layers import Layer, layers_of, means_in_float, moments_about, outputs, visit
 from fxptq.passes.moments import input_vectors
 from fxptq.quant.rounded import Rounded, round_weight
-
-DAMPING = 0.01
-"""Added to the diagonal of the inputs' second moments, in units of its mean."""
+from fxptq.quant.rounding import DAMPING
 
 
 @register("refit")

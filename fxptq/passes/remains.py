@@ -19,12 +19,11 @@ from fxptq.passes.layers import Layer, layers_of, moments_about, visit
 from fxptq.passes.moments import input_vectors
 from fxptq.passes.widths import at_width
 from fxptq.quant.rounded import Rounded, layer_error, round_weight
+from fxptq.quant.rounding import DAMPING
 from fxptq.quant.search import Bounds
 
 _ROWS = 8192
 """Largest number of positions: weights are rounded for the inputs at one half of them, and judged at the other half."""
-
-_DAMPING = 0.01
 
 MEASURED = (2, 4)
 """Widths at which weights are rounded, where the quantizer may have them."""
@@ -69,7 +68,7 @@ def remains(
             for bits in [bits for bits in MEASURED if bits in widths] or widths:
                 there = deepcopy(at_width(quantizer, bits))
                 there.set_bounds(widths[bits].lower, widths[bits].upper)
-                rounded = round_weight(weight, there, moments, _DAMPING)
+                rounded = round_weight(weight, there, moments, DAMPING)
                 if isinstance(rounded, Rounded) and whole > 0:
                     parts[bits] = layer_error(weight, rounded.weight, others) / whole
             if parts:

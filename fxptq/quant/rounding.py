@@ -13,8 +13,11 @@ from fxptq.quant.grid import decode, encode, levels
 
 Floats = npt.NDArray[Any]
 
+DAMPING = 0.01
+"""Added to the diagonal of the inputs' second moments, in units of its mean."""
 
-def gptq(weight: Tensor, moments: Tensor, scale: Tensor, offset: Tensor, bits: int, damping: float = 0.01) -> Tensor:
+
+def gptq(weight: Tensor, moments: Tensor, scale: Tensor, offset: Tensor, bits: int, damping: float = DAMPING) -> Tensor:
     """Finds values on the grid that nearly minimise E |W x - Q x|^2 (GPTQ, Frantar et al., arXiv 2210.17323).
 
     Columns are rounded to the nearest grid values one after the other, the columns of the strongest inputs first. The
@@ -62,7 +65,8 @@ def _by_columns(
 ) -> Floats:
     """The columns' rounded values; `compensated`, in units of the columns, loses what later columns make up for.
 
-    Columns are small and many, and a call of numpy takes a fraction of the time of one of torch; the two round alike.
+    Each column becomes codes and values as by `grid.encode` and `grid.decode`; columns are small and many, and calls of
+    torch would take longer.
     """
     rounded = np.empty_like(scales)
     for j in range(scales.shape[-1]):
