@@ -34,11 +34,13 @@ class Layer:
 
     @classmethod
     def parse(cls, line: str) -> Layer:
+        """One line: kind, name, number of inputs and outputs, their names, numbers."""
         kind, name, inputs, outputs, *rest = line.split()
         settings = (word.split("=") for word in rest[int(inputs) + int(outputs) :])
         return cls(kind, name, {int(key): float(value) for key, value in settings if "," not in value})
 
     def count(self, key: int, default: int = 0) -> int:
+        """A number that is a count."""
         return int(self.numbers.get(key, default))
 
 
@@ -49,6 +51,7 @@ class Weights:
         self._data, self._at = data, 0
 
     def floats(self, count: int, dtype: str = "<f4") -> Tensor:
+        """The next numbers, [count]."""
         size = np.dtype(dtype).itemsize * count
         values = np.frombuffer(self._data[self._at : self._at + size], dtype)
         self._at += -(-size // 4) * 4
@@ -63,8 +66,11 @@ class Weights:
         return self.floats(count, "<f2" if mark else "<f4")
 
     def end(self) -> None:
+        """Checks that nothing is left."""
         if self._at != len(self._data):
-            raise SystemExit(f"the weights have {len(self._data)} bytes, the layers take {self._at}: files do not match")
+            raise SystemExit(
+                f"the weights have {len(self._data)} bytes, the layers take {self._at}: files do not match"
+            )
 
 
 def tensors(param: Path) -> list[tuple[Layer, dict[str, Tensor]]]:
@@ -85,8 +91,10 @@ def tensors(param: Path) -> list[tuple[Layer, dict[str, Tensor]]]:
 
 
 def span(layers: list[tuple[Layer, dict[str, Tensor]]]) -> dict[str, Tensor]:
-    """SPAN's state: spandrel multiplies three convolutions and a skip out for each 3x3 convolution, so each is written
-    as identity, the convolution, identity, and a skip of zeros.
+    """SPAN's state.
+
+    spandrel multiplies three convolutions and a skip out for each 3x3 convolution, so each is written as identity, the
+    convolution, identity, and a skip of zeros.
     """
     state: dict[str, Tensor] = {}
     for layer, own in layers:

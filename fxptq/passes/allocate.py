@@ -7,7 +7,8 @@ that share a quantizer share a width. Sites that cost next to nothing get 8 bits
 bits are cheap there. The bounds of quantizers that change are searched again.
 
 Small errors of many weights may make more together than their sum. So where weights have got other widths, `refit` is
-rehearsed, and where it leaves far more than predicted, it is rehearsed with the weights' planned widths, too.
+rehearsed. Where it leaves far more than predicted, widths are chosen again by the errors that it left, and if these do
+not hold either, with the weights' planned widths; the best of all rehearsals is taken.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fxptq.passes.base import Context, Operand, Pass, PassReport, QuantizedNetwo
 from fxptq.passes.bounds import set_bounds, values_of
 from fxptq.passes.costs import bit_operations, code_bits
 from fxptq.passes.crops import training_crops
-from fxptq.passes.forecast import Forecast
+from fxptq.passes.forecast import Forecast, Prediction
 from fxptq.passes.judge import Judge, JudgedSettings, Snapshot
 from fxptq.passes.observe import observe
 from fxptq.passes.offsets import movable_weights
@@ -38,8 +39,11 @@ from fxptq.quant.quantizer import BITS, Quantizer
 _STEP = 0.25
 """Distance of the average widths that are tried for a largest drop."""
 
-_TRUST = 1.5
-"""The error after a rehearsal of `refit`, in units of the predicted one, up to which predictions are trusted."""
+_AS_FOUND, _PLANNED = ", with the errors of weights as found", ", with the weights' planned bits"
+"""What is said of widths that were not chosen by the predicted errors alone."""
+
+_TRUST = 1.25
+"""The error behind a rehearsal of `refit`, in units of the predicted one, up to which a prediction is trusted."""
 
 BEHIND = frozenset({"moments", "gptq", "refit", "biases", "dqc"})
 """Bundled passes that round weights or train for the widths that are there, so that they come behind this pass."""
@@ -144,19 +148,19 @@ class Allocate(Pass):
         start, notes, verdict = forecast.predicted(), list[str](), ""
         if settings.max_drop is not None:
             limits = self._within(ctx, widths, errors, notes)
-            error = forecast.predicted()
+            error = forecast.predicted().error
         elif settings.budgets:
             limits = self._limits(ctx, widths.plan)
             widths.set(allocate(errors, limits))
-            error = forecast.predicted()
+            error = forecast.predicted().error
         else:
             limits = self._limits(ctx, widths.plan)
             error, verdict = _best(widths, forecast, errors, limits, start, notes)
         return PassReport(
             quantizers={key: {"bits": bits, "sensitivity": sensitivity[key]} for key, bits in widths.now.items()},
-            figures={"error_before": start, "error_after": error},
+            figures={"error_before": start.error, "error_after": error},
             notes=(
-                f"squared error of the output {start:.3g} -> {error:.3g}{verdict}",
+                f"squared error of the output {start.error:.3g} -> {error:.3g}{verdict}",
                 *notes,
                 *_counted(widths),
                 *(f"{limit.name}: {limit.cost(widths.now):,.0f} of {limit.most:,.0f}" for limit in limits),
@@ -296,49 +300,62 @@ class _Widths:
 
 @dataclass(frozen=True)
 class _Choice:
-    """Widths that are better than the plan's by their prediction.
+    """Widths to choose among.
 
     Attributes:
         verdict: what the widths are, to be said behind the error.
         widths: by quantizer.
-        predicted: the predicted error of the output.
+        parts: the parts of the prediction.
+        predicted: the predicted error of the output, with the part of the weights as found where one was found.
         rehearsed: the error behind a rehearsal of the rounding; the predicted one where there is none.
     """
 
     verdict: str
     widths: Mapping[str, int]
+    parts: Prediction
     predicted: float
     rehearsed: float
 
 
 def _best(
-    widths: _Widths, forecast: Forecast, errors: Errors, limits: Sequence[Limit], start: float, notes: list[str]
+    widths: _Widths, forecast: Forecast, errors: Errors, limits: Sequence[Limit], start: Prediction, notes: list[str]
 ) -> tuple[float, str]:
-    """Sets the best of freely allocated widths, those with the planned bits for weights, and the plan.
+    """Sets the best of freely allocated widths, others that what was found with these asks for, and the plan.
 
     Args:
         widths: the student's.
         forecast: of the student.
         errors: as for `allocate`.
         limits: likewise.
-        start: the predicted error with the plan.
+        start: the prediction for the plan.
         notes: where rehearsals are told.
 
     Returns:
         The predicted error and what to say behind it; if the plan stays, the error is that of the last widths tried.
     """
-    planned = {key: {widths.plan[key]: errors[key][widths.plan[key]]} for key in widths.weights}
     choices: list[_Choice] = []
-    for verdict, allowed in (("", errors), (", with the weights' planned bits", {**errors, **planned})):
+    allowed, factor = errors, 1.0
+    for verdict in ("", _AS_FOUND, _PLANNED):
+        if verdict == _PLANNED:
+            planned = {key: {widths.plan[key]: errors[key][widths.plan[key]]} for key in widths.weights}
+            allowed, factor = {**errors, **planned}, 1.0
+        elif verdict == _AS_FOUND:
+            if not choices or not choices[0].parts.left > 0:
+                continue
+            free = choices[0]
+            factor = max(0.0, free.rehearsed - free.parts.measured) / free.parts.left
+            allowed = as_found(errors, forecast.of_weights, free.widths, free.parts.measured, factor)
         widths.set(allocate(allowed, limits))
-        error = rehearsed = forecast.predicted()
+        parts = forecast.predicted()
+        error = rehearsed = parts.measured + factor * parts.left
+        is_better = error < start.measured + factor * start.left
         has_moved = not widths.weights.isdisjoint(widths.changed)
-        if error < start:
+        if is_better:
             if forecast.of_weights and (has_moved or choices):
                 rehearsed = forecast.rehearsed()
                 notes.append(f"a rehearsal of refit left {rehearsed:.3g}; predicted were {error:.3g}{verdict}")
-            choices.append(_Choice(verdict, widths.now, error, rehearsed))
-        if not has_moved or (error < start and rehearsed <= _TRUST * error):
+            choices.append(_Choice(verdict, widths.now, parts, error, rehearsed))
+        if not has_moved or (is_better and rehearsed <= _TRUST * error):
             break
     if not choices:
         widths.take_back()
@@ -347,6 +364,22 @@ def _best(
     if best is not choices[-1]:
         widths.set(best.widths)
     return best.predicted, best.verdict
+
+
+def as_found(errors: Errors, of_weights: Errors, widths: Mapping[str, int], measured: float, factor: float) -> Errors:
+    """The errors with those of rounded weights in the proportion to the others that a rehearsal has found.
+
+    Args:
+        errors: of all operands.
+        of_weights: those of the weights that are rounded.
+        widths: of the network that was measured and rehearsed.
+        measured: the error that the other operands made together.
+        factor: the error that the weights made together, over the sum of their own.
+    """
+    of_others = sum(by_width[widths[key]] for key, by_width in errors.items() if key not in of_weights)
+    more = factor * of_others / measured if measured > 0 else 1.0
+    found = {key: {bits: more * error for bits, error in errors[key].items()} for key in of_weights}
+    return {**errors, **found}
 
 
 def left_at(bits: int, measured: Mapping[int, float], errors: Mapping[int, float]) -> float:

@@ -17,14 +17,18 @@ from fxptq.passes.base import Context, Pass, PassReport, register
 from fxptq.passes.crops import training_crops
 from fxptq.passes.judge import Judge, StagedSettings, State
 from fxptq.passes.maps import NONE
-from fxptq.passes.readers import Group, groups_of, take_of
+from fxptq.passes.readers import Group, extremes_of, groups_of, take_of
 from fxptq.passes.samples import in_memory, most_bytes, sample
 from fxptq.passes.sensitivity import estimate
-from fxptq.passes.trials import Trials
+from fxptq.passes.trials import FINE, Trials
+from fxptq.passes.vivid import vivid
 from fxptq.quant.quantizer import BITS
 
 _DRAWS = 2
 """Random output directions that the errors of layers of 8 bits are estimated with."""
+
+_COPIES = 8
+"""Number of vivid copies of calibration pictures that fine ranges reach to."""
 
 _SHARE = 0.002
 """An input of 8 bits gets a map if it makes more than this part of the sum of all operands' errors."""
@@ -71,13 +75,16 @@ class Channels(Pass):
             return PassReport(notes=("no layer has affine quantizers whose bounds are set and whose grid is coarse",))
         judge = Judge.of(ctx, self.settings)
         start = judge.error
-        rows = -(-self.settings.rows // len(judge.inputs))
+        rows, strong = -(-self.settings.rows // len(judge.inputs)), vivid(judge.inputs, _COPIES)
         chosen: list[tuple[Group, str, State]] = []
         with ctx.progress.task("channels", len(groups)) as advance:
             for part in in_memory(groups, self._nbytes, most_bytes(ctx)):
                 samples = sample(ctx, judge.inputs, {group.key: take_of(group, rows) for group in part})
+                fine = [group for group in part if ctx.student.quantizers[group.key].bits >= FINE]
+                beyond = sample(ctx, strong, {group.key: extremes_of(group) for group in fine}) if fine else {}
                 for group in part:
-                    name, state = Trials(ctx.student, group, samples.pop(group.key), self.settings.k).best()
+                    own, others = samples.pop(group.key), beyond.get(group.key, [])
+                    name, state = Trials(ctx.student, group, own, others, self.settings.k).best()
                     chosen.append((group, name, state))
                     advance(note=name)
         changed = [(group, name, state) for group, name, state in chosen if state]

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -22,7 +22,7 @@ from fxptq.errors import CalibrationError, InputError
 from fxptq.io.state_file import State
 from fxptq.passes.base import Context, Pass, PassReport, QuantizedNetwork, register
 from fxptq.passes.course import Course, resume, state_of
-from fxptq.passes.crops import Batches
+from fxptq.passes.crops import Batches, training_crops
 from fxptq.passes.distill import DistillationLoss, FeatureScale
 from fxptq.passes.lessons import KeptLessons, fresh_lessons, repeated_lessons
 from fxptq.passes.offsets import learned_offsets, movable_weights
@@ -30,10 +30,14 @@ from fxptq.passes.pinned import pinned_codes
 from fxptq.passes.teaching import Teaching
 from fxptq.passes.vector import as_vector
 from fxptq.passes.vectors import learned_vectors
+from fxptq.passes.work import work_of
 from fxptq.quant.quantizer import Quantizer
 
 _RATES = ("lr", "weight_lr", "rounding_lr", "vector_lr")
 """The settings that are learning rates."""
+
+_MOST_TIMES = 16.0
+"""So many times the steps is a training lengthened at most: what keeps its codes has then nothing left to learn."""
 
 
 @register("dqc")
@@ -74,6 +78,9 @@ class Dqc(Pass):
                 the context has them, and trains on all images.
             holdout_crops: number of fixed crops of those images.
             eval_every: steps between two evaluations.
+            work: work that the training may take, in multiply-accumulates of a forward run (see `fxptq.passes.work`). A
+                network on which `steps` take less gets more steps and crops, and as many evaluations; at most 16 times
+                as many. 0 for none of it.
             patience: number of evaluations without progress after which training stops; 0 for never.
             time_limit_s: limit of the training in seconds; the schedule is fitted to it, and the last state is
                 evaluated, too. With a limit the result depends on the machine. None for no limit.
@@ -99,6 +106,7 @@ class Dqc(Pass):
         holdout_origin: Literal["own", "other"] = "own"
         holdout_crops: int = 16
         eval_every: int = 100
+        work: float = 0.0
         patience: int = 0
         time_limit_s: float | None = None
 
@@ -106,7 +114,7 @@ class Dqc(Pass):
             for name in ("steps", "batch", "patch", "holdout_crops", "eval_every"):
                 if getattr(self, name) < 1:
                     raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-            for name in ("crops", "answers_mb", "warmup", "patience", "feature_weight", *_RATES):
+            for name in ("crops", "answers_mb", "warmup", "work", "patience", "feature_weight", *_RATES):
                 if (getattr(self, name) or 0) < 0:
                     raise InputError(f"{name} must not be negative, but is {getattr(self, name)}")
             if self.keep_codes and self.rounding_lr:
@@ -149,7 +157,7 @@ class Dqc(Pass):
             learners: the quantizers that learn, by key.
         """
         ctx.install_kernels()
-        settings, student = self.settings, ctx.student
+        settings, student = self._fitted(ctx), ctx.student
         movable = movable_weights(student) if settings.rounding_lr or settings.keep_codes else {}
         with (
             pinned_codes(student, movable if settings.keep_codes else {}),
@@ -159,6 +167,18 @@ class Dqc(Pass):
             _rates(_rate_of_each(settings, student, learners, list(offsets.values()), units)) as rates,
         ):
             yield Training(settings, ctx, learners, rates)
+
+    def _fitted(self, ctx: Context) -> Settings:
+        """The settings with as many steps as the work allows."""
+        settings = self.settings
+        if not settings.work:
+            return settings
+        batch = training_crops(
+            ctx, crops=settings.batch, batch=settings.batch, patch=settings.patch, fraction=settings.holdout
+        )[0]
+        times = min(max(1.0, settings.work / (settings.steps * work_of(ctx, batch))), _MOST_TIMES)
+        more = {name: round(times * getattr(settings, name)) for name in ("steps", "crops", "eval_every")}
+        return replace(settings, **more)
 
     def learners(self, student: QuantizedNetwork) -> dict[str, Quantizer]:
         """The quantizers of a network that learn, by key."""

@@ -15,6 +15,24 @@ _INPUTS, _ROWS = 8, 8192
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What the error on held-out inputs will be.
+
+    Attributes:
+        measured: the error with the weights in float that a later pass rounds.
+        left: the sum of the errors that rounding will leave of these weights, each alone.
+    """
+
+    measured: float
+    left: float
+
+    @property
+    def error(self) -> float:
+        """The sum of both."""
+        return self.measured + self.left
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What the error on held-out inputs will be with the present widths; the student stays as it is.
 
@@ -29,12 +47,13 @@ class Forecast:
     judge: Judge
     of_weights: Mapping[str, Mapping[int, float]]
 
-    def predicted(self) -> float:
-        """The error with these weights in float, and the errors that rounding will leave of them added."""
+    def predicted(self) -> Prediction:
+        """The error with these weights in float, and the errors that rounding will leave of them."""
         student = self.ctx.student
         with turned_off(student, self.of_weights):
             measured = self.judge.measure()
-        return measured + sum(errors[student.quantizers[key].bits] for key, errors in self.of_weights.items())
+        left = sum(errors[student.quantizers[key].bits] for key, errors in self.of_weights.items())
+        return Prediction(measured, left)
 
     def rehearsed(self) -> float:
         """The error behind `refit`, on fewer inputs and positions; small errors may make more than their sum."""

@@ -102,11 +102,11 @@ def take_of(group: Group, rows: int) -> Take[Sample]:
         group: the layers.
         rows: about so many positions of an input.
     """
+    extremes = extremes_of(group)
     if group.is_linear:
 
         def take_rows(x: Tensor) -> Sample:
-            x = x.reshape(-1, x.shape[-1])
-            return Sample(evenly(x, rows).cpu(), torch.stack(x.aminmax(dim=0)).cpu())
+            return Sample(evenly(x.reshape(-1, x.shape[-1]), rows).cpu(), extremes(x))
 
         return take_rows
     rim = max(max(_spans(site)) for site, _ in group.layers) - 1
@@ -115,10 +115,20 @@ def take_of(group: Group, rows: int) -> Take[Sample]:
     def take_crop(x: Tensor) -> Sample:
         x = x if x.dim() == 4 else x[None]
         top, left = ((size - min(size, side)) // 2 for size in x.shape[-2:])
-        extremes = torch.stack(x.movedim(1, -1).reshape(-1, x.shape[1]).aminmax(dim=0))
-        return Sample(x[..., top : top + side, left : left + side].clone().cpu(), extremes.cpu())
+        return Sample(x[..., top : top + side, left : left + side].clone().cpu(), extremes(x))
 
     return take_crop
+
+
+def extremes_of(group: Group) -> Take[Tensor]:
+    """The least and the largest value of each channel of an input, [2, C]."""
+    axis = -1 if group.is_linear else 1
+
+    def take_extremes(x: Tensor) -> Tensor:
+        x = x if group.is_linear or x.dim() == 4 else x[None]
+        return torch.stack(x.movedim(axis, -1).reshape(-1, x.shape[axis]).aminmax(dim=0)).cpu()
+
+    return take_extremes
 
 
 def _spans(site: Site) -> list[int]:

@@ -23,11 +23,8 @@ from fxptq.quant.search import Bounds, dobi2d
 _VALUES = 30_000
 """Values of an input's sample that the bounds are searched on."""
 
-_FINE = 7
+FINE = 7
 """From so many bits on, the steps are small and clipping makes most of the error, so ranges reach to the extremes."""
-
-_REACH = 1.2
-"""Width of a fine range of the trunk in units of the extremes of the calibration inputs; see `Trials`."""
 
 _WORTH = 0.85
 """A map takes six bytes a channel in the file, so it must lower the error of the layers to this part at least."""
@@ -56,38 +53,42 @@ class Trial:
 class Trials:
     """The candidates of one group of layers.
 
-    The trunk and the tail read sums that carry the picture itself and that no norm bounds, so that pictures of stronger
-    colours go beyond all that was seen. Where steps are small, clipping them costs far more than wider steps do.
-
     Args:
         student: the network with the quantizers, which stay as they are.
         group: the layers.
         samples: what was kept of their input.
+        beyond: extremes of the channels, [n, C], that a fine range reaches to beside those of the samples.
         bounds: candidates of the search for the input's bounds; a trial takes half of it for the input and a quarter
             for a weight, and the winner twice as many.
     """
 
-    def __init__(self, student: QuantizedNetwork, group: Group, samples: Sequence[Sample], bounds: int) -> None:
+    def __init__(
+        self,
+        student: QuantizedNetwork,
+        group: Group,
+        samples: Sequence[Sample],
+        beyond: Sequence[Tensor],
+        bounds: int,
+    ) -> None:
         self._student, self._group, self._bounds = student, group, bounds
         self._x = torch.cat([part.x for part in samples if part.x.shape[1:] == samples[0].x.shape[1:]])
         self._extremes = torch.cat([part.extremes for part in samples])
+        self._reach = torch.cat([self._extremes, *beyond])
         self._weights = {key: _weight(student, key).cpu() for _, key in group.layers}
         self._references = [_about_mean(output_of(site, self._x, self._weights[key])) for site, key in group.layers]
         self._quantizer = student.quantizers[group.key]
-        self._is_fine = self._quantizer.bits >= _FINE
-        self._is_open = self._is_fine and any(site.edge in ("trunk", "tail") for site, _ in group.layers)
+        self._is_fine = self._quantizer.bits >= FINE
 
     def best(self) -> tuple[str, State]:
         """The name of the best candidate and the quantizers' tensors for it; none where no map is better."""
         trials = (self.tried(candidate) for candidate in self._candidates())
         sound = (trial for trial in trials if math.isfinite(trial.error))
         best = min(sound, key=lambda trial: trial.error, default=None)
-        if best is None or (best.name == NONE and not self._is_open):
+        if best is None or (best.name == NONE and not self._is_fine):
             return NONE, {}
         if best.name != LATTICE:
-            floor = self._floor(best.name)
-            found = dobi2d(Distribution.of(best.values), best.entry, 2 * self._bounds, floor)
-            best.entry.set_bounds(*(_reaching(found, floor) if self._is_open else (found.lower, found.upper)))
+            found = dobi2d(Distribution.of(best.values), best.entry, 2 * self._bounds, self._floor(best.name))
+            _set_bounds(best.entry, found)
         weights = best.weights if best.name != NONE else {}
         return best.name, {self._group.key: best.entry.stored(), **weights}
 
@@ -111,7 +112,7 @@ class Trials:
         bits, weights = self._quantizer.bits, list(self._weights.values())
         rows = self._x if self._group.is_linear else self._x.movedim(1, -1).reshape(-1, self._x.shape[1])
         # A channel that is still in the sample may be wide elsewhere, and would then stretch the grid of all others.
-        ranged = self._extremes if self._is_fine else torch.cat([rows, self._extremes])
+        ranged = self._reach if self._is_fine else torch.cat([rows, self._extremes])
         return chain(
             lattice(rows, self._extremes, bits), candidates(ranged, bits, weights, scalable=self._group.scalable)
         )
@@ -122,7 +123,7 @@ class Trials:
         entry.set_map(self._group.axes(factor), self._group.axes(candidate.center))
         values = evenly(entry.normalize(self._x).flatten(), _VALUES)
         if self._is_fine:
-            values = torch.cat([values, entry.normalize(self._group.vectors(self._extremes)).flatten()])
+            values = torch.cat([values, entry.normalize(self._group.vectors(self._reach)).flatten()])
         if candidate.width:
             entry.set_bounds(0.0, candidate.width)
         else:
@@ -144,12 +145,6 @@ def _probe(quantizer: Quantizer) -> Affine:
 
 def _set_bounds(quantizer: Quantizer, bounds: Bounds) -> None:
     quantizer.set_bounds(bounds.lower, bounds.upper)
-
-
-def _reaching(found: Bounds, floor: float | None) -> tuple[Tensor, Tensor]:
-    """Bounds that are wider by the reach, on both sides or above a floor."""
-    more = (_REACH - 1) * (found.upper - found.lower)
-    return (found.lower - more / 2, found.upper + more / 2) if floor is None else (found.lower, found.upper + more)
 
 
 def _weight(student: QuantizedNetwork, key: str) -> Tensor:

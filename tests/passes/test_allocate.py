@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxptq.errors import InputError
 from fxptq.graph import Bits, Plan, Program
-from fxptq.passes.allocate import Allocate, left_at
+from fxptq.passes.allocate import Allocate, as_found, left_at
 from fxptq.passes.base import Context, PassReport, run_passes
 from fxptq.passes.costs import bit_operations, code_bits
 from fxptq.passes.forecast import Forecast
@@ -281,25 +281,33 @@ def test_weights_keep_their_bits_where_others_do_not_help_yet(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("rehearsals", "planned"),
+    ("rehearsals", "verdict"),
     [
-        pytest.param([0.5], False, id="the prediction holds"),
-        pytest.param([5.0, 2.0], True, id="moved weights leave more"),
-        pytest.param([5.0, 6.0], False, id="planned weights leave more"),
+        pytest.param([0.5], "", id="the prediction holds"),
+        pytest.param([5.0, 2.0], "with the errors of weights as found", id="errors as found hold"),
+        pytest.param([5.0, 4e3, 2.0], "with the weights' planned bits", id="planned weights leave least"),
+        pytest.param([5.0, 4e3, 6.0], "", id="moved weights leave least"),
     ],
 )
 def test_refit_is_rehearsed_where_weights_have_moved(
-    monkeypatch: pytest.MonkeyPatch, rehearsals: list[float], planned: bool
+    monkeypatch: pytest.MonkeyPatch, rehearsals: list[float], verdict: str
 ) -> None:
     ctx = context(swinir(), bits=3)
-    plan, expected, errors = widths(ctx), iter(rehearsals), iter([1.0, 0.8, 0.9])
+    plan, expected, errors = widths(ctx), iter(rehearsals), iter([1.0, 0.8, 0.9, 0.95])
     monkeypatch.setattr(Judge, "measure", lambda _judge: next(errors))
     monkeypatch.setattr(Forecast, "rehearsed", lambda *_: next(expected))
     report = allocated(ctx)
     assert next(expected, None) is None
-    assert ("with the weights' planned bits" in report.notes[0]) == planned
+    assert report.notes[0].partition(", ")[2] == verdict
     moved = {key for key in plan if plan[key] != widths(ctx)[key]}
-    assert all(ctx.student.weight_of(key) is None for key in moved) == planned
+    assert all(ctx.student.weight_of(key) is None for key in moved) == ("planned" in verdict)
+
+
+def test_errors_as_found_keep_the_sum_of_activations_and_give_weights_their_share() -> None:
+    errors = {"x": {2: 8.0, 4: 0.5}, "y": {4: 1.5}, "w": {2: 4.0, 4: 1.0}}
+    # Together, activations of 4 bits made 4 in place of 2, and the weight 3 times its own error.
+    found = as_found(errors, {"w": errors["w"]}, {"x": 4, "y": 4, "w": 4}, 4.0, 3.0)
+    assert found == {**errors, "w": {2: 6.0, 4: 1.5}}
 
 
 def test_a_rehearsal_changes_nothing_and_tells_what_refit_will_leave() -> None:
