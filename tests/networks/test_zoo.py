@@ -50,7 +50,7 @@ DECOMPOSED = {"scaled_dot_product_attention", "MultiheadAttention"}
 GLOBAL = {"Fourier branch"}
 """Networks of which one value in the middle touches every pixel: of one input, a code beside a tie may move all."""
 
-CUT = {"steps": 3, "batch": 2, "patch": 16, "holdout_crops": 2, "eval_every": 2}
+CUT = {"steps": 3, "batch": 2, "patch": 16, "holdout_crops": 2, "eval_every": 2, "work": 0.0}
 """The settings of dqc that make the standard preset a matter of seconds."""
 
 EITHER = [pytest.param(name, marks=() if name in FAST else pytest.mark.networks) for name in NETWORKS]

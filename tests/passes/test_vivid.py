@@ -15,7 +15,7 @@ def test_a_copy_is_further_from_grey_and_from_the_mean() -> None:
     for channel in range(3):
         grey = picture[0].mean(0)
         coloured = grey + 2 * (picture[0, channel] - grey)
-        expected = coloured.mean() + 1.5 * (coloured - coloured.mean())
+        expected = coloured.mean() + 1.3 * (coloured - coloured.mean())
         torch.testing.assert_close(copies[0][0, channel], expected)
 
 
@@ -30,6 +30,6 @@ def test_a_copy_stays_between_the_extremes_of_all_pictures_by_channel() -> None:
 def test_grey_pictures_get_contrast_alone_and_several_inputs_nothing() -> None:
     grey = torch.linspace(0.4, 0.6, 16).view(1, 1, 4, 4)
     (copy, *_) = vivid([grey, torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)], 2)
-    torch.testing.assert_close(copy, 0.5 + 1.5 * (grey - 0.5))
+    torch.testing.assert_close(copy, 0.5 + 1.3 * (grey - 0.5))
     assert vivid([(grey, grey)], 2) == []
     assert vivid([], 2) == []
