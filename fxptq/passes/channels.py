@@ -18,7 +18,8 @@ from fxptq.passes.crops import training_crops
 from fxptq.passes.judge import Judge, StagedSettings, State
 from fxptq.passes.maps import NONE
 from fxptq.passes.readers import Group, extremes_of, groups_of, take_of
-from fxptq.passes.samples import in_memory, most_bytes, sample
+from fxptq.passes.offsets import movable_weights
+from fxptq.passes.samples import in_memory, most_bytes, sample, turned_off
 from fxptq.passes.sensitivity import estimate
 from fxptq.passes.trials import FINE, Trials
 from fxptq.passes.vivid import vivid
@@ -40,8 +41,10 @@ class Channels(Pass):
 
     Candidates are powers of the widths and largest values of channels (as in SmoothQuant, arXiv 2211.10438, and
     RepQ-ViT, arXiv 2212.08254). The best for the outputs of the layers, with inputs and weights quantized, is tried in
-    the network, a stage of layers at a time; a stage that makes the network's output worse is taken back. Layers of 8
-    bits keep their grid where it is fine enough, as estimated by `sensitivity`. The pass needs bounds that are set.
+    the network, a stage of layers at a time; a stage that makes the network's output worse is taken back. Weights
+    of 7 and 8 bits are in float meanwhile: behind `refit` their errors are nothing, and before it they are mostly a
+    wrong mean, which `refit` corrects. Layers of 8 bits keep their grid where it is fine enough, as estimated by
+    `sensitivity`. The pass needs bounds that are set.
     """
 
     @dataclass(frozen=True)
@@ -73,22 +76,24 @@ class Channels(Pass):
         groups = self._groups(ctx)
         if not groups:
             return PassReport(notes=("no layer has affine quantizers whose bounds are set and whose grid is coarse",))
-        judge = Judge.of(ctx, self.settings)
-        start = judge.error
-        rows, strong = -(-self.settings.rows // len(judge.inputs)), vivid(judge.inputs, _COPIES)
-        chosen: list[tuple[Group, str, State]] = []
-        with ctx.progress.task("channels", len(groups)) as advance:
-            for part in in_memory(groups, self._nbytes, most_bytes(ctx)):
-                samples = sample(ctx, judge.inputs, {group.key: take_of(group, rows) for group in part})
-                fine = [group for group in part if ctx.student.quantizers[group.key].bits >= FINE]
-                beyond = sample(ctx, strong, {group.key: extremes_of(group) for group in fine}) if fine else {}
-                for group in part:
-                    own, others = samples.pop(group.key), beyond.get(group.key, [])
-                    name, state = Trials(ctx.student, group, own, others, self.settings.k).best()
-                    chosen.append((group, name, state))
-                    advance(note=name)
-        changed = [(group, name, state) for group, name, state in chosen if state]
-        kept = judge.keeps_states([state for _, _, state in changed], self.settings.stages)
+        weights = [key for key in movable_weights(ctx.student) if ctx.student.quantizers[key].bits >= FINE]
+        with turned_off(ctx.student, weights):
+            judge = Judge.of(ctx, self.settings)
+            start = judge.error
+            rows, strong = -(-self.settings.rows // len(judge.inputs)), vivid(judge.inputs, _COPIES)
+            chosen: list[tuple[Group, str, State]] = []
+            with ctx.progress.task("channels", len(groups)) as advance:
+                for part in in_memory(groups, self._nbytes, most_bytes(ctx)):
+                    samples = sample(ctx, judge.inputs, {group.key: take_of(group, rows) for group in part})
+                    fine = [group for group in part if ctx.student.quantizers[group.key].bits >= FINE]
+                    beyond = sample(ctx, strong, {group.key: extremes_of(group) for group in fine}) if fine else {}
+                    for group in part:
+                        own, others = samples.pop(group.key), beyond.get(group.key, [])
+                        name, state = Trials(ctx.student, group, own, others, self.settings.k).best()
+                        chosen.append((group, name, state))
+                        advance(note=name)
+            changed = [(group, name, state) for group, name, state in chosen if state]
+            kept = judge.keeps_states([state for _, _, state in changed], self.settings.stages)
         mapped = sum(name != NONE for _, name, _ in changed)
         return PassReport(
             notes=(

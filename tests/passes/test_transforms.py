@@ -312,6 +312,31 @@ def test_at_eight_bits_ranges_reach_to_the_extremes_of_all_positions() -> None:
     assert float((tail.quantize(corner) - corner).abs().max()) < 0.02 * float(corner.abs().max())
 
 
+def test_a_mean_that_refit_will_correct_takes_no_map_back() -> None:
+    class Far(nn.Module):
+        """Channels of the last layer's input lie far from zero, and differ in width by far."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.head, self.tail = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 1)
+            self.register_buffer("width", torch.logspace(-2, 1, 16).view(16, 1, 1))
+            self.register_buffer("offset", 10 * torch.randn(16, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.tail(self.width * self.head(x) + self.offset)
+            return out
+
+    ctx = context(Far().eval(), images(), bits=8)
+    before = error(ctx)
+    run_passes([("channels", {"stages": 1})], ctx)
+    tail = ctx.student.quantizers["tail.input"]
+    assert isinstance(tail, Affine)
+    assert not tail.is_identity
+    run_passes([("refit", {})], ctx)
+    assert error(ctx) < 0.01 * before
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_fine_ranges_leave_room_for_pictures_of_stronger_colours_than_the_calibration(bits: int) -> None:
     torch.manual_seed(0)
