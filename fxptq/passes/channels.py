@@ -17,8 +17,8 @@ from fxptq.passes.base import Context, Pass, PassReport, register
 from fxptq.passes.crops import training_crops
 from fxptq.passes.judge import Judge, StagedSettings, State
 from fxptq.passes.maps import NONE
-from fxptq.passes.readers import Group, extremes_of, groups_of, take_of
 from fxptq.passes.offsets import movable_weights
+from fxptq.passes.readers import Group, extremes_of, groups_of, take_of
 from fxptq.passes.samples import in_memory, most_bytes, sample, turned_off
 from fxptq.passes.sensitivity import estimate
 from fxptq.passes.trials import FINE, Trials
