@@ -25,16 +25,13 @@ from fxptq.data.sources import Inputs
 from fxptq.evaluate.sets import Pair
 from fxptq.graph import Bits, Plan, Program
 from fxptq.graph.sites import Site
-from fxptq.passes.vivid import vivid
+from fxptq.passes.vivid import COPIES, vivid
 from fxptq.recipe import Input
 
 FACTORS = (1.0, 1.1, 1.2, 1.3, 1.5, 2.0)
 
 _TAIL = 32
 """Values of each channel, on both sides, that may lie beyond the extremes of the calibration."""
-
-_COPIES = 8
-"""Number of vivid copies."""
 
 _SIDE = 96
 """Largest side of the part of a picture that the network runs on."""
@@ -78,7 +75,7 @@ def main() -> None:
     sets = open_sets([f"{name}={options.benchmarks / name}" for name in options.sets], source.recipe)
     pictures = [_part(pair, source.recipe.input) for each in sets for pair in each]
     sites = [site for site in program.sites if site.edge in ("trunk", "tail") or (options.all and site.edge != "head")]
-    seen, unseen, copies = (_tails(program, sites, x) for x in (images, pictures, vivid(images, _COPIES)))
+    seen, unseen, copies = (_tails(program, sites, x) for x in (images, pictures, vivid(images, COPIES)))
     print(f"{source.name}; calibrated on {described}; {len(pictures)} pictures\n")
     print("| input | " + " | ".join(f"x {factor:g}" for factor in FACTORS) + " | vivid |")
     print("|---" * (2 + len(FACTORS)) + "|")

@@ -22,14 +22,11 @@ from fxptq.passes.readers import Group, extremes_of, groups_of, take_of
 from fxptq.passes.samples import in_memory, most_bytes, sample, turned_off
 from fxptq.passes.sensitivity import estimate
 from fxptq.passes.trials import FINE, Trials
-from fxptq.passes.vivid import vivid
+from fxptq.passes.vivid import COPIES, vivid
 from fxptq.quant.quantizer import BITS
 
 _DRAWS = 2
 """Random output directions that the errors of layers of 8 bits are estimated with."""
-
-_COPIES = 8
-"""Number of vivid copies of calibration pictures that fine ranges reach to."""
 
 _SHARE = 0.002
 """An input of 8 bits gets a map if it makes more than this part of the sum of all operands' errors."""
@@ -80,7 +77,7 @@ class Channels(Pass):
         with turned_off(ctx.student, weights):
             judge = Judge.of(ctx, self.settings)
             start = judge.error
-            rows, strong = -(-self.settings.rows // len(judge.inputs)), vivid(judge.inputs, _COPIES)
+            rows, strong = -(-self.settings.rows // len(judge.inputs)), vivid(judge.inputs, COPIES)
             chosen: list[tuple[Group, str, State]] = []
             with ctx.progress.task("channels", len(groups)) as advance:
                 for part in in_memory(groups, self._nbytes, most_bytes(ctx)):
