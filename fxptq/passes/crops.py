@@ -83,6 +83,7 @@ class Batches:
         crops: number of crops to evaluate on.
         generator: source of randomness.
         elsewhere: images of another origin to evaluate on; then all of `images` are trained on.
+        held_size: side of a crop to evaluate on; None for `size`.
 
     Attributes:
         held: the batches to evaluate on.
@@ -103,15 +104,17 @@ class Batches:
         crops: int,
         generator: torch.Generator,
         elsewhere: Sequence[Inputs] = (),
+        held_size: int | None = None,
     ) -> None:
         self._training, holdout = (list(images), list(elsewhere)) if elsewhere else split(images, fraction, generator)
         self._batch, self.generator = batch, generator
         self._crops: Crops | None = None
         self.held: list[Inputs] = list(holdout)
-        crop_size = _crop_size([*images, *elsewhere], size, sizes)
-        if crop_size is not None:
-            self._crops = Crops(_pictures(self._training), crop_size, generator)
-            self.held = list(torch.split(Crops(_pictures(holdout), crop_size, generator).plain(crops), batch))
+        everything = [*images, *elsewhere]
+        to_train, to_judge = (_crop_size(everything, side, sizes) for side in (size, held_size or size))
+        if to_train is not None and to_judge is not None:
+            self._crops = Crops(_pictures(self._training), to_train, generator)
+            self.held = list(torch.split(Crops(_pictures(holdout), to_judge, generator).plain(crops), batch))
 
     def draw(self) -> Inputs:
         """A random batch to train on."""

@@ -36,6 +36,9 @@ from fxptq.quant.quantizer import Quantizer
 _RATES = ("lr", "weight_lr", "rounding_lr", "vector_lr")
 """The settings that are learning rates."""
 
+_COUNTS = ("crops", "answers_mb", "warmup", "holdout_patch", "patience")
+"""The settings that are whole numbers of which 0 means none."""
+
 _MOST_TIMES = 16.0
 """So many times the steps is a training lengthened at most: what keeps its codes has then nothing left to learn."""
 
@@ -77,6 +80,7 @@ class Dqc(Pass):
             holdout_origin: `own` evaluates on a part of the images; `other` evaluates on inputs of another origin where
                 the context has them, and trains on all images.
             holdout_crops: number of fixed crops of those images.
+            holdout_patch: side of these crops in pixels; 0 for `patch`. Few small crops judge badly.
             eval_every: steps between two evaluations.
             work: work that the training may take, in multiply-accumulates of a forward run (see `fxptq.passes.work`). A
                 network on which `steps` take less gets more steps and crops, and as many evaluations; at most 16 times
@@ -105,6 +109,7 @@ class Dqc(Pass):
         holdout: float = 0.1
         holdout_origin: Literal["own", "other"] = "own"
         holdout_crops: int = 16
+        holdout_patch: int = 0
         eval_every: int = 100
         work: float = 0.0
         patience: int = 0
@@ -114,7 +119,7 @@ class Dqc(Pass):
             for name in ("steps", "batch", "patch", "holdout_crops", "eval_every"):
                 if getattr(self, name) < 1:
                     raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-            for name in ("crops", "answers_mb", "warmup", "work", "patience", "feature_weight", *_RATES):
+            for name in (*_COUNTS, "work", "feature_weight", *_RATES):
                 if (getattr(self, name) or 0) < 0:
                     raise InputError(f"{name} must not be negative, but is {getattr(self, name)}")
             if self.keep_codes and self.rounding_lr:
@@ -208,6 +213,7 @@ class Training:
             crops=settings.holdout_crops,
             generator=generator,
             elsewhere=ctx.elsewhere if settings.holdout_origin == "other" else (),
+            held_size=settings.holdout_patch or None,
         )
         self.held = KeptLessons(batches.held, self.teaching.teach, ctx.memory)
         self.lessons = fresh_lessons(batches, self.teaching.teach)
