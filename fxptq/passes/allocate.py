@@ -4,46 +4,37 @@ An operand's part of the output's squared error is estimated once, at the width 
 other widths it is in proportion to the error of the operand's values (see `widths`), and of weights that a later pass
 rounds for the outputs of their layers, what this will leave is measured (see `remains`). `allocation` chooses. Operands
 that share a quantizer share a width. Sites that cost next to nothing get 8 bits without a rule of their own, because
-bits are cheap there. The bounds of quantizers that change are searched again.
-
-Small errors of many weights may make more together than their sum. So where weights have got other widths, `refit` is
-rehearsed. Where it leaves far more than predicted, widths are chosen again by the errors that it left, and if these do
-not hold either, with the weights' planned widths; the best of all rehearsals is taken.
+bits are cheap there. The bounds of quantizers that change are searched again. Without a budget, `candidates` compares
+several choices.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from typing import ClassVar, Literal
 
 from fxptq.errors import InputError
 from fxptq.passes.allocation import Errors, Limit, allocate
-from fxptq.passes.base import Context, Operand, Pass, PassReport, QuantizedNetwork, register
-from fxptq.passes.bounds import set_bounds, values_of
+from fxptq.passes.assigned import AssignedWidths, observe_missing
+from fxptq.passes.base import Context, Pass, PassReport, QuantizedNetwork, register
+from fxptq.passes.bounds import values_of
+from fxptq.passes.candidates import best
 from fxptq.passes.costs import bit_operations, code_bits
 from fxptq.passes.crops import training_crops
-from fxptq.passes.forecast import Forecast, Prediction
-from fxptq.passes.judge import Judge, JudgedSettings, Snapshot
-from fxptq.passes.observe import observe
+from fxptq.passes.forecast import Forecast
+from fxptq.passes.judge import Judge, JudgedSettings
 from fxptq.passes.offsets import movable_weights
-from fxptq.passes.remains import remains
+from fxptq.passes.remains import left_at, remains
 from fxptq.passes.sensitivity import estimate
-from fxptq.passes.widths import best_bounds, bounds_by_width, errors_by_width
+from fxptq.passes.widths import bounds_by_width, errors_by_width
 from fxptq.quant import search
-from fxptq.quant.distribution import Distribution
-from fxptq.quant.quantizer import BITS, Quantizer
+from fxptq.quant.quantizer import BITS
 
 _STEP = 0.25
 """Distance of the average widths that are tried for a largest drop."""
-
-_AS_FOUND, _PLANNED = ", with the errors of weights as found", ", with the weights' planned bits"
-"""What is said of widths that were not chosen by the predicted errors alone."""
-
-_TRUST = 1.25
-"""The error behind a rehearsal of `refit`, in units of the predicted one, up to which a prediction is trusted."""
 
 BEHIND = frozenset({"moments", "gptq", "refit", "biases", "dqc"})
 """Bundled passes that round weights or train for the widths that are there, so that they come behind this pass."""
@@ -139,7 +130,7 @@ class Allocate(Pass):
             ctx, crops=settings.crops, batch=settings.batch, patch=settings.patch, fraction=settings.holdout
         )
         sensitivity = estimate(ctx, crops, settings.draws)
-        widths = _Widths(ctx, settings.k)
+        widths = AssignedWidths(ctx, settings.k)
         bounds = self._bounds(ctx, widths)
         of_weights = {key: of_width for key, of_width in bounds.items() if key in widths.weights}
         left = remains(ctx, crops, of_weights) if settings.refitted else {}
@@ -155,7 +146,7 @@ class Allocate(Pass):
             error = forecast.predicted().error
         else:
             limits = self._limits(ctx, widths.plan)
-            error, verdict = _best(widths, forecast, errors, limits, start, notes)
+            error, verdict = best(widths, forecast, errors, limits, start, notes)
         return PassReport(
             quantizers={key: {"bits": bits, "sensitivity": sensitivity[key]} for key, bits in widths.now.items()},
             figures={"error_before": start.error, "error_after": error},
@@ -167,7 +158,7 @@ class Allocate(Pass):
             ),
         )
 
-    def _within(self, ctx: Context, widths: _Widths, errors: Errors, notes: list[str]) -> list[Limit]:
+    def _within(self, ctx: Context, widths: AssignedWidths, errors: Errors, notes: list[str]) -> list[Limit]:
         """Sets the fewest bits that keep the largest drop, or the most bits where none do; returns their limits."""
         averages = [BITS.start + _STEP * i for i in range(round((BITS.stop - 1 - BITS.start) / _STEP) + 1)]
         most, drop = self.settings.max_drop, ctx.drop
@@ -187,12 +178,12 @@ class Allocate(Pass):
         notes.append(found if measured[high] <= most else f"{found}, and no allocation keeps {most:g} dB")
         return limits
 
-    def _bounds(self, ctx: Context, widths: _Widths) -> dict[str, dict[int, search.Bounds]]:
+    def _bounds(self, ctx: Context, widths: AssignedWidths) -> dict[str, dict[int, search.Bounds]]:
         """The best bounds, at each width, of the operands that may get other widths."""
         plan, weights = widths.plan, widths.weights
         kinds = {"activations": plan.keys() - weights, "weights": weights, "all": plan.keys()}
         free = [key for key in plan if key in kinds[self.settings.operands] and key not in ctx.fixed]
-        _observe_missing(ctx, free)
+        observe_missing(ctx, free)
         bounds, k = dict[str, dict[int, search.Bounds]](), max(1, self.settings.k // 4)
         with ctx.progress.task("widths", len(free)) as advance:
             for key in free:
@@ -253,162 +244,7 @@ def _unlimited(student: QuantizedNetwork) -> tuple[Limit, Limit]:
     return Limit("bit operations", bit_operations(student), inf), Limit("bits of codes", code_bits(student, coded), inf)
 
 
-class _Widths:
-    """The widths of a student's quantizers, whose bounds follow them.
-
-    Args:
-        ctx: the student and the statistics of its operands.
-        k: number of candidates for each bound.
-
-    Attributes:
-        plan: the widths at first.
-        weights: the quantizers of weights.
-    """
-
-    def __init__(self, ctx: Context, k: int) -> None:
-        self._ctx, self._k = ctx, k
-        self.plan = self.now
-        self.weights = frozenset(key for key in self.plan if ctx.student.weight_of(key) is not None)
-        self._before = Snapshot.of(ctx.student, ctx.student.quantizers)
-
-    @property
-    def now(self) -> dict[str, int]:
-        """The width of each quantizer, by key."""
-        return {key: quantizer.bits for key, quantizer in self._ctx.student.quantizers.items()}
-
-    @property
-    def changed(self) -> list[str]:
-        """The quantizers that have another width than at first."""
-        return [key for key, bits in self.now.items() if bits != self.plan[key]]
-
-    def set(self, widths: Mapping[str, int]) -> None:
-        """Gives quantizers these widths; bounds are searched where a width changes, and as they were elsewhere."""
-        self._ctx.student.set_bits(widths)
-        self._before.restore()
-        changed = self.changed
-        _observe_missing(self._ctx, changed)
-        set_bounds(self._ctx, changed, "bounds", self._search)
-
-    def take_back(self) -> None:
-        """Gives all quantizers the widths and bounds that they had at first."""
-        self._ctx.student.set_bits(self.plan)
-        self._before.restore()
-
-    def _search(self, values: Distribution, quantizer: Quantizer, _operand: Operand) -> search.Bounds:
-        return best_bounds(values, quantizer, self._k)
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """Widths to choose among.
-
-    Attributes:
-        verdict: what the widths are, to be said behind the error.
-        widths: by quantizer.
-        parts: the parts of the prediction.
-        predicted: the predicted error of the output, with the part of the weights as found where one was found.
-        rehearsed: the error behind a rehearsal of the rounding; the predicted one where there is none.
-    """
-
-    verdict: str
-    widths: Mapping[str, int]
-    parts: Prediction
-    predicted: float
-    rehearsed: float
-
-
-def _best(
-    widths: _Widths, forecast: Forecast, errors: Errors, limits: Sequence[Limit], start: Prediction, notes: list[str]
-) -> tuple[float, str]:
-    """Sets the best of freely allocated widths, others that what was found with these asks for, and the plan.
-
-    Args:
-        widths: the student's.
-        forecast: of the student.
-        errors: as for `allocate`.
-        limits: likewise.
-        start: the prediction for the plan.
-        notes: where rehearsals are told.
-
-    Returns:
-        The predicted error and what to say behind it; if the plan stays, the error is that of the last widths tried.
-    """
-    choices: list[_Choice] = []
-    allowed, factor = errors, 1.0
-    for verdict in ("", _AS_FOUND, _PLANNED):
-        if verdict == _PLANNED:
-            planned = {key: {widths.plan[key]: errors[key][widths.plan[key]]} for key in widths.weights}
-            allowed, factor = {**errors, **planned}, 1.0
-        elif verdict == _AS_FOUND:
-            if not choices or not choices[0].parts.left > 0:
-                continue
-            free = choices[0]
-            factor = max(0.0, free.rehearsed - free.parts.measured) / free.parts.left
-            allowed = as_found(errors, forecast.of_weights, free.widths, free.parts.measured, factor)
-        widths.set(allocate(allowed, limits))
-        parts = forecast.predicted()
-        error = rehearsed = parts.measured + factor * parts.left
-        is_better = error < start.measured + factor * start.left
-        has_moved = not widths.weights.isdisjoint(widths.changed)
-        if is_better:
-            if forecast.of_weights and (has_moved or choices):
-                rehearsed = forecast.rehearsed()
-                notes.append(f"a rehearsal of refit left {rehearsed:.3g}; predicted were {error:.3g}{verdict}")
-            choices.append(_Choice(verdict, widths.now, parts, error, rehearsed))
-        if not has_moved or (is_better and rehearsed <= _TRUST * error):
-            break
-    if not choices:
-        widths.take_back()
-        return error, ": not better, taken back"
-    best = min(choices, key=lambda choice: choice.rehearsed)
-    if best is not choices[-1]:
-        widths.set(best.widths)
-    return best.predicted, best.verdict
-
-
-def as_found(errors: Errors, of_weights: Errors, widths: Mapping[str, int], measured: float, factor: float) -> Errors:
-    """The errors with those of rounded weights in the proportion to the others that a rehearsal has found.
-
-    Args:
-        errors: of all operands.
-        of_weights: those of the weights that are rounded.
-        widths: of the network that was measured and rehearsed.
-        measured: the error that the other operands made together.
-        factor: the error that the weights made together, over the sum of their own.
-    """
-    of_others = sum(by_width[widths[key]] for key, by_width in errors.items() if key not in of_weights)
-    more = factor * of_others / measured if measured > 0 else 1.0
-    found = {key: {bits: more * error for bits, error in errors[key].items()} for key in of_weights}
-    return {**errors, **found}
-
-
-def left_at(bits: int, measured: Mapping[int, float], errors: Mapping[int, float]) -> float:
-    """What is left of a weight's error at a width, from the widths at which it was measured.
-
-    Between two of them it is their geometric interpolation; beyond, it is in proportion to the error of nearest values.
-
-    Args:
-        bits: the width.
-        measured: what is left, by width.
-        errors: the errors of nearest values up to a factor, by width; they hold `bits`, and the measured widths that
-            are the nearest to it.
-    """
-    below = max((width for width in measured if width <= bits), default=min(measured))
-    above = min((width for width in measured if width >= bits), default=below)
-    if above == below:
-        return measured[below] * errors[bits] / errors[below] if errors[below] > 0 else measured[below]
-    share = (bits - below) / (above - below)
-    return float(measured[below] ** (1 - share) * measured[above] ** share)
-
-
-def _observe_missing(ctx: Context, keys: Sequence[str]) -> None:
-    """Observes the values of activations again whose map a pass has changed since."""
-    missing = [key for key in keys if ctx.student.weight_of(key) is None and key not in ctx.statistics]
-    if missing:
-        observe(ctx, missing)
-
-
-def _counted(widths: _Widths) -> list[str]:
+def _counted(widths: AssignedWidths) -> list[str]:
     """How many operands have which width, as sentences."""
     now, lines = widths.now, []
     for name, keys in (("activations", now.keys() - widths.weights), ("weights", widths.weights)):

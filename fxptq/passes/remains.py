@@ -78,3 +78,22 @@ def remains(
         if layers:
             visit(ctx, layers, batches(ctx, crops)[0], preview)
     return found
+
+
+def left_at(bits: int, measured: Mapping[int, float], errors: Mapping[int, float]) -> float:
+    """What is left of a weight's error at a width, from the widths at which it was measured.
+
+    Between two of them it is their geometric interpolation; beyond, it is in proportion to the error of nearest values.
+
+    Args:
+        bits: the width.
+        measured: what is left, by width.
+        errors: the errors of nearest values up to a factor, by width; they hold `bits`, and the measured widths that
+            are the nearest to it.
+    """
+    below = max((width for width in measured if width <= bits), default=min(measured))
+    above = min((width for width in measured if width >= bits), default=below)
+    if above == below:
+        return measured[below] * errors[bits] / errors[below] if errors[below] > 0 else measured[below]
+    share = (bits - below) / (above - below)
+    return float(measured[below] ** (1 - share) * measured[above] ** share)

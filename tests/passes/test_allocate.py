@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from fxptq.errors import InputError
 from fxptq.graph import Bits, Plan, Program
-from fxptq.passes.allocate import Allocate, as_found, left_at
+from fxptq.passes.allocate import Allocate
 from fxptq.passes.base import Context, PassReport, run_passes
+from fxptq.passes.candidates import as_found
 from fxptq.passes.costs import bit_operations, code_bits
 from fxptq.passes.forecast import Forecast
 from fxptq.passes.judge import Judge, batches
 from fxptq.passes.offsets import movable_weights
+from fxptq.passes.remains import left_at
 from fxptq.passes.sensitivity import estimate, measure
 from fxptq.passes.widths import best_bounds, bounds_by_width, errors_by_width
 from fxptq.quant.distribution import Distribution

@@ -112,6 +112,19 @@ def test_batches_of_pictures_are_crops() -> None:
     assert not taught & judged
 
 
+def test_held_out_crops_may_have_a_side_of_their_own() -> None:
+    images = [numbered(20, 30, 1000 * i) for i in range(4)]
+    batches = Batches(images, size=8, batch=3, fraction=0.5, crops=5, generator=rng(), held_size=16)
+    assert batches.draw().shape == (3, 1, 8, 8)
+    assert [batch.shape for batch in batches.held] == [(3, 1, 16, 16), (2, 1, 16, 16)]
+
+
+def test_held_out_crops_are_no_larger_than_the_pictures() -> None:
+    batches = Batches([numbered(12, 30)], size=8, batch=3, fraction=0.5, crops=2, generator=rng(), held_size=64)
+    assert batches.draw().shape == (3, 1, 8, 8)
+    assert [batch.shape for batch in batches.held] == [(2, 1, 12, 12)]
+
+
 def test_batches_of_several_inputs_are_whole() -> None:
     pairs = [(numbered(6, 9), torch.tensor([i])) for i in range(10)]
     batches = Batches(pairs, size=4, batch=3, fraction=0.2, crops=5, generator=rng())

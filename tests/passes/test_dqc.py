@@ -264,6 +264,19 @@ def test_a_network_of_single_pictures_gets_one_crop_at_a_time(
     assert seen == {(1, 3, 15, 15)}
 
 
+def test_crops_to_judge_by_may_be_larger_than_those_to_train_on(
+    new_context: NewContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx, sides = new_context(), {True: set[int](), False: set[int]()}
+    run_passes([("dobi", {})], ctx)
+    whole = ctx.student.with_features
+    monkeypatch.setattr(
+        ctx.student, "with_features", lambda x: (sides[torch.is_grad_enabled()].add(x.shape[-1]), whole(x))[1]
+    )
+    run_passes([("dqc", {**QUICK, "patch": 8, "holdout_patch": 16})], ctx)
+    assert sides == {True: {8}, False: {16}}
+
+
 def test_a_picture_that_no_gradient_reaches_leaves_bounds_alone(
     new_context: NewContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
