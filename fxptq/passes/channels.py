@@ -8,10 +8,13 @@ input becomes codes, and a larger bias; sums of codes stay as they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
 from fxptq.passes.base import Context, Pass, PassReport, register
 from fxptq.passes.crops import training_crops
@@ -77,13 +80,12 @@ class Channels(Pass):
         with turned_off(ctx.student, weights):
             judge = Judge.of(ctx, self.settings)
             start = judge.error
-            rows, strong = -(-self.settings.rows // len(judge.inputs)), vivid(judge.inputs, COPIES)
+            rows = -(-self.settings.rows // len(judge.inputs))
+            beyond = self._beyond(ctx, judge.inputs, groups)
             chosen: list[tuple[Group, str, State]] = []
             with ctx.progress.task("channels", len(groups)) as advance:
                 for part in in_memory(groups, self._nbytes, most_bytes(ctx)):
                     samples = sample(ctx, judge.inputs, {group.key: take_of(group, rows) for group in part})
-                    fine = [group for group in part if ctx.student.quantizers[group.key].bits >= FINE]
-                    beyond = sample(ctx, strong, {group.key: extremes_of(group) for group in fine}) if fine else {}
                     for group in part:
                         own, others = samples.pop(group.key), beyond.get(group.key, [])
                         name, state = Trials(ctx.student, group, own, others, self.settings.k).best()
@@ -99,6 +101,12 @@ class Channels(Pass):
                 *sorted({f"{name}: {sum(n == name for _, n, _ in chosen)}" for _, name, _ in chosen}),
             )
         )
+
+    @staticmethod
+    def _beyond(ctx: Context, inputs: Sequence[Inputs], groups: Sequence[Group]) -> dict[str, list[Tensor]]:
+        """The extremes of the channels of fine inputs on vivid copies, by key."""
+        fine = [group for group in groups if ctx.student.quantizers[group.key].bits >= FINE]
+        return sample(ctx, vivid(inputs, COPIES), {group.key: extremes_of(group) for group in fine}) if fine else {}
 
     def _groups(self, ctx: Context) -> list[Group]:
         """The groups below 8 bits, those of 8 bits that make a share of the error worth a map, and the picture's.

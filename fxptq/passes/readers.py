@@ -122,10 +122,9 @@ def take_of(group: Group, rows: int) -> Take[Sample]:
 
 def extremes_of(group: Group) -> Take[Tensor]:
     """The least and the largest value of each channel of an input, [2, C]."""
-    axis = -1 if group.is_linear else 1
+    axis = -1 if group.is_linear else -3
 
     def take_extremes(x: Tensor) -> Tensor:
-        x = x if group.is_linear or x.dim() == 4 else x[None]
         return torch.stack(x.movedim(axis, -1).reshape(-1, x.shape[axis]).aminmax(dim=0)).cpu()
 
     return take_extremes
