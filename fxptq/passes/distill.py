@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,30 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], scale: Fe
         distance = torch.linalg.vector_norm(difference, dim=1).mean()
         terms.append(distance / (q[0].numel() if scale == "paper" else len(student)))
     return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float32)
+
+
+class Loss(Protocol):
+    """What compares (output, features) of both networks for a batch."""
+
+    @property
+    def weight(self) -> float:
+        """The factor of the feature loss; with 0 no features are needed."""
+        ...
+
+    def __call__(self, student: tuple[Tensor, list[Tensor]], teacher: tuple[Tensor, list[Tensor]]) -> Tensor:
+        """A scalar, the less the better."""
+        ...
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """The mean squared error of the output, by which passes without training judge too, and which PSNR is made of."""
+
+    weight: ClassVar[float] = 0.0
+
+    def __call__(self, student: tuple[Tensor, list[Tensor]], teacher: tuple[Tensor, list[Tensor]]) -> Tensor:
+        """Error of (output, features) of both networks for a batch, a scalar; features do not count."""
+        return F.mse_loss(student[0], teacher[0])
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Three points that the paper leaves open are explicit here: the scale of the feature loss, the unit of the learning rate
 (each quantizer's initial step, so that one rate fits all), and the choice of the final state. It is the state of least
-loss on held-out crops of calibration images, never on a benchmark. The initial state is a candidate, so the pass never
-raises that loss. Beyond the paper, weights may learn to change their codes too.
+loss, or squared error, on held-out crops of calibration images, never on a benchmark. The initial state is a candidate,
+so the pass never raises it. Beyond the paper, weights may learn to change their codes too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fxptq.io.state_file import State
 from fxptq.passes.base import Context, Pass, PassReport, QuantizedNetwork, register
 from fxptq.passes.course import Course, resume, state_of
 from fxptq.passes.crops import Batches, training_crops
-from fxptq.passes.distill import DistillationLoss, FeatureScale
+from fxptq.passes.distill import DistillationLoss, FeatureScale, SquaredError
 from fxptq.passes.lessons import KeptLessons, fresh_lessons, repeated_lessons
 from fxptq.passes.offsets import learned_offsets, movable_weights
 from fxptq.passes.pinned import pinned_codes
@@ -81,6 +81,8 @@ class Dqc(Pass):
                 the context has them, and trains on all images.
             holdout_crops: number of fixed crops of those images.
             holdout_patch: side of these crops in pixels; 0 for `patch`. Few small crops judge badly.
+            judged_by: `loss` evaluates by the loss that is trained on; `error` by the squared error of the picture, as
+                passes without training do. A state of less absolute difference may have a larger squared error.
             eval_every: steps between two evaluations.
             work: work that the training may take, in multiply-accumulates of a forward run (see `fxptq.passes.work`). A
                 network on which `steps` take less gets more steps and crops, and as many evaluations; at most 16 times
@@ -110,6 +112,7 @@ class Dqc(Pass):
         holdout_origin: Literal["own", "other"] = "own"
         holdout_crops: int = 16
         holdout_patch: int = 0
+        judged_by: Literal["loss", "error"] = "loss"
         eval_every: int = 100
         work: float = 0.0
         patience: int = 0
@@ -202,7 +205,9 @@ class Training:
     ) -> None:
         self.settings, self.ctx, self.learners = settings, ctx, learners
         self.reached = True  # whether the loss depends on a trained parameter
-        self.teaching = Teaching(ctx, DistillationLoss(settings.feature_weight, settings.feature_scale))
+        loss = DistillationLoss(settings.feature_weight, settings.feature_scale)
+        self.teaching = Teaching(ctx, loss)
+        self.judging = Teaching(ctx, SquaredError() if settings.judged_by == "error" else loss)
         generator = torch.Generator().manual_seed(ctx.seed)
         batches = Batches(
             ctx.images,
@@ -215,7 +220,7 @@ class Training:
             elsewhere=ctx.elsewhere if settings.holdout_origin == "other" else (),
             held_size=settings.holdout_patch or None,
         )
-        self.held = KeptLessons(batches.held, self.teaching.teach, ctx.memory)
+        self.held = KeptLessons(batches.held, self.judging.teach, ctx.memory)
         self.lessons = fresh_lessons(batches, self.teaching.teach)
         if settings.crops:
             own = settings.answers_mb * 10**6
@@ -264,7 +269,8 @@ class Training:
         if not self.reached:
             return PassReport(notes=("the picture depends on nothing that learns: nothing was trained",))
         steps = len(course.losses)
-        notes = [f"loss on held-out crops {first:.5g} -> {course.best:.5g}, at step {course.best_step} of {steps}"]
+        judged = "squared error" if settings.judged_by == "error" else "loss"
+        notes = [f"{judged} on held-out crops {first:.5g} -> {course.best:.5g}, at step {course.best_step} of {steps}"]
         if course.retreats:
             often = f"{course.retreats} times, by {settings.backoff:g} each"
             notes.append(f"the learning rate was too high and lowered {often}")
@@ -317,8 +323,8 @@ class Training:
                 raise CalibrationError(f"dqc: the bounds of {key} diverged at step {step}; try a lower `lr`")
 
     def evaluate(self) -> float:
-        """The mean loss on the held-out crops."""
-        return self.teaching.mean_loss(self.held)
+        """The mean loss, or squared error, on the held-out crops."""
+        return self.judging.mean_loss(self.held)
 
     def _rate(self, step: int, done: float) -> float:
         """The learning rate as a part of its peak."""

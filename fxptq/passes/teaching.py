@@ -12,7 +12,7 @@ from torch import Tensor
 from fxptq.data.sources import Inputs
 from fxptq.errors import CalibrationError
 from fxptq.passes.base import Context, QuantizedNetwork
-from fxptq.passes.distill import DistillationLoss
+from fxptq.passes.distill import Loss
 from fxptq.passes.lessons import Lesson
 
 
@@ -26,7 +26,7 @@ class Teaching:
     """
 
     ctx: Context
-    loss: DistillationLoss
+    loss: Loss
 
     @torch.no_grad()
     def teach(self, batch: Inputs) -> Lesson:
