@@ -482,10 +482,7 @@ def test_readme_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert isinstance(q, QuantizedModel)
     assert isinstance(fast, nn.Module)
     assert (tmp_path / "mine.safetensors").stat().st_size < 16000
-    off = (fast(x) - q(x)).abs()  # a code on a tie may flip, and moves a few values by a part of its step
-    assert float(off.median()) < 1e-6
-    assert float((off > 1e-4).double().mean()) < 0.01
-    assert float(off.max()) < 1e-2
+    torch.testing.assert_close(fast(x), q(x), rtol=0, atol=1e-4)
 
 
 def test_own_network_in_ten_lines(tmp_path: Path) -> None:
