@@ -48,6 +48,7 @@ class Capture:
         decomposed: whether a fused attention call is written by its parts, which round differently from the call.
         pinned: the input shapes the graph is tied to, when only those can be vouched for.
         baked: whether sizes are plain numbers in the graph, because the network does not run with traced ones.
+        draws: whether the network draws random numbers.
     """
 
     graph: fx.Graph
@@ -58,6 +59,7 @@ class Capture:
     decomposed: bool = False
     pinned: tuple[tuple[int, ...], ...] | None = None
     baked: bool = False
+    draws: bool = False
 
     def renamed(self, names: Mapping[str, str]) -> Capture:
         """The same capture, reading its constants under other names; its graphs are changed in place."""
@@ -116,27 +118,35 @@ def capture(model: nn.Module, example: Tensors, proved: Capture | None = None) -
     Raises:
         CaptureError: naming the module path, the source line and the reason.
     """
-    with CAPTURING, OwnRandomNumbers(), torch.inference_mode(mode=False):
+    with CAPTURING, OwnRandomNumbers() as numbers, torch.inference_mode(mode=False):
         example = tuple(x.detach().clone() for x in example)
-        if proved is not None:
-            taken = _cleaned(model, trace(model, example, baked=proved.baked), example)[1]
-            return replace(taken, tolerance=proved.tolerance, pinned=proved.pinned, baked=proved.baked)
+        taken = _captured(model, example) if proved is None else _captured_as(proved, model, example)
+    return replace(taken, draws=numbers.drew)
+
+
+def _captured_as(proved: Capture, model: nn.Module, example: Tensors) -> Capture:
+    """What `proved` is, of a network that differs in the values of its weights alone."""
+    taken = _cleaned(model, trace(model, example, baked=proved.baked), example)[1]
+    return replace(taken, tolerance=proved.tolerance, pinned=proved.pinned, baked=proved.baked)
+
+
+def _captured(model: nn.Module, example: Tensors) -> Capture:
+    try:
+        output = run_network(model, example)
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} ({line_of_error(error)}): the network fails on the example of shape "
+            f"{tuple(example[0].shape)}, {example[0].dtype} ({type(error).__name__}: {first_line(error)}). "
+            "Pass an input it takes"
+        ) from error
+    try:
+        return _proved(model, example, output, trace(model, example))
+    except (TraceError, _UnequalError) as error:
+        # Traced numbers are not Python's in everything. With plain ones the graph is right for one size.
         try:
-            output = run_network(model, example)
-        except Exception as error:
-            raise CaptureError(
-                f"{type(model).__name__} ({line_of_error(error)}): the network fails on the example of shape "
-                f"{tuple(example[0].shape)}, {example[0].dtype} ({type(error).__name__}: {first_line(error)}). "
-                "Pass an input it takes"
-            ) from error
-        try:
-            return _proved(model, example, output, trace(model, example))
-        except (TraceError, _UnequalError) as error:
-            # Traced numbers are not Python's in everything. With plain ones the graph is right for one size.
-            try:
-                return _proved(model, example, output, trace(model, example, baked=True), baked=True)
-            except CaptureError:
-                raise error from None
+            return _proved(model, example, output, trace(model, example, baked=True), baked=True)
+        except CaptureError:
+            raise error from None
 
 
 class _UnequalError(CaptureError):

@@ -8,7 +8,8 @@ Quantizers belong to the program and are found by site name, never owned by a gr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -26,6 +27,7 @@ from fxptq.graph.exclusive import CAPTURING
 from fxptq.graph.holder import Holder
 from fxptq.graph.insert import insert_quantizers, module_name
 from fxptq.graph.plan import Planner
+from fxptq.graph.randomness import OwnRandomNumbers
 from fxptq.graph.runnable import runnable
 from fxptq.graph.sites import Operand, Site, find_sites
 from fxptq.graph.topology import residual_stages
@@ -119,7 +121,9 @@ class Program(nn.Module):
         self._biases: dict[str, str] = {}
         self.sites: tuple[Site, ...] = ()
         self.quantizers: dict[str, Quantizer] = {}
+        self._numbers: OwnRandomNumbers | None = None
         self._twins: Twins = Twins() if twin is None else twin._twins  # noqa: SLF001  # of its own class
+        self._twins.add(*(() if twin is None else (twin,)), self)
         first = self.variant(self._checked(inputs))
         self.sites, self.stage_ends = first.sites, first.stage_ends
         self._first = first.capture  # quantizers read its constants, even when its graph has gone
@@ -182,7 +186,6 @@ class Program(nn.Module):
         self.holder.keep_for(taken, names.values())
         variant = self._build(taken, shapes)
         self._cache.add(variant.shapes, variant, self.limit)
-        self._twins.add(variant)
         return_freed_memory()
         return variant
 
@@ -235,7 +238,7 @@ class Program(nn.Module):
         variant = self.variant(self._checked(inputs))
         sizes = _shapes(inputs)
         try:
-            return way(variant)
+            return self._go(variant, way)
         except FxptqError:
             raise
         except Exception:
@@ -243,7 +246,20 @@ class Program(nn.Module):
                 raise
         with torch.inference_mode(mode=False):
             variant = self._captured_on(inputs, tuple(other for other in self.variants if other.shapes != sizes))
-        return way(variant)
+        return self._go(variant, way)
+
+    def _go(self, variant: Variant, way: Callable[[Variant], Any]) -> Any:
+        with self._numbers if self._numbers is not None and variant.capture.draws else nullcontext():
+            return way(variant)
+
+    @contextmanager
+    def drawing(self, numbers: OwnRandomNumbers) -> Iterator[None]:
+        """Within, a network that draws random numbers draws these; one that draws none runs as fast as ever."""
+        before, self._numbers = self._numbers, numbers
+        try:
+            yield
+        finally:
+            self._numbers = before
 
     def _checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not inputs or not all(isinstance(x, Tensor) for x in inputs):

@@ -16,26 +16,29 @@ from torch import Tensor, fx
 from fxptq.graph.calls import name_of
 
 if TYPE_CHECKING:
-    from fxptq.graph.program import Shapes, Variant
+    from fxptq.graph.program import Program, Shapes, Variant
 
 
 class Twins:
-    """The graphs of all programs that are twins, as long as their programs keep them."""
+    """All programs that are twins, as long as they live."""
 
     def __init__(self) -> None:
-        self._variants: list[weakref.ref[Variant]] = []
+        self._programs: list[weakref.ref[Program]] = []
 
     def __reduce__(self) -> tuple[type[Twins], tuple[()]]:
         return Twins, ()  # a copy has no twin, because it may be changed in other ways
 
-    def add(self, variant: Variant) -> None:
-        """A program has captured this graph."""
-        self._variants = [known for known in self._variants if known() is not None] + [weakref.ref(variant)]
+    def add(self, *programs: Program) -> None:
+        """From now on, the programs are of them."""
+        known = [own() for own in self._programs]
+        new = [program for program in programs if not any(program is other for other in known)]
+        self._programs = [weakref.ref(program) for program in (*known, *new) if program is not None]
 
     def of(self, own: Sequence[Variant]) -> list[Variant]:
-        """The graphs of the other programs, captured at sizes that no own graph was captured at."""
+        """The graphs that the programs have now, of sizes that no own graph was captured at."""
         sizes = {variant.shapes for variant in own}
-        return [other for known in self._variants if (other := known()) is not None and other.shapes not in sizes]
+        programs = (known() for known in self._programs)
+        return [other for program in programs if program for other in program.variants if other.shapes not in sizes]
 
 
 def example_of(shapes: Shapes, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
@@ -149,6 +150,10 @@ class QuantizedNetwork(Protocol):
 
     def set_bias(self, key: str, value: Tensor) -> None:
         """Overwrite the bias of the layer whose weight the quantizer reads, in place."""
+        ...
+
+    def drawing(self, numbers: OwnRandomNumbers) -> AbstractContextManager[None]:
+        """Within, a network that draws random numbers draws these."""
         ...
 
     def vectors(self) -> Mapping[str, nn.Parameter]:
@@ -387,11 +392,26 @@ def run_passes(
 
 def _run(name: str, step: Pass, ctx: Context) -> PassReport:
     start = time.perf_counter()
-    with OwnRandomNumbers(ctx.seed):
+    with _own_numbers(step, ctx):
         report = step.run(ctx)
     _agree(ctx)
     ctx.collected |= step.provides
     return replace(report, name=name, seconds=time.perf_counter() - start)
+
+
+@contextmanager
+def _own_numbers(step: Pass, ctx: Context) -> Iterator[None]:
+    """Within, the networks draw the random numbers of the seed, and so does a pass of another package.
+
+    The passes of this package draw from generators of their own.
+    """
+    numbers = OwnRandomNumbers(ctx.seed)
+    if type(step).__module__.partition(".")[0] != __name__.partition(".")[0]:
+        with numbers:
+            yield
+    else:
+        with ctx.student.drawing(numbers), ctx.teacher.drawing(numbers):
+            yield
 
 
 def _agree(ctx: Context) -> None:

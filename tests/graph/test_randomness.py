@@ -10,10 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
 import fxptq
+from fxptq.bits import Bits
 from fxptq.graph import Program
+from fxptq.graph.plan import Plan
 from fxptq.graph.randomness import OwnRandomNumbers
+from fxptq.passes.base import Context, run_passes
 from fxptq.recipe import Recipe
 from tests.tiny import inputs, settings
 
@@ -51,6 +55,55 @@ def test_numbers_repeat_and_the_generator_stays(draw: Callable[[Tensor], Tensor]
             assert torch.equal(draw(x), first)
             assert draw is DRAWS["nothing"] or not torch.equal(draw(x), first)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_numbers_go_on_when_they_are_entered_again() -> None:
+    with OwnRandomNumbers(3):
+        expected = [torch.rand(2), torch.rand(2)]
+    numbers, before = OwnRandomNumbers(3), torch.random.get_rng_state()
+    for once in expected:
+        with numbers:
+            assert torch.equal(torch.rand(2), once)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        with numbers:
+            torch.ones(2) * 2  # draws nothing, and loses nothing
+
+
+@pytest.mark.parametrize("draw", ["randn_like", "dropout", "layer", "nothing"])
+def test_a_capture_knows_whether_the_network_draws(draw: str) -> None:
+    first = Program(Draws(DRAWS[draw]).eval(), inputs(1))
+    for program in (first, Program(Draws(DRAWS[draw]).eval(), inputs(1), twin=first)):
+        assert program.variants[0].capture.draws == (draw != "nothing")
+
+
+def test_a_program_draws_numbers_that_it_is_given() -> None:
+    program, x = Program(Draws(DRAWS["randn_like"]).eval(), inputs(1)), inputs(1)
+    before = torch.random.get_rng_state()
+    with torch.no_grad(), program.drawing(OwnRandomNumbers(3)):
+        first = [program(x), program.with_features(x)[0]]
+    with torch.no_grad(), OwnRandomNumbers(3):
+        assert [torch.equal(program(x), own) for own in first] == [True, True]
+    assert not torch.equal(*first)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_passes_do_not_look_at_each_call_of_a_network_that_draws_nothing() -> None:
+    """Looking takes a tenth of the time of a quantization."""
+    modes: list[int] = []
+
+    def note(*_: object) -> None:
+        modes.append(len(_get_current_function_mode_stack()))
+
+    passes = [("observe", {}), ("dobi2d", {}), ("dqc", {"steps": 1, "batch": 1, "patch": 12})]
+    for draw in ("nothing", "randn_like"):
+        pictures = list(inputs(4).split(1))
+        student = Program(Draws(DRAWS[draw]).eval(), pictures[0], Plan(Bits(4, 4)))
+        ctx = Context(student, Program(Draws(DRAWS[draw]).eval(), pictures[0], twin=student), pictures)
+        for quantizer in student.quantizers.values():
+            quantizer.register_forward_hook(note)
+        run_passes(passes, ctx)
+        assert set(modes) == {0 if draw == "nothing" else 1}
+        modes.clear()
 
 
 def test_within_one_another() -> None:

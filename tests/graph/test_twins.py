@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fxptq.bits import Bits
 from fxptq.graph import Program
 from fxptq.graph import program as program_module
+from fxptq.graph.plan import Plan
 from fxptq.graph.twins import Twins, example_of
 
 
@@ -70,6 +72,26 @@ def test_what_a_student_finds_first_serves_its_teacher(proofs: list[tuple[tuple[
         assert torch.equal(second(b), student(b))
         assert torch.equal(first(b), teacher(b))
     assert [taken for _, taken in proofs] == [False, True, False, True]
+
+
+def test_other_widths_take_no_graph_away(proofs: list[tuple[tuple[int, ...], bool]]) -> None:
+    example, b = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 9, 13)
+    student = Program(Padding().eval(), example, Plan(Bits(4, 4)))
+    teacher = Program(Padding().eval(), example, twin=student)
+    with torch.no_grad():
+        student(b)
+        student.set_bits(dict.fromkeys(student.quantizers, 6))
+        teacher(b)
+    assert [taken for _, taken in proofs] == [False, True, False, True]
+
+
+def test_a_copy_has_twins_of_its_own(proofs: list[tuple[tuple[int, ...], bool]]) -> None:
+    made = copy.deepcopy(twins()[3])
+    twin = Program(Padding().eval(), torch.rand(1, 3, 16, 16), twin=made)
+    with torch.no_grad():
+        twin(b := torch.rand(2, 3, 9, 13))
+        made(b)
+    assert [taken for _, taken in proofs[-3:]] == [True, False, True]
 
 
 def test_another_network_s_graph_is_not_taken_over() -> None:

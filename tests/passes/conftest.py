@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.graph.geometry import Geometry
+from fxptq.graph.randomness import OwnRandomNumbers
 from fxptq.passes.base import Context
 from fxptq.quant.schemes.uniform import Uniform
 
@@ -83,6 +85,9 @@ class TinyNetwork(nn.Module):
 
     def vectors(self) -> dict[str, nn.Parameter]:
         return {}
+
+    def drawing(self, numbers: OwnRandomNumbers) -> AbstractContextManager[None]:  # noqa: ARG002  # it draws none
+        return nullcontext()
 
     def with_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         q = self.quantizers
