@@ -5,7 +5,7 @@ The dispatcher of torch is the interface: compiled kernels take over where a lib
 gradients and of histograms differ by rounding. The operators of fake quantization take values as runs [outer, ranges,
 inner], float32 and contiguous, whose middle axis has the grids; the functions take any shape that broadcasts and any
 floating-point type. Those of mapped fake quantization take values [outer, heads, rows, channels] on one grid, with a
-factor and a center for each of [heads, channels].
+factor and a center for each of [heads, channels], and those of shares take rows [outer, ranges, rows, length].
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from torch import Tensor
 
 _BLOCK = 1 << 17
 """Elements that a CPU thread takes through all operations before the next block, so that they stay in its cache."""
+
+_TINY = 1e-30
+"""The smallest divisor, for rows without a positive value."""
 
 _BINNED = 1 << 15
 """Values binned at a time: they stay in the processor's cache through the three counts."""
@@ -114,6 +117,55 @@ def mapped_fake_quantize_backward(
     return torch.where(z == z.clamp(0, levels), grad, torch.zeros((), dtype=grad.dtype)), of_scale, of_offset
 
 
+def shares(x: Tensor, factor: Tensor, levels: int) -> Tensor:
+    """The codes `round(clip(factor * x / largest of the row, 0, levels))` over the sum of the codes of their row.
+
+    Args:
+        x: rows along the last axis, any floating-point type.
+        factor: levels over the ceiling, > 0, broadcastable to `x`.
+        levels: the largest code.
+
+    Returns:
+        Values of `x`'s shape: rows that sum to 1, or 0 where no code is above 0.
+    """
+    return in_shares((relative(x) * factor).clamp(0, levels).round())
+
+
+def shares_backward(x: Tensor, grad: Tensor, factor: Tensor, levels: int, of_values: bool) -> tuple[Tensor, Tensor]:
+    """The gradients of `shares`: of `x` (empty if it is not needed) and of the factor.
+
+    Rounding passes the gradient through, and a clipped value passes none; the largest of a row counts as a constant.
+    """
+    ratio = relative(x)
+    place = ratio * factor
+    clipped = place.clamp(0, levels)
+    codes = clipped.round()
+    divisor = _divisor(codes)
+    # Where all codes are 0 the divisor is a constant, and the mean is 0.
+    mean = (grad * codes).sum(-1, keepdim=True) / divisor
+    of_place = torch.where(place == clipped, (grad - mean) / divisor, torch.zeros((), dtype=grad.dtype))
+    of_factor = (of_place * ratio).sum_to_size(factor.shape)
+    return of_place * (factor / _largest(x)) if of_values else x.new_empty(0), of_factor
+
+
+def relative(x: Tensor) -> Tensor:
+    """`x / largest of its row`, which counts as a constant; a row without a positive value has a tiny divisor."""
+    return x / _largest(x)
+
+
+def in_shares(codes: Tensor) -> Tensor:
+    """Codes over the sum of the codes of their row, [..., length] in floats; 0 in a row of zeros."""
+    return codes / _divisor(codes)
+
+
+def _largest(x: Tensor) -> Tensor:
+    return x.detach().amax(-1, keepdim=True).clamp(min=_TINY)
+
+
+def _divisor(codes: Tensor) -> Tensor:
+    return codes.sum(-1, keepdim=True).clamp(min=1.0)
+
+
 def histogram(x: Tensor, scale: float, first: float, bins: int) -> Tensor:
     """Counts, sums and sums of squares of values in equal bins.
 
@@ -175,6 +227,15 @@ def _runs_backward(
     return grad_x, grad_scale[:, 0], grad_offset[:, 0]
 
 
+def _rows(x: Tensor, factor: Tensor, levels: int) -> Tensor:
+    return shares(x, factor[:, None, None], levels)
+
+
+def _rows_backward(x: Tensor, grad: Tensor, factor: Tensor, levels: int, of_values: bool) -> tuple[Tensor, Tensor]:
+    of_x, of_factor = shares_backward(x, grad, factor[:, None, None], levels, of_values)
+    return of_x, of_factor[:, 0, 0]
+
+
 _library: Any = torch.library.Library("fxptq", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's own
 for _name, _schema, _plain in (
     ("fake_quantize", "(Tensor x, Tensor scale, Tensor offset, int levels) -> Tensor", _runs),
@@ -193,6 +254,12 @@ for _name, _schema, _plain in (
         "(Tensor x, Tensor grad, Tensor scale, Tensor offset, Tensor factor, Tensor center, int levels, "
         "bool of_values) -> (Tensor, Tensor, Tensor)",
         mapped_fake_quantize_backward,
+    ),
+    ("shares", "(Tensor x, Tensor factor, int levels) -> Tensor", _rows),
+    (
+        "shares_backward",
+        "(Tensor x, Tensor grad, Tensor factor, int levels, bool of_values) -> (Tensor, Tensor)",
+        _rows_backward,
     ),
     ("histogram", "(Tensor x, float scale, float first, int bins) -> Tensor", histogram),
 ):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -76,13 +74,6 @@ def test_nan_stays_nan() -> None:
     x = torch.tensor([[[0.1, torch.nan, 0.2]]])
     found = torch.ops.fxptq.fake_quantize(x, torch.tensor([0.1]), torch.tensor([0.0]), 7)
     assert found.isnan().flatten().tolist() == [False, True, False]
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("threads")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.errors import CalibrationError
-from fxptq.quant import grid
+from fxptq.quant import grid, operators, rows
 from fxptq.quant.coding import Coding
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.grid import Grid
@@ -25,9 +25,6 @@ from fxptq.refusal import Refusal
 
 _LEAST = 1e-6
 """The smallest ceiling; below it, every weight of a row would get the largest code."""
-
-_TINY = 1e-30
-"""The smallest divisor, for rows without a positive value."""
 
 
 @register("shares")
@@ -63,24 +60,24 @@ class Shares(Quantizer):
 
     def normalize(self, x: Tensor) -> Tensor:
         """`x / largest of its row`, the values that the bounds speak of."""
-        return x / x.detach().amax(-1, keepdim=True).clamp(min=_TINY)
+        return operators.relative(x)
 
     def quantize(self, x: Tensor) -> Tensor:
         """The share of each code in the codes of its row; a row sums to 1."""
-        return _shares(grid.fake_quantize(*self._in_steps(x), self.bits))
+        return rows.fake_quantize(x, self._factor(x), self.bits)
 
     def encode(self, x: Tensor) -> Tensor:
         """uint8 codes of `x`, of its shape."""
-        return grid.encode(*self._in_steps(x), self.bits)
+        one = torch.ones_like(self.ceiling0[:1])
+        return grid.encode(self.normalize(x) * self._factor(x), one, torch.zeros_like(one), self.bits)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The share of each code in the codes of its row, of the shape of `codes`."""
-        return _shares(codes.to(self.ceiling0.dtype))
+        return operators.in_shares(codes.to(self.ceiling0.dtype))
 
-    def _in_steps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The values in units of their row's step, and the scale and offset of a grid in that unit."""
-        steps = self.normalize(x) * (grid.levels(self.bits) / self.spread(self.upper, x))
-        return steps, torch.ones_like(self.ceiling0[:1]), torch.zeros_like(self.ceiling0[:1])
+    def _factor(self, x: Tensor) -> Tensor:
+        """Steps of its row in the largest value of a row, in a shape that broadcasts to `x`."""
+        return grid.levels(self.bits) / self.spread(self.upper, x)
 
     # -- bounds and state ----------------------------------------------------------------------------------------------
 
@@ -141,7 +138,3 @@ class Shares(Quantizer):
         with torch.no_grad():
             steps = (self.upper / grid.levels(self.bits)).tolist()
         return Coding(tuple(Grid(step, 0.0, self.bits) for step in steps), shares=True)
-
-
-def _shares(codes: Tensor) -> Tensor:
-    return codes / codes.sum(-1, keepdim=True).clamp(min=1.0)
