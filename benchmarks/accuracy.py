@@ -5,8 +5,9 @@
 
 A network is a recipe, or a weights file that spandrel recognises; a file that is absent is skipped with a line. The
 passes are those of `--preset`; with `--bounds`, rows of other searches for bounds stand before them. The error is the
-mean square of the difference to the float network's output, on inputs that no pass has seen, in units of white. Rows
-and the state after each pass are kept in a folder, and a run that was cut off goes on.
+mean square of the difference to the float network's output, on inputs that no pass has seen, in units of white. Figures
+and the state after each pass are kept in a folder: a run that was cut off goes on, and another set is scored on the
+states that are there.
 """
 
 from __future__ import annotations
@@ -112,50 +113,60 @@ class Table:
         self._chain(bits, self._study.preset.passes)
 
     def _chain(self, bits: int, passes: Sequence[PassEntry]) -> None:
-        """The rows after each pass but `observe`, or after the last; what is kept is not run again."""
+        """The rows after each pass but `observe`, or after the last; what is kept is not computed again."""
         keys = [self._key(bits, passes[: index + 1]) for index in range(len(passes))]
         shown = [index for index, entry in enumerate(passes) if entry.name != "observe"]
-        shown = shown[-1:] if self._options.last else shown
-        rows = {index: self._store.get(keys[index]) for index in shown}
-        known = [index for index in shown if rows[index] is not None]
-        todo = [index for index in shown if rows[index] is None]
-        for index in known:
-            self._print(bits, passes[index], rows[index])
-        if not todo:
-            return
-        before = [index for index in range(todo[0]) if self._state(keys[index]).is_file()]
-        context = self._study.at(bits, observe=not before)
-        if before:
-            _load(context.student, self._state(keys[before[-1]]))
-        first = before[-1] + 1 if before else 0
-        for index in range(first, len(passes)):
-            started = time.process_time()
-            self._study.run(context, [passes[index]])
-            seconds = time.process_time() - started
-            if passes[index].name != "observe":
-                _save(context.student, self._state(keys[index]))
-            if index not in shown:
-                continue
-            model = self._study.integer(context) if self._options.integers else context.student
-            row = {"seconds": seconds, "error": self._error(context), "scores": self._scores(model)}
-            self._print(bits, passes[index], self._store.put(keys[index], row))
+        context: Context | None = None
+        behind = -1
+        for index in shown[-1:] if self._options.last else shown:
+            if not self._is_known(keys[index]):
+                kept = [i for i in range(behind + 1, index + 1) if self._state(keys[i]).is_file()]
+                if kept or context is None:
+                    context = self._study.at(bits, observe=False)
+                if kept:
+                    _load(context.student, self._state(keys[kept[-1]]))
+                    behind = kept[-1]
+                for i in range(behind + 1, index + 1):
+                    self._run(context, passes[i], keys[i])
+                behind = index
+                self._measure(context, keys[index])
+            self._print(bits, passes[index], keys[index])
+
+    def _run(self, context: Context, entry: PassEntry, key: dict[str, Any]) -> None:
+        """Runs a pass, and keeps its time and the state behind it."""
+        started = time.process_time()
+        self._study.run(context, [entry])
+        self._store.put({**key, "figure": "seconds"}, {"seconds": time.process_time() - started})
+        if entry.name != "observe":
+            _save(context.student, self._state(key))
+
+    def _measure(self, context: Context, key: dict[str, Any]) -> None:
+        """Measures what is not known yet of a state."""
+        if self._store.get(self._error_key(key)) is None:
+            self._store.put(self._error_key(key), {"error": self._error(context)})
+        sets = [each for each in self._sets if self._store.get(self._score_key(key, each.name)) is None]
+        if sets:
+            self._score(self._study.integer(context) if self._options.integers else context.student, key, sets)
 
     def _float_row(self) -> None:
-        key = {**self._study.key, "bits": 32, "sets": self._options.sets}
-        row = self._store.get(key)
-        if row is None:
-            row = self._store.put(key, {"seconds": 0.0, "error": 0.0, "scores": self._scores(self._study.source.model)})
-        self._print(32, PassEntry(name="float"), row)
+        key = {**self._study.key, "bits": 32}
+        sets = [each for each in self._sets if self._store.get(self._score_key(key, each.name)) is None]
+        self._score(self._study.source.model, key, sets)
+        self._print(32, PassEntry(name="float"), key)
 
     def _key(self, bits: int, passes: Sequence[PassEntry]) -> dict[str, Any]:
-        return {
-            **self._study.key,
-            "bits": bits,
-            "sets": self._options.sets,
-            "integers": self._options.integers,
-            "unseen": self._options.unseen,
-            "passes": [entry.model_dump() for entry in passes],
-        }
+        """What a state depends on."""
+        return {**self._study.key, "bits": bits, "passes": [entry.model_dump() for entry in passes]}
+
+    def _error_key(self, key: dict[str, Any]) -> dict[str, Any]:
+        return {**key, "figure": "error", "unseen": self._options.unseen}
+
+    def _score_key(self, key: dict[str, Any], name: str) -> dict[str, Any]:
+        return {**key, "figure": "score", "set": name, "integers": self._options.integers}
+
+    def _is_known(self, key: dict[str, Any]) -> bool:
+        wanted = [self._error_key(key), *(self._score_key(key, each.name) for each in self._sets)]
+        return all(self._store.get(each) is not None for each in wanted)
 
     def _state(self, key: dict[str, Any]) -> Path:
         return self._options.out / f"{self._store.digest(key)}.pt"
@@ -168,17 +179,20 @@ class Table:
             total, count = total + float(off.double().square().sum()), count + off.numel()
         return total / max(1, count) / self._study.source.recipe.input.range**2
 
-    def _scores(self, model: Run) -> list[str]:
-        by_set = scores(model, self._sets, self._study.source).values()
-        return [f"{score['psnr_y']:.2f}/{score['ssim_y']:.4f}" for score in by_set]
+    def _score(self, model: Run, key: dict[str, Any], sets: Sequence[BenchmarkSet]) -> None:
+        for each in sets:
+            score = scores(model, [each], self._study.source)[each.name]
+            text = f"{score['psnr_y']:.2f}/{score['ssim_y']:.4f}"
+            self._store.put(self._score_key(key, each.name), {"score": text})
 
-    def _print(self, bits: int, entry: PassEntry, row: dict[str, Any] | None) -> None:
-        if row is None:
-            return
+    def _print(self, bits: int, entry: PassEntry, key: dict[str, Any]) -> None:
         sided = entry.settings.get("sided")
         after = f"{entry.name}, {sided}-sided" if sided else entry.name
         name = "float" if bits == 32 else f"W{bits}A{bits}"
-        figures = f"{row['seconds']:.0f} | {row['error']:.3g} | " + " | ".join(row["scores"])
+        seconds = (self._store.get({**key, "figure": "seconds"}) or {"seconds": 0.0})["seconds"]
+        error = (self._store.get(self._error_key(key)) or {"error": 0.0})["error"]
+        found = (self._store.get(self._score_key(key, each.name)) or {"score": ""} for each in self._sets)
+        figures = f"{seconds:.0f} | {error:.3g} | " + " | ".join(score["score"] for score in found)
         print(f"| {self._study.source.name} | {name} | {self._study.seed} | {after} | {figures} |", flush=True)
 
 
