@@ -19,11 +19,12 @@ import torch
 
 from benchmarks.calibration import checkpoint
 from benchmarks.study import ROOT, FigureStore, Study, common_options, inputs_of, open_study_network, scores
-from fxptq.api import QuantizedModel, load
+from fxptq.api import load
 from fxptq.commands.scores import open_sets
 from fxptq.data.sources import SYNTHETIC
 from fxptq.evaluate.sets import BenchmarkSet
 from fxptq.progress import RichProgress
+from fxptq.quantized import QuantizedModel
 
 
 def main() -> None:

@@ -20,12 +20,13 @@ from typing import Any
 import torch
 
 from benchmarks.study import FigureStore, common_options, open_study_network, scores
-from fxptq.api import QuantizedModel, check_work, quantize_for
 from fxptq.checkpoint.file import byte_counts
 from fxptq.commands.scores import open_sets
 from fxptq.commands.source import Source, example_of
+from fxptq.engine import check_work, quantize_for
 from fxptq.facts import gather_facts
 from fxptq.graph.sites import mean_bits
+from fxptq.quantized import QuantizedModel
 from fxptq.recipe import Recipe
 
 COSTS = {"bytes": "bytes of the file", "operations": "bit operations at the example's size", "ms": "ms at 64x64"}

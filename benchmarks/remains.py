@@ -14,8 +14,8 @@ import argparse
 from statistics import median
 
 from benchmarks.study import inputs_of, open_study_network
-from fxptq.api import install_kernels
 from fxptq.commands.source import example_of
+from fxptq.engine import install_kernels
 from fxptq.graph import Bits, Plan, Program, Site
 from fxptq.passes.base import Context, run_passes
 from fxptq.passes.bounds import values_of

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks.study import inputs_of, open_study_network
-from fxptq.api import install_kernels
 from fxptq.commands.source import example_of
+from fxptq.engine import install_kernels
 from fxptq.graph import Bits, Plan, Program, Site
 from fxptq.graph.sites import Operand
 from fxptq.passes.base import Context, run_passes

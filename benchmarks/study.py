@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo.one import declare_missing_operators
-from fxptq.api import QuantizedModel, install_kernels, plan_of
 from fxptq.checkpoint.state import as_stored, round_floats
 from fxptq.commands.scores import score_sets
 from fxptq.commands.source import Source, example_of, open_network
 from fxptq.data.sources import calibration_images
+from fxptq.engine import install_kernels
 from fxptq.evaluate.sets import BenchmarkSet
 from fxptq.evaluate.tiles import Run
 from fxptq.graph import Bits, Program
@@ -33,8 +33,10 @@ from fxptq.io.files import write_json
 from fxptq.kernels.lower import lower
 from fxptq.origin import metadata_of, weights_digest
 from fxptq.passes.base import Context, PassReport, get_pass, run_passes
+from fxptq.planning import plan_of
 from fxptq.progress import Progress, Silent
 from fxptq.quant.distribution import Distribution
+from fxptq.quantized import QuantizedModel
 from fxptq.recipe import PassEntry, Preset, Recipe
 
 Scores = Mapping[str, Mapping[str, float]]

@@ -11,9 +11,10 @@ from fxptq._version import __version__
 from fxptq.lazy import attribute
 
 if TYPE_CHECKING:
-    from fxptq.api import QuantizedModel, load, quantize, restore
+    from fxptq.api import load, quantize, restore
     from fxptq.bits import Bits
     from fxptq.errors import CaptureError, CheckpointError, FxptqError, InputError
+    from fxptq.quantized import QuantizedModel
     from fxptq.recipe import Recipe
 
 __all__ = [
@@ -31,9 +32,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("QuantizedModel", "load", "quantize", "restore"), "api"),
+    **dict.fromkeys(("load", "quantize", "restore"), "api"),
     **dict.fromkeys(("CaptureError", "CheckpointError", "FxptqError", "InputError"), "errors"),
     "Bits": "bits",
+    "QuantizedModel": "quantized",
     "Recipe": "recipe",
 }
 

@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxptq
 from benchmarks.zoo.networks import NETWORKS, TRAINED, ZooNetwork
-from fxptq.api import plan_of
 from fxptq.graph import Bits, Program
+from fxptq.planning import plan_of
 from fxptq.recipe import Recipe
 
 GIGABYTES = 12

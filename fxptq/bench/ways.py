@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxptq.api import QuantizedModel
 from fxptq.bench import onnx_runtime, openvino
 from fxptq.commands.evaluate import open_checkpoint
 from fxptq.graph.kinds import kind_named
+from fxptq.quantized import QuantizedModel
 from fxptq.recipe import Recipe
 from fxptq.sizes import parse_size
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from fxptq.api import QuantizedModel
 from fxptq.checkpoint.file import ByteCounts, byte_counts
 from fxptq.commands.evaluate import open_checkpoint
 from fxptq.commands.scores import as_json as score_json
@@ -20,6 +19,7 @@ from fxptq.evaluate.contrast import Contrast, Watch
 from fxptq.evaluate.restore import NetworkRun
 from fxptq.evaluate.score import SetScore
 from fxptq.progress import Progress
+from fxptq.quantized import QuantizedModel
 
 FLOAT = "float"
 """Stands for the network of the checkpoint in float, with the weights of its recipe or of `--model`."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxptq.api import QuantizedModel, load
+from fxptq.api import load
 from fxptq.commands.pool import in_processes, threads_of_each
 from fxptq.commands.scores import as_json as score_json
 from fxptq.commands.scores import open_sets, score_sets
@@ -20,6 +20,7 @@ from fxptq.errors import InputError
 from fxptq.evaluate.restore import NetworkRun, fitted
 from fxptq.evaluate.score import Scored, SetScore, in_all, score_one
 from fxptq.progress import Progress
+from fxptq.quantized import QuantizedModel
 from fxptq.ranks import current
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fxptq.api import plan_of
 from fxptq.bits import Bits
 from fxptq.checkpoint import file as checkpoints
 from fxptq.checkpoint.tensors import StoredTensor, tensor_table
@@ -17,6 +16,7 @@ from fxptq.errors import InputError
 from fxptq.facts import gather_facts
 from fxptq.graph import Program, Site, as_graphml
 from fxptq.io.files import check_writable, write_bytes
+from fxptq.planning import plan_of
 from fxptq.recipe import DEFAULT, PAIRS, Recipe
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fxptq.api import QuantizedModel, check_work, quantize_for
 from fxptq.bits import Bits, Budget
 from fxptq.checkpoint.file import ByteCounts, byte_counts
 from fxptq.commands.scores import open_sets, score_sets
 from fxptq.commands.source import Source, device_of, example_of, open_network, parse_site
 from fxptq.data.sources import SYNTHETIC, check_calibration
+from fxptq.engine import check_work, quantize_for
 from fxptq.errors import InputError
 from fxptq.evaluate.contrast import NOTHING_SEEN, Contrast, Watch, joined_contrast
 from fxptq.evaluate.restore import NetworkRun
@@ -26,6 +26,7 @@ from fxptq.io.files import check_writable
 from fxptq.memory import peak_mb
 from fxptq.passes.base import get_pass
 from fxptq.progress import Overall
+from fxptq.quantized import QuantizedModel
 from fxptq.ranks import current
 from fxptq.resume import RunFolder
 from fxptq.stages import Stage

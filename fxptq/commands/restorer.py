@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxptq.api import QuantizedModel
 from fxptq.commands.evaluate import open_checkpoint
 from fxptq.commands.pictures import STREAM, Existing, Job, Names
 from fxptq.commands.source import device_of
@@ -27,6 +26,7 @@ from fxptq.io.writing import Format, check_size, encoded, format_of
 from fxptq.kernels.backend import backend_for
 from fxptq.kernels.lower import IntegerModel, lower
 from fxptq.kernels.pace import Pace
+from fxptq.quantized import QuantizedModel
 
 Computation = Literal["auto", "integer", "simulated"]
 """What computes: integer kernels, the simulation, or whichever is faster here."""

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fxptq.api import QuantizedModel
 from fxptq.checkpoint.file import ByteCounts
 from fxptq.commands.compare import Comparison
 from fxptq.commands.machine import described
@@ -15,6 +14,7 @@ from fxptq.graph import Program, Site
 from fxptq.graph.topology import flow
 from fxptq.passes.base import PassReport, get_pass
 from fxptq.quant.sketch import Sketch
+from fxptq.quantized import QuantizedModel
 from fxptq.report.content import Content, Curve, OperandRow, SiteRow, Step
 from fxptq.report.layout import Layout, arrange
 

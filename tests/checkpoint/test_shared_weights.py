@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxptq
-from fxptq.api import QuantizedModel
+from fxptq.quantized import QuantizedModel
 from fxptq.recipe import Recipe
 from tests.tiny import settings
 

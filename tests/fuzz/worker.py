@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 import fxptq
-from fxptq.api import plan_of
 from fxptq.commands.source import example_of
 from fxptq.errors import FxptqError
 from fxptq.graph import Bits
 from fxptq.io.images import read_image, read_picture
 from fxptq.io.state_dict import load_state, read_state
 from fxptq.passes.base import build_pass
+from fxptq.planning import plan_of
 from fxptq.recipe import Recipe
 from tests.fuzz import checkpoints, pictures, recipes, weights
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fxptq
 from fxptq import Bits, FxptqError, QuantizedModel, Recipe
-from fxptq.api import check_work, quantize_for
+from fxptq.engine import check_work, quantize_for
 from fxptq.facts import gather_facts
 from fxptq.graph import Program
 from tests.networks.loader import Loader, tensors

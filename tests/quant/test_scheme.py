@@ -10,9 +10,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import fxptq
-from fxptq.api import QuantizedModel
 from fxptq.errors import CheckpointError, InputError
 from fxptq.quant.scheme import get_scheme, make_quantizer, scheme_names
+from fxptq.quantized import QuantizedModel
 from fxptq.recipe import Recipe
 
 PACKAGES = Path(__file__).parents[1] / "packages"
