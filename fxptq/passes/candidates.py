@@ -7,7 +7,7 @@ not hold either, with the weights' planned widths; the best of all rehearsals is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fxptq.passes.allocation import Errors, Limit, allocate
@@ -62,17 +62,7 @@ def best(
         The predicted error and what to say behind it; if the plan stays, the error is that of the last widths tried.
     """
     choices: list[_Choice] = []
-    allowed, factor = errors, 1.0
-    for verdict in ("", _AS_FOUND, _PLANNED):
-        if verdict == _PLANNED:
-            planned = {key: {widths.plan[key]: errors[key][widths.plan[key]]} for key in widths.weights}
-            allowed, factor = {**errors, **planned}, 1.0
-        elif verdict == _AS_FOUND:
-            if not choices or not choices[0].parts.left > 0:
-                continue
-            free = choices[0]
-            factor = max(0.0, free.rehearsed - free.parts.measured) / free.parts.left
-            allowed = as_found(errors, forecast.of_weights, free.widths, free.parts.measured, factor)
+    for verdict, allowed, factor in _offers(widths, forecast, errors, choices):
         widths.set(allocate(allowed, limits))
         parts = forecast.predicted()
         error = rehearsed = parts.measured + factor * parts.left
@@ -92,6 +82,26 @@ def best(
     if least is not choices[-1]:
         widths.set(least.widths)
     return least.predicted, least.verdict
+
+
+def _offers(
+    widths: AssignedWidths, forecast: Forecast, errors: Errors, choices: Sequence[_Choice]
+) -> Iterator[tuple[str, Errors, float]]:
+    """Errors to allocate by, one after the other, with their verdict and what errors of weights count.
+
+    Args:
+        widths: the student's.
+        forecast: of the student.
+        errors: as predicted.
+        choices: what was chosen of the offers so far.
+    """
+    yield "", errors, 1.0
+    if choices and choices[0].parts.left > 0:
+        free = choices[0]
+        factor = max(0.0, free.rehearsed - free.parts.measured) / free.parts.left
+        yield _AS_FOUND, as_found(errors, forecast.of_weights, free.widths, free.parts.measured, factor), factor
+    planned = {key: {widths.plan[key]: errors[key][widths.plan[key]]} for key in widths.weights}
+    yield _PLANNED, {**errors, **planned}, 1.0
 
 
 def as_found(errors: Errors, of_weights: Errors, widths: Mapping[str, int], measured: float, factor: float) -> Errors:

@@ -46,8 +46,8 @@ class Loss(Protocol):
     """What compares (output, features) of both networks for a batch."""
 
     @property
-    def weight(self) -> float:
-        """The factor of the feature loss; with 0 no features are needed."""
+    def needs_features(self) -> bool:
+        """Whether features count; the teacher's are kept only then."""
         ...
 
     def __call__(self, student: tuple[Tensor, list[Tensor]], teacher: tuple[Tensor, list[Tensor]]) -> Tensor:
@@ -59,7 +59,7 @@ class Loss(Protocol):
 class SquaredError:
     """The mean squared error of the output, by which passes without training judge too, and which PSNR is made of."""
 
-    weight: ClassVar[float] = 0.0
+    needs_features: ClassVar[bool] = False
 
     def __call__(self, student: tuple[Tensor, list[Tensor]], teacher: tuple[Tensor, list[Tensor]]) -> Tensor:
         """Error of (output, features) of both networks for a batch, a scalar; features do not count."""
@@ -78,7 +78,12 @@ class DistillationLoss:
     weight: float
     scale: FeatureScale
 
+    @property
+    def needs_features(self) -> bool:
+        """Whether the factor is above 0."""
+        return self.weight > 0
+
     def __call__(self, student: tuple[Tensor, list[Tensor]], teacher: tuple[Tensor, list[Tensor]]) -> Tensor:
         """Loss of (output, features) of both networks for a batch, a scalar."""
         loss = output_loss(student[0], teacher[0])
-        return loss + self.weight * feature_loss(student[1], teacher[1], self.scale) if self.weight else loss
+        return loss + self.weight * feature_loss(student[1], teacher[1], self.scale) if self.needs_features else loss

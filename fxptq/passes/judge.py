@@ -30,6 +30,12 @@ T = TypeVar("T")
 _HALVINGS = 3
 """How often a rejected stage is halved."""
 
+_HARDLY = 0.001
+"""A change of the error by less than this part of it is no verdict: the layers decide, for which the change is better.
+
+Where few bits leave little of a picture, the output hardly shows changes that count once weights are rounded.
+"""
+
 _PATCH = 48
 
 
@@ -146,24 +152,25 @@ class Judge:
             self._error = self.measure()
         return self._error
 
-    def keeps(self, keys: Iterable[str], change: Callable[[], None]) -> bool:
+    def keeps(self, keys: Iterable[str], change: Callable[[], None], *, slack: float = 0.0) -> bool:
         """Makes a change and keeps it if the error becomes smaller; otherwise takes it back.
 
         Args:
             keys: the quantizers that the change concerns, with their weights and biases.
             change: changes the student.
+            slack: a part of the error by which it may become larger all the same.
         """
         start, before = self.error, Snapshot.of(self._ctx.student, keys)
         change()
         error = self.measure()
-        if error < start:  # a NaN is no improvement
+        if error < start * (1 + slack):  # a NaN is no improvement
             self._error = error
             return True
         before.restore()
         return False
 
     def keeps_states(self, states: Sequence[State], stages: int) -> int:
-        """Gives quantizers new tensors, stage by stage, and keeps the stages that make the error smaller.
+        """Gives quantizers new tensors, stage by stage, and takes back the stages that make the error larger.
 
         The halves of a rejected stage are tried one after the other, and their halves likewise, so that one bad change
         does not cost the good ones around it. Where a new map is kept, the statistics of the values behind the former
@@ -193,7 +200,7 @@ class Judge:
             for key, tensors in merged.items():
                 self._ctx.student.quantizers[key].restore(tensors)
 
-        if not self.keeps(merged, change):
+        if not self.keeps(merged, change, slack=_HARDLY):
             return 0
         for key in merged:
             self._ctx.statistics.pop(key, None)

@@ -45,7 +45,7 @@ class Teaching:
             raise CalibrationError(
                 "dqc: the float network makes NaN or infinite values of a calibration crop; calibrate on other images"
             )
-        return Lesson(inputs, picture, tuple(features) if self.loss.weight else ())
+        return Lesson(inputs, picture, tuple(features) if self.loss.needs_features else ())
 
     def student_loss(self, lesson: Lesson) -> Tensor:
         """The loss of the student on a lesson, a scalar; 0 on a lesson without crops."""

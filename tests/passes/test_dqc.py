@@ -117,7 +117,7 @@ def test_the_squared_error_may_judge_what_the_absolute_one_trains(new_context: N
     with torch.no_grad():
         expected = float((ctx.student(held) - ctx.teacher(held)).double().square().mean())
     report = run_passes([("dqc", {**one, "judged_by": "error"})], ctx)[-1]
-    assert report.series["held_out_loss"][0] == pytest.approx(expected, rel=1e-5)
+    assert report.series["held_out_error"][0] == pytest.approx(expected, rel=1e-5)
     assert report.notes[0].startswith("squared error on held-out crops")
     by_loss = run_passes([("dqc", one)], plain)[-1]
     assert by_loss.series["loss"] == report.series["loss"]  # what is trained on does not change

@@ -514,3 +514,20 @@ def test_strips_that_count_the_pixels_of_the_other_side_get_no_map_along_them() 
             assert quantizer.factor.shape[0] == 1, key
     with torch.no_grad():
         assert ctx.student(torch.rand(1, 3, 16, 36)).isfinite().all()
+
+
+@pytest.mark.parametrize(("step", "kept"), [(0.0, 8), (0.01, 8), (0.2, 0)], ids=["unseen", "hardly seen", "worse"])
+def test_what_the_output_hardly_shows_is_kept(monkeypatch: pytest.MonkeyPatch, step: float, kept: int) -> None:
+    """Of an error of 100, each change adds so much; a thousandth of it is no verdict."""
+    ctx = named("shifted windows", bits=4)
+    quantizers = ctx.student.quantizers
+    keys = [key for key in quantizers if key.endswith(".input")][:8]
+    changed = Affine(4)
+    changed.set_bounds(-0.5, 0.25)
+    states = [{key: {name: tensor.clone() for name, tensor in changed.stored().items()}} for key in keys]
+
+    def measure(_judge: Judge) -> float:
+        return 100 + step * sum(float(quantizers[key].upper) == 0.25 for key in keys)
+
+    monkeypatch.setattr(Judge, "measure", measure)
+    assert Judge(ctx, 0.25).keeps_states(states, 1) == kept
