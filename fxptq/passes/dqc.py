@@ -85,8 +85,8 @@ class Dqc(Pass):
                 passes without training do. A state of less absolute difference may have a larger squared error.
             eval_every: steps between two evaluations.
             work: work that the training may take, in multiply-accumulates of a forward run (see `fxptq.passes.work`). A
-                network on which `steps` take less gets more steps and crops, at most 16 times as many, and more
-                evaluations by the square root of this. 0 for none of it.
+                network on which `steps` take less gets more steps and crops, and as many evaluations; at most 16 times
+                as many. 0 for none of it.
             patience: number of evaluations without progress after which training stops; 0 for never.
             time_limit_s: limit of the training in seconds; the schedule is fitted to it, and the last state is
                 evaluated, too. With a limit the result depends on the machine. None for no limit.
@@ -185,9 +185,8 @@ class Dqc(Pass):
             ctx, crops=settings.batch, batch=settings.batch, patch=settings.patch, fraction=settings.holdout
         )[0]
         times = min(max(1.0, settings.work / (settings.steps * work_of(ctx, batch))), _MOST_TIMES)
-        steps, crops = round(times * settings.steps), round(times * settings.crops)
-        # A long training may need its rate lowered more often.
-        return replace(settings, steps=steps, crops=crops, eval_every=round(times**0.5 * settings.eval_every))
+        more = {name: round(times * getattr(settings, name)) for name in ("steps", "crops", "eval_every")}
+        return replace(settings, **more)
 
     def learners(self, student: QuantizedNetwork) -> dict[str, Quantizer]:
         """The quantizers of a network that learn, by key."""
