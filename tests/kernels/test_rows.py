@@ -1,148 +1,92 @@
-"""Rows as shares of their sum by compiled kernels: the values of the plain form bit for bit, and its gradients."""
+"""Weights as rows at 2, 4 and 8 bits: what is packed comes back, and the operators on it are those on panels."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from fxptq.kernels.build import backend
-from fxptq.quant import operators, rows
-from fxptq.quant.schemes.shares import Shares
-
-
-@pytest.fixture(autouse=True)
-def _kernels() -> None:
-    if not backend().native:
-        pytest.skip(f"no compiled kernels: {backend().reason}")
+from fxptq.graph.geometry import Geometry
+from fxptq.kernels import ops, panels, rows
+from fxptq.kernels.backend import backend_for
+from fxptq.kernels.layouts import PANELS, ROWS, Packed
+from tests.kernels.helpers import codes, epilogue, grid, layer_of, quantizer
 
 
-def case(seed: int, shape: tuple[int, int, int, int], bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of a softmax, some with ties, negative values or nothing above 0; factors; an upstream gradient."""
-    g = torch.Generator().manual_seed(seed)
-    levels = 2**bits - 1
-    x = (4 * torch.randn(shape, generator=g)).softmax(-1)
-    factor = levels / (0.4 + 0.6 * torch.rand(shape[1], generator=g))
-    largest = x.amax(-1, keepdim=True)
-    ties = largest * (torch.randint(levels, shape, generator=g) + 0.5) / factor[:, None, None]
-    x = torch.where((torch.rand(shape, generator=g) < 0.2) & (ties < largest), ties, x)
-    x = torch.where(torch.rand(shape, generator=g) < 0.05, -x, x)
-    x[torch.rand(shape[:3], generator=g) < 0.05] *= -1
-    x[torch.rand(shape[:3], generator=g) < 0.05] = 0
-    return x, factor, torch.randn(shape, generator=g)
+@given(st.integers(1, 8), st.integers(1, 9), st.integers(1, 300), st.integers(0, 99))
+def test_what_is_packed_comes_back(bits: int, columns: int, depth: int, seed: int) -> None:
+    weight = panels.centred(codes((columns, depth), bits, seed=seed), bits)
+    packed = rows.pack_rows(weight, bits)
+    assert packed.dtype == torch.uint8
+    assert torch.equal(rows.unpack_rows(packed, bits)[:, :depth], weight)
 
 
-lengths = st.sampled_from([1, 2, 3, 15, 16, 17, 33, 64, 144])
-shapes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 9), lengths)
+@pytest.mark.parametrize(("bits", "size"), [(1, 32), (2, 32), (3, 64), (4, 64), (5, 128), (8, 128)])
+def test_codes_take_two_four_or_eight_bits(bits: int, size: int) -> None:
+    assert rows.pack_rows(panels.centred(codes((3, 128), bits), bits), bits).shape == (3, size)
 
 
-@settings(deadline=None, max_examples=300)
-@given(st.integers(0, 9999), shapes, st.integers(2, 8))
-def test_values_are_the_plain_form_s_bit_for_bit(seed: int, shape: tuple[int, int, int, int], bits: int) -> None:
-    x, factor, _ = case(seed, shape, bits)
-    found = torch.ops.fxptq.shares(x, factor, 2**bits - 1)
-    assert torch.equal(found, operators.shares(x, factor[:, None, None], 2**bits - 1))
-    assert bool(((found.sum(-1) - 1).abs() < 1e-5)[(x > 0).any(-1)].all())
+def test_bytes_hold_the_slices_side_by_side() -> None:
+    weight = panels.centred(torch.arange(64).remainder(16).to(torch.uint8).view(1, 64), 4)
+    assert rows.pack_rows(weight, 4)[0, :3].tolist() == [0x00, 0x11, 0x22]
+    weight[0, 32:] = 15
+    assert rows.pack_rows(weight, 4)[0, :3].tolist() == [0xF0, 0xF1, 0xF2]
 
 
-@settings(deadline=None, max_examples=300)
-@given(st.integers(0, 9999), shapes, st.integers(2, 8), st.booleans())
-def test_gradients_are_the_plain_form_s_in_float64(
-    seed: int, shape: tuple[int, int, int, int], bits: int, of_values: bool
-) -> None:
-    x, factor, grad = case(seed, shape, bits)
-    levels = 2**bits - 1
-    of_x, of_factor = torch.ops.fxptq.shares_backward(x, grad, factor, levels, of_values)
-    # Places as the forward pass rounds them, everything behind them in float64.
-    ratio, wide = operators.relative(x), factor[:, None, None]
-    place = ratio * wide
-    clipped = place.clamp(0, levels)
-    codes = clipped.round().double().requires_grad_()
-    (codes / codes.sum(-1, keepdim=True).clamp(min=1)).backward(grad.double())
-    assert codes.grad is not None
-    inside = torch.where(place == clipped, codes.grad, 0.0)
-    size = float(inside.abs().sum()) + 1e-30
-    assert abs(float((of_factor - (inside * ratio).sum((0, 2, 3))).abs().max())) <= 1e-5 * size
-    if of_values:
-        expected = inside * (wide / x.amax(-1, keepdim=True).clamp(min=1e-30))
-        assert torch.allclose(of_x.double(), expected, rtol=2e-4, atol=1e-5 * float(grad.abs().max() * wide.max()))
-    else:
-        assert of_x.numel() == 0
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_start_makes_up_for_128_less(bits: int) -> None:
+    a = codes((5, 70), 8, seed=1)
+    weight = panels.centred(codes((9, 70), bits, seed=2), bits)
+    packed = rows.pack_rows(weight, bits)
+    start = rows.start_of(packed, bits, largest=255)
+    stored = rows.unpack_rows(packed, bits).int()
+    shifted = torch.nn.functional.pad(a.int(), (0, stored.shape[1] - 70)) - 128
+    assert torch.equal(shifted @ stored.t() + start, a.int() @ weight.int().t())
+    assert rows.start_of(packed, bits, largest=127) is None
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_row_without_an_end_is_nan(value: float) -> None:
-    x = torch.rand(1, 1, 3, 40)
-    x[0, 0, 1, 35] = value
-    found, plain = torch.ops.fxptq.shares(x, torch.tensor([7.0]), 7), operators.shares(x, torch.tensor([7.0]), 7)
-    assert torch.equal(found.isnan(), plain.isnan())
-    assert bool(found[0, 0, 1].isnan().all())
-    assert torch.equal(found[0, 0, ::2], plain[0, 0, ::2])
+def call(served: Packed, a: torch.Tensor) -> torch.Tensor:
+    layer = served.layer
+    return ops.PLAIN.get(served.operator, getattr(rows, served.operator, None))(
+        a, columns=layer.columns, **epilogue() | layer.epilogue() | served.arguments
+    )
 
 
-@pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 9_001, 48), (3, 6, 300, 64), (1, 2, 3, 30_000)], ids=["rows", "heads", "long"]
-)
-def test_the_number_of_threads_changes_nothing(shape: tuple[int, int, int, int]) -> None:
-    x, factor, grad = case(0, shape, 3)
-    results = []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        found = torch.ops.fxptq.shares(x, factor, 7)
-        results.append((found, *torch.ops.fxptq.shares_backward(x, grad, factor, 7, True)))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("a_bits", [4, 8])
+def test_linear_is_that_on_panels(bits: int, a_bits: int) -> None:
+    weight = torch.randn(45, 50, generator=torch.Generator().manual_seed(1))
+    q, input_grid = quantizer(bits, seed=3), grid(a_bits, seed=4)
+    layer, a = layer_of(weight, q, None, input_grid), codes((2, 9, 50), a_bits, seed=6)
+    found, expected = (call(layout.linear(layer, bits, input_grid), a) for layout in (ROWS, PANELS))
+    assert torch.equal(found, expected)
 
 
-def test_operators_refuse_other_arguments() -> None:
-    x, factor, grad = case(0, (2, 3, 8, 5), 3)
-    with pytest.raises(RuntimeError, match=r"contiguous rows"):
-        torch.ops.fxptq.shares(x.transpose(0, 2), factor, 7)
-    with pytest.raises(RuntimeError, match=r"a factor for each of 3 ranges"):
-        torch.ops.fxptq.shares(x, factor[:2], 7)
-    with pytest.raises(RuntimeError, match=r"no exact sum"):
-        torch.ops.fxptq.shares(torch.rand(1, 1, 1, 70_000), factor[:1], 255)
-    with pytest.raises(RuntimeError, match=r"shape of the values"):
-        torch.ops.fxptq.shares_backward(x, grad[:1], factor, 7, True)
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("channels", [3, 20, 64], ids=["no-gaps", "padded-taps", "whole-slices"])
+def test_convolution_is_that_on_panels(bits: int, channels: int) -> None:
+    weight = torch.randn(45, channels, 3, 2, generator=torch.Generator().manual_seed(1))
+    q, input_grid, geometry = quantizer(bits, seed=3), grid(4, seed=4), Geometry(stride=(2, 1), padding=(1, 1))
+    layer, a = layer_of(weight, q, None, input_grid, (1, 1)), codes((2, channels, 7, 8), 4, seed=6)
+    found, expected = (call(layout.convolution(layer, bits, input_grid, geometry), a) for layout in (ROWS, PANELS))
+    assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize(
-    ("ranges", "axis", "shape"),
-    [
-        (1, 0, (2, 3, 8, 16)),
-        (3, 1, (2, 3, 8, 16)),
-        (3, 1, (2, 6, 8, 16)),
-        (4, 2, (2, 3, 8, 16)),
-        (4, -1, (2, 3, 8, 16)),
-        (1, 0, (5,)),
-        (1, 0, (0, 4)),
-        (2, 0, (4, 16)),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("kind", ["float32", "float64", "transposed"])
-def test_a_quantizer_gives_what_its_codes_stand_for(
-    ranges: int, axis: int, shape: tuple[int, ...], kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    g = torch.Generator().manual_seed(0)
-    x = torch.rand(shape, generator=g, dtype=torch.float64 if kind == "float64" else torch.float32)
-    x = x.transpose(0, -1).contiguous().transpose(0, -1) if kind == "transposed" else x
-    quantizer = Shares(3, ranges, axis)
-    quantizer.set_bounds(0.0, 0.5 + 0.5 * torch.rand(ranges, generator=g))
-    x.requires_grad_()
+def test_operators_keep_what_their_declarations_promise() -> None:
+    """What torch.compile relies on: schemas, and the shape, dtype and strides told in advance."""
+    q, input_grid, geometry = quantizer(4, seed=3), grid(8, seed=4), Geometry(padding=(1, 1))
+    linear = ROWS.linear(layer_of(torch.randn(20, 24), q, None, input_grid), 4, input_grid)
+    convolution = ROWS.convolution(
+        layer_of(torch.randn(20, 5, 3, 3), q, None, input_grid, (1, 1)), 4, input_grid, geometry
+    )
+    for served, shape in ((linear, (2, 7, 24)), (convolution, (2, 5, 6, 7))):
+        arguments = epilogue() | served.layer.epilogue() | served.arguments | {"columns": 20}
+        positional = (codes(shape, 8), arguments.pop("weight"), arguments.pop("start"))
+        operator = getattr(torch.ops.fxptq, served.operator).default
+        torch.library.opcheck(operator, positional, arguments, test_utils=("test_schema", "test_faketensor"))
 
-    def run() -> tuple[Tensor, Tensor, Tensor]:
-        values = quantizer.quantize(x)
-        upstream = torch.randn(values.shape, generator=torch.Generator().manual_seed(1), dtype=values.dtype)
-        return values.detach(), *torch.autograd.grad(values, (x, quantizer.log_ratio), upstream)
 
-    found = run()
-    assert torch.allclose(found[0], quantizer.decode(quantizer.encode(x.detach())).to(x.dtype), rtol=1e-6)
-    monkeypatch.setattr(rows, "_runs", lambda *_: None)
-    plain = run()
-    assert torch.equal(found[0], plain[0])
-    for ours, theirs in zip(found[1:], plain[1:], strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+def test_each_device_has_its_layout() -> None:
+    assert backend_for(torch.device("cpu")).name == "cpu"
+    assert backend_for(torch.device("cuda")).name == "triton"
