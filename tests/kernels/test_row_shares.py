@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxptq.kernels.build import backend
-from fxptq.quant import operators, rows
+from fxptq.quant import operators, row_shares
 from fxptq.quant.schemes.shares import Shares
 
 
@@ -141,7 +141,7 @@ def test_a_quantizer_gives_what_its_codes_stand_for(
 
     found = run()
     assert torch.allclose(found[0], quantizer.decode(quantizer.encode(x.detach())).to(x.dtype), rtol=1e-6)
-    monkeypatch.setattr(rows, "_runs", lambda *_: None)
+    monkeypatch.setattr(row_shares, "_runs", lambda *_: None)
     plain = run()
     assert torch.equal(found[0], plain[0])
     for ours, theirs in zip(found[1:], plain[1:], strict=True):

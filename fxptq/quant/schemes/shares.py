@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.errors import CalibrationError
-from fxptq.quant import grid, operators, rows
+from fxptq.quant import grid, operators, row_shares
 from fxptq.quant.coding import Coding
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.grid import Grid
@@ -64,7 +64,7 @@ class Shares(Quantizer):
 
     def quantize(self, x: Tensor) -> Tensor:
         """The share of each code in the codes of its row; a row sums to 1."""
-        return rows.fake_quantize(x, self._factor(x), self.bits)
+        return row_shares.fake_quantize(x, self._factor(x), self.bits)
 
     def encode(self, x: Tensor) -> Tensor:
         """uint8 codes of `x`, of its shape."""
