@@ -29,6 +29,7 @@ from fxptq.passes.judge import Judge, JudgedSettings
 from fxptq.passes.offsets import movable_weights
 from fxptq.passes.remains import left_at, remains
 from fxptq.passes.sensitivity import estimate
+from fxptq.passes.trials import FINE
 from fxptq.passes.widths import bounds_by_width, errors_by_width
 from fxptq.quant import search
 from fxptq.quant.quantizer import BITS
@@ -199,14 +200,14 @@ class Allocate(Pass):
         left: Mapping[str, Mapping[int, float]],
     ) -> Errors:
         """The error of the output that each operand makes at each width that it may have."""
-        errors = {}
+        errors, carriers = {}, _carriers(ctx.student)
         for key, error in sensitivity.items():
             own = ctx.student.quantizers[key].bits
             errors[key] = {own: error}
             if key not in bounds:
                 continue
             nearest = errors_by_width(bounds[key], own)
-            least = own if self.settings.raise_only else BITS.start
+            least = own if self.settings.raise_only or key in carriers else BITS.start
             errors[key] = {
                 bits: error * (left_at(bits, left[key], nearest) if key in left else part)
                 for bits, part in nearest.items()
@@ -236,6 +237,24 @@ class Allocate(Pass):
         """The limits that an average width sets: what the plan would cost with it in the place of the asked width."""
         asked = {key: average if key in ctx.nominal else float(bits) for key, bits in plan.items()}
         return [replace(limit, most=limit.cost(asked)) for limit in _unlimited(ctx.student)]
+
+
+def _carriers(student: QuantizedNetwork) -> set[str]:
+    """The fine inputs of the head, the trunk and the tail, which get no fewer bits.
+
+    They carry the picture itself, so that a picture of stronger colours goes beyond all that the calibration shows.
+    Fine ranges reach to it (see `vivid`). The best range of fewer bits for the calibration inputs clips it, in all
+    channels at once, and no sensitivity to these inputs says so.
+    """
+    return {
+        operand.quantizer
+        for site in student.sites
+        for operand in site.operands
+        if site.edge
+        and operand.quantizer
+        and student.weight_of(operand.quantizer) is None
+        and student.quantizers[operand.quantizer].bits >= FINE
+    }
 
 
 def _unlimited(student: QuantizedNetwork) -> tuple[Limit, Limit]:

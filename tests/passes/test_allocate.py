@@ -159,6 +159,19 @@ def test_more_bits_alone_are_given_where_asked_for() -> None:
     assert costs(ctx, chosen)[0] <= 1.3 * costs(ctx, plan)[0]
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_inputs_that_carry_the_picture_get_no_fewer_bits(bits: int) -> None:
+    ctx = context(edsr(), bits=bits)
+    edges = [operand for site in ctx.student.sites if site.edge for operand in site.operands]
+    carriers = {operand.quantizer for operand in edges if operand.slot == "input"}
+    allocated(ctx, average=max(2.5, bits - 1), operands="all")
+    chosen = widths(ctx)
+    assert len(carriers) == 4
+    assert {chosen[key] for key in carriers} == {8}
+    weights = {operand.quantizer for operand in edges} - carriers
+    assert min(chosen[key] for key in weights) < 8  # their weights are as free as all others
+
+
 def test_bounds_of_maps_and_shares_follow_their_widths() -> None:
     schemes = (("*.attention", "shares"), ("*.query", "affine"), ("*.key", "affine"), ("*.value", "affine"))
     ctx = context(swinir(), bits=3, schemes=schemes)
