@@ -126,21 +126,29 @@ def integers(tmp_path: Path, changes: dict[str, str]) -> Ran:
     return Ran(ran.returncode, ran.stdout, ran.stderr)
 
 
-def test_a_read_only_home_is_one_line(read_only: Path, tmp_path: Path) -> None:
+def reason_without_kernels(ran: Ran) -> str:
+    """The line that says why there are no kernels; behind it stands at most what the machine makes of that."""
+    reason, *measured = ran.err.splitlines()
+    assert reason.startswith("integer kernels run in plain torch, exact but slow: ")
+    assert len(measured) <= 1
+    assert all(line.startswith("integers are ") and "torch kernels" in line for line in measured), measured
+    return reason
+
+
+def test_a_read_only_home_is_one_reason(read_only: Path, tmp_path: Path) -> None:
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("needs a C++ compiler")
     ran = integers(tmp_path, {"HOME": str(read_only)})
     assert (ran.status, ran.out) == (0, "b.png\n"), ran.err
-    assert len(ran.err.splitlines()) == 1
-    assert "Read-only file system" in ran.err or "Permission denied" in ran.err
+    reason = reason_without_kernels(ran)
+    assert "Read-only file system" in reason or "Permission denied" in reason
 
 
-def test_no_compiler_is_one_line(tmp_path: Path) -> None:
+def test_no_compiler_is_one_reason(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     ran = integers(tmp_path, {"PATH": str(tmp_path / "bin"), "XDG_CACHE_HOME": str(tmp_path / "cache")})
     assert (ran.status, ran.out) == (0, "b.png\n"), ran.err
-    assert len(ran.err.splitlines()) == 1
-    assert "no C++ compiler found" in ran.err
+    assert "no C++ compiler found" in reason_without_kernels(ran)
 
 
 def test_many_processes_that_need_the_kernels_at_once_build_them_once(tmp_path: Path) -> None:
