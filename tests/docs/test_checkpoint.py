@@ -51,6 +51,24 @@ def mapped() -> fxptq.QuantizedModel:
     return q
 
 
+def stepped() -> fxptq.QuantizedModel:
+    """Weights of convolutions whose columns have several steps, some with factors too."""
+    recipe = settings()
+    schemes = recipe.quantize.model_copy(update={"schemes": {"*.weight": "affine"}})
+    q = fxptq.quantize(edsr(), inputs(1), 3, inputs(), recipe.model_copy(update={"quantize": schemes}))
+    for index, (key, quantizer) in enumerate(q.program.quantizers.items()):
+        weight = q.program.weight_of(key)
+        if weight is None or not isinstance(quantizer, Affine):
+            continue
+        generator = torch.Generator().manual_seed(index)
+        exponents = torch.randint(0, 6, weight.shape[1:], generator=generator, dtype=torch.uint8)
+        factor = torch.rand(weight.shape[1], 1, 1, generator=generator) + 0.5
+        quantizer.set_map(factor if index % 3 else 1.0, 0.0, exponents)
+        quantizer.set_bounds(quantizer.lower, quantizer.upper)
+        q.program.set_weight(key, quantizer(weight))
+    return q
+
+
 CASES: dict[str, Made] = {
     "swinir w2": quantized(swinir(), fxptq.Bits(2, 4)),
     "swinir w3": quantized(swinir(), fxptq.Bits(3, 3)),
@@ -61,6 +79,7 @@ CASES: dict[str, Made] = {
     "per tensor": quantized(swinir(), 3, weight_granularity="tensor"),
     "in float32": quantized(Medley(), 4, float_dtype="fp32"),
     "maps": mapped,
+    "columns of several steps": stepped,
     "shares": with_schemes("*.attention=shares *.query=affine"),
 }
 
