@@ -182,7 +182,7 @@ class Affine(Uniform):
         return (x - self.center) / self._whole
 
     def _check_fits(self, x: Tensor) -> None:
-        for shape in (self.factor.shape, self.exponents.shape):
+        for shape in (self.factor.shape, self.exponents.shape if self._has_multiples else ()):
             trailing = x.shape[x.dim() - len(shape) :] if len(shape) <= x.dim() else ()
             fits = len(trailing) == len(shape)
             if not fits or any(own not in (1, size) for own, size in zip(shape, trailing, strict=True)):
