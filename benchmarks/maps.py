@@ -1,6 +1,7 @@
 """What maps and shares cost the integer kernels: sites with them beside the same sites on one grid a tensor.
 
     python benchmarks/maps.py --bits 4
+    python benchmarks/maps.py --bits 4 --steps --only 3x3       # the taps of convolutions have steps of their own, too
 
 Each row is a part of a network on one thread, uncompiled, with everything that makes its codes. Both forms take turns,
 and the least time of each counts; the last column is their ratio. The first line names the processor's path.
@@ -113,12 +114,14 @@ class Range:
         self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
 
 
-def quantized(network: nn.Module, x: Tensor, bits: int, *, maps: bool) -> IntegerModel:
-    """The part on integers, with random maps or without."""
+def quantized(network: nn.Module, x: Tensor, bits: int, *, maps: bool, steps: bool = False) -> IntegerModel:
+    """The part on integers, with random maps or without; with `steps`, maps of taps have random exponents."""
     schemes = SCHEMES if maps else ()
     program = Program(network.eval(), x, Plan(Bits(bits, bits), edges=None, connective=None, schemes=schemes))
     if maps:
         set_maps(program)
+    if steps:
+        set_steps(program)
     for quantizer in program.quantizers.values():
         quantizer.observer, quantizer.mode = Range(), "observe"
     with torch.no_grad():
@@ -162,6 +165,15 @@ def set_maps(program: Program) -> None:
             second.set_map(_factors(*shape), 0.1 * torch.randn(shape))
 
 
+def set_steps(program: Program) -> None:
+    """Gives the columns of convolutions several steps, 1 to 8 times that of their row."""
+    for key, quantizer in program.quantizers.items():
+        weight = program.weight_of(key)
+        if weight is not None and isinstance(quantizer, Affine) and weight[0, 0].numel() > 1:
+            exponents = torch.randint(0, 4, weight.shape[1:], dtype=torch.uint8)
+            quantizer.set_map(quantizer.factor, quantizer.center, exponents)
+
+
 def _factors(*shape: int) -> Tensor:
     """Factors near 1, so that the attentions of both forms have logits of one size, on which their time depends."""
     return torch.randn(shape).mul(0.1).exp()
@@ -185,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--steps", action="store_true", help="give the taps of convolutions steps of their own")
     parser.add_argument("--only", default="", help="the rows whose name has these letters")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -193,7 +206,8 @@ def main() -> None:
     print("| part | one grid a tensor, ms | maps and shares, ms | ratio |\n|---|---:|---:|---:|")
     for name, (network, x) in parts().items():
         if options.only in name:
-            plain, mapped = (quantized(network, x, options.bits, maps=maps) for maps in (False, True))
+            plain = quantized(network, x, options.bits, maps=False)
+            mapped = quantized(network, x, options.bits, maps=True, steps=options.steps)
             times = least_ms((plain, mapped), x, options.rounds)
             print(f"| {name} | {times[0]:.3f} | {times[1]:.3f} | {times[1] / times[0]:.2f} |", flush=True)
 

@@ -143,6 +143,9 @@ def _values(codes: np.ndarray, bits: int, own: dict[str, np.ndarray], ranges: in
     if "factor" not in own and "inverse" not in own:
         return values
     factor = own["factor"].astype(np.float32) if "factor" in own else np.float32(1) / own["inverse"].astype(np.float32)
+    if "exponents" in own:
+        most = (127 // (2**bits - 1)).bit_length() - 1 if bits < 8 else 0
+        factor = factor * np.exp2(np.minimum(own["exponents"], most).astype(np.float32))
     return values * factor + own["center"].astype(np.float32)
 
 

@@ -387,5 +387,9 @@ def _decoded_weights(checkpoint: Checkpoint, source: str) -> dict[str, Tensor]:
             axis = weight_axis(record.kind) if operand.slot == "weight" else 0
             quantizer = make_quantizer(operand.scheme, operand.bits, ranges=operand.groups, axis=axis).float()
             _restored(quantizer, checkpoint, operand.quantizer, source)
-            decoded[operand.codes] = quantizer.decode(unpack(stored.packed, stored.bits, stored.shape)).detach()
+            codes = unpack(stored.packed, stored.bits, stored.shape)
+            try:
+                decoded[operand.codes] = quantizer.decode(codes).detach()
+            except (InputError, RuntimeError) as error:  # a tensor of another shape than the weight asks for
+                raise CheckpointError(f"{source}: damaged: {operand.quantizer}: {error}") from error
     return decoded

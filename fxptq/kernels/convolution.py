@@ -1,7 +1,8 @@
 """Convolutions without a kernel (transposed, dilated, on a GPU grouped), computed exactly on integers in floats.
 
-The codes and the odd integers 2 W - (2**bits - 1) of the weights are small integers. torch's own float convolution of
-them is exact as long as every partial sum fits the significand; this condition decides between float32 and float64.
+The codes are small integers, and so are the weights: odd integers 2 W - (2**bits - 1), or multiples of these. torch's
+own float convolution of them is exact as long as every partial sum fits the significand; this condition decides between
+float32 and float64.
 The offsets go into the bias as in layer.py, and a border of real zeros is exact for the same reason.
 """
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.graph.geometry import Geometry
-from fxptq.kernels.layer import signed_columns
+from fxptq.kernels.layer import multiplied, signed_columns
 from fxptq.kernels.maps import layer_map
 from fxptq.quant.coding import Coding
 from fxptq.refusal import Refusal
@@ -47,7 +48,7 @@ class GeneralConvolution(nn.Module):
         maps = layer_map(coding, entry, tuple(codes.shape), geometry)
         assert not isinstance(maps, Refusal)  # noqa: S101  # Survey has asked
         unit, centre = signed_columns(coding.grids, size, codes.device, odd=True)
-        signed = 2 * codes.double() - coding.grid.levels
+        signed = multiplied(2 * codes.double() - coding.grid.levels, coding)
         values = signed * unit.view(along) + centre.view(along)
         depth = prod(codes.shape) // size
         exact = torch.float32 if depth * 255 * 255 < 1 << 24 else torch.float64

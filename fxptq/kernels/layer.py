@@ -32,7 +32,7 @@ class Layer:
     """A linear layer or convolution on codes, neither packed nor padded yet; all tensors but the weight are float64.
 
     Attributes:
-        weight: signed codes, int8, of the weight's shape.
+        weight: signed codes, int8, of the weight's shape; those of columns with multiples are multiplied by them.
         scale: [N], factor of the sum of products.
         bias: [N].
         row_scale: [N], factor of the sum of the activation codes; None where all weights are centred on zero.
@@ -50,6 +50,11 @@ class Layer:
     def columns(self) -> int:
         """Number of outputs."""
         return self.scale.numel()
+
+    def width(self, bits: int) -> int:
+        """The width that holds the signed codes: `bits` if they are its odd integers, and 8 if some are multiples."""
+        weight = self.weight.short()
+        return bits if bool((weight % 2 != 0).all() and (weight.abs() < 1 << bits).all()) else 8
 
     def times(self, factor: Tensor | float) -> Layer:
         """The layer with its output multiplied by a number, or one for each column [N]."""
@@ -104,7 +109,7 @@ def integer_layer(
     columns, bits = len(codes), weight.grid.bits
     maps = layer_map(weight, entry, tuple(codes.shape), geometry)
     assert not isinstance(maps, Refusal)  # noqa: S101  # Survey has asked
-    signed = centred(codes, bits)
+    signed = multiplied(centred(codes, bits), weight)
     scale, offset = signed_columns(weight.grids, columns, codes.device)
     values = signed.reshape(columns, codes.shape[1], -1) * scale.view(-1, 1, 1) + offset.view(-1, 1, 1)
     lowest = (maps.factors * maps.lowest).flatten(1).t().to(codes.device)  # [N, inputs of a group]
@@ -119,6 +124,11 @@ def integer_layer(
         row_scale=step * offset if bool((offset != 0).any()) else None,
         taps=inside.t().contiguous() if by_tap else None,
     )
+
+
+def multiplied(signed: Tensor, coding: Coding) -> Tensor:
+    """Signed codes of a weight times the multiples of their columns, of the type of the codes."""
+    return signed if coding.multiples is None else signed * coding.multiples.to(signed)
 
 
 def signed_columns(

@@ -23,12 +23,12 @@ def serve(site: Site, grids: Grids, layout: Layout) -> Served | Refusal:
         return Product()
     (grid,), bits = grids["input"], grids["weight"][0].bits
     if site.kind == "linear":
-        return FusedLayer(lambda layer: layout.linear(layer, bits, grid))
+        return FusedLayer(lambda layer: layout.linear(layer, layer.width(bits), grid))
     geometry = site.geometry
     assert geometry is not None  # noqa: S101  # every convolution has one
     if not layout.fuses(geometry, site.shapes["weight"], grid):
         return FloatLayer()
-    return FusedLayer(lambda layer: layout.convolution(layer, bits, grid, geometry))
+    return FusedLayer(lambda layer: layout.convolution(layer, layer.width(bits), grid, geometry))
 
 
 def limit(site: Site, grids: Grids) -> str:

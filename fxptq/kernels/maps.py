@@ -24,7 +24,7 @@ class LayerMap:
 
     Attributes:
         product: [N], the product of the factors of input and weight.
-        factors: [inputs of a group, groups, outputs of a group], of the weight.
+        factors: [inputs of a group, groups, outputs of a group], of the weight, without the multiples of its codes.
         lowest: [inputs of a group, groups, 1], the value of the input's code 0.
     """
 
@@ -48,7 +48,9 @@ def layer_map(weight: Coding, entry: Coding, shape: tuple[int, ...], geometry: G
         return Refusal("an operand of a layer has shares")
     if bool((weight.centers != 0).any()):
         return Refusal("the map of the weight has centers")
-    factors = _along(weight.factors, (0, 1), tuple(shape))
+    if weight.multiples is not None and any(grid.signed()[1] for grid in weight.grids):
+        return Refusal("the steps of its columns are multiples, and a range is not symmetric")
+    factors = _along(_without_multiples(weight), (0, 1), tuple(shape))
     by_channel = [_along(x, (-1 if geometry is None else 0,), _input_shape(channels, geometry)) for x in _pair(entry)]
     if factors is None or any(x is None for x in by_channel):
         return Refusal("a map has other axes than the channels")
@@ -61,6 +63,18 @@ def layer_map(weight: Coding, entry: Coding, shape: tuple[int, ...], geometry: G
     if not is_even(products, 0):
         return Refusal("the factors of input and weight have no common product")
     return LayerMap(products.mean(0).flatten(), factors, lowest)
+
+
+def _without_multiples(weight: Coding) -> Tensor:
+    """The factors of a weight's values behind codes that are multiplied; without axes along which none varies."""
+    if weight.multiples is None:
+        return weight.factors
+    factors = weight.factors / weight.multiples.double().cpu()
+    for axis in range(factors.dim()):
+        first = factors.narrow(axis, 0, 1)
+        if bool((factors == first).all()):
+            factors = first
+    return factors
 
 
 def _pair(entry: Coding) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,8 @@ class Channels(Pass):
     the network, a stage of layers at a time; a stage that makes the network's output worse is taken back. Weights
     of 7 and 8 bits are in float meanwhile: behind `refit` their errors are nothing, and before it they are mostly a
     wrong mean, which `refit` corrects. Layers of 8 bits keep their grid where it is fine enough, as estimated by
-    `sensitivity`. The pass needs bounds that are set.
+    `sensitivity`. Behind the best map, the taps of a convolution may get steps of their own, powers of two times the
+    step of their row (see `fxptq.passes.multiples`). The pass needs bounds that are set.
     """
 
     @dataclass(frozen=True)
@@ -94,10 +95,12 @@ class Channels(Pass):
             changed = [(group, name, state) for group, name, state in chosen if state]
             kept = judge.keeps_states([state for _, _, state in changed], self.settings.stages)
         mapped = sum(name != NONE for _, name, _ in changed)
+        stepped = sum("exponents" in tensors for _, _, state in changed for tensors in state.values())
         return PassReport(
             notes=(
-                f"{len(groups)} inputs: {mapped} with a better map for their layers, {len(changed) - mapped} with a "
-                f"wider range alone; {kept} kept; squared error of the output {start:.3g} -> {judge.error:.3g}",
+                f"{len(groups)} inputs: {mapped} with a better map for their layers, {len(changed) - mapped} with "
+                f"other changes alone; {kept} kept; squared error of the output {start:.3g} -> {judge.error:.3g}",
+                *([f"{stepped} weights with several steps a row"] if stepped else []),
                 *sorted({f"{name}: {sum(n == name for _, n, _ in chosen)}" for _, name, _ in chosen}),
             )
         )

@@ -10,15 +10,16 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from fxptq.passes.base import QuantizedNetwork
+from fxptq.passes.base import QuantizedNetwork, Site
 from fxptq.passes.judge import State
 from fxptq.passes.maps import LATTICE, NONE, Candidate, candidates, lattice
+from fxptq.passes.multiples import exponents
 from fxptq.passes.readers import Group, Sample, output_of
 from fxptq.passes.samples import evenly
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.schemes.affine import Affine, short
-from fxptq.quant.search import Bounds, dobi2d
+from fxptq.quant.search import Bounds, dobi2d, symmetric
 
 _VALUES = 30_000
 """Values of an input's sample that the bounds are searched on."""
@@ -84,13 +85,35 @@ class Trials:
         trials = (self.tried(candidate) for candidate in self._candidates())
         sound = (trial for trial in trials if math.isfinite(trial.error))
         best = min(sound, key=lambda trial: trial.error, default=None)
-        if best is None or (best.name == NONE and not self._is_fine):
+        if best is None:
             return NONE, {}
+        stepped = self._stepped(best)
+        if best.name == NONE and not self._is_fine:
+            return NONE, stepped
         if best.name != LATTICE:
             found = dobi2d(Distribution.of(best.values), best.entry, 2 * self._bounds, self._floor(best.name))
             _set_bounds(best.entry, found)
         weights = best.weights if best.name != NONE else {}
-        return best.name, {self._group.key: best.entry.stored(), **weights}
+        return best.name, {self._group.key: best.entry.stored(), **weights, **stepped}
+
+    def _stepped(self, best: Trial) -> State:
+        """The tensors of the weights for which columns of several steps lower the error, behind the best map."""
+        if not self._group.scalable:  # another input meets the weights, and has a choice of its own
+            return {}
+        coded, states = best.entry(self._x), {}
+        for (site, key), reference in zip(self._group.layers, self._references, strict=True):
+            weight, plain = self._weights[key], _probe(self._student.quantizers[key])
+            plain.restore(best.weights[key])
+            least = _WORTH * _off(site, coded, plain(weight), reference)
+            for steps in exponents(plain.normalize(weight), plain.bits):
+                own = _probe(plain)
+                own.set_map(plain.factor, plain.center, steps)
+                values = Distribution.of(own.normalize(weight), own.ranges, own.axis)
+                _set_bounds(own, symmetric(values, own, max(1, self._bounds // 2)))
+                off = _off(site, coded, own(weight), reference)
+                if off < least:
+                    least, states[key] = off, own.stored()
+        return states
 
     def tried(self, candidate: Candidate) -> Trial:
         """The error with a candidate, with bounds searched behind its map."""
@@ -103,8 +126,8 @@ class Trials:
             own.set_map(self._group.axes(own_factor))
             values_of = Distribution.of(own.normalize(weight), own.ranges, own.axis)
             _set_bounds(own, dobi2d(values_of, own, max(1, self._bounds // 4)))
-            off = _about_mean(output_of(site, coded, own(weight))) - reference
-            error += float(off.square().sum() / reference.square().sum().clamp(min=1e-30))
+            power = reference.square().sum().clamp(min=1e-30)
+            error += _off(site, coded, own(weight), reference) / float(power)
             states[key] = own.stored()
         return Trial(candidate.name, error if candidate.name == NONE else error / _WORTH, entry, values, states)
 
@@ -151,6 +174,11 @@ def _weight(student: QuantizedNetwork, key: str) -> Tensor:
     weight = student.weight_of(key)
     assert weight is not None  # a quantizer of a weight  # noqa: S101
     return weight
+
+
+def _off(site: Site, x: Tensor, weight: Tensor, reference: Tensor) -> float:
+    """The squared error of a layer's output about its mean."""
+    return float((_about_mean(output_of(site, x, weight)) - reference).square().sum())
 
 
 def _about_mean(y: Tensor) -> Tensor:

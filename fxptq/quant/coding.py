@@ -25,12 +25,15 @@ class Coding:
         factor: > 0, of a shape that broadcasts to the trailing axes of the operand; None without a map.
         center: of the shape of `factor`; None without a map.
         shares: whether a value is its code over the sum of the codes of its row, the last axis.
+        multiples: the powers of two in `factor` that a kernel may multiply the codes of a weight by, of a shape that
+            broadcasts to the weight's trailing axes; None for none.
     """
 
     grids: tuple[Grid, ...]
     factor: Tensor | None = None
     center: Tensor | None = None
     shares: bool = False
+    multiples: Tensor | None = None
 
     @property
     def grid(self) -> Grid:

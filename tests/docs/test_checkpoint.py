@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from docs import read_checkpoint
 from fxptq.checkpoint import file as checkpoints
 from fxptq.checkpoint.index import Index
 from fxptq.checkpoint.metadata import FORMAT_VERSION, Metadata, OperandRecord, SiteRecord
+from fxptq.errors import CheckpointError
 from fxptq.graph.constants import attribute
 from fxptq.graph.kinds import KINDS
 from fxptq.quant.schemes.affine import Affine
@@ -51,6 +53,24 @@ def mapped() -> fxptq.QuantizedModel:
     return q
 
 
+def stepped() -> fxptq.QuantizedModel:
+    """Weights of convolutions whose columns have several steps, some with factors too."""
+    recipe = settings()
+    schemes = recipe.quantize.model_copy(update={"schemes": {"*.weight": "affine"}})
+    q = fxptq.quantize(edsr(), inputs(1), 3, inputs(), recipe.model_copy(update={"quantize": schemes}))
+    for index, (key, quantizer) in enumerate(q.program.quantizers.items()):
+        weight = q.program.weight_of(key)
+        if weight is None or not isinstance(quantizer, Affine):
+            continue
+        generator = torch.Generator().manual_seed(index)
+        exponents = torch.randint(0, 6, weight.shape[1:], generator=generator, dtype=torch.uint8)
+        factor = torch.rand(weight.shape[1], 1, 1, generator=generator) + 0.5
+        quantizer.set_map(factor if index % 3 else 1.0, 0.0, exponents)
+        quantizer.set_bounds(quantizer.lower, quantizer.upper)
+        q.program.set_weight(key, quantizer(weight))
+    return q
+
+
 CASES: dict[str, Made] = {
     "swinir w2": quantized(swinir(), fxptq.Bits(2, 4)),
     "swinir w3": quantized(swinir(), fxptq.Bits(3, 3)),
@@ -61,6 +81,7 @@ CASES: dict[str, Made] = {
     "per tensor": quantized(swinir(), 3, weight_granularity="tensor"),
     "in float32": quantized(Medley(), 4, float_dtype="fp32"),
     "maps": mapped,
+    "columns of several steps": stepped,
     "shares": with_schemes("*.attention=shares *.query=affine"),
 }
 
@@ -163,3 +184,15 @@ def test_inspect_lists_the_tensors_that_the_reader_finds(stored: bytes, tmp_path
     assert (ran.status, ran.err) == (0, "")
     for name in (*content.weights, *content.floats, *content.quantizers):
         assert f"| {name} |" in ran.out
+
+
+@pytest.mark.parametrize("field", ["exponents", "factor"])
+def test_a_map_of_another_weight_is_damage_that_is_named(field: str, tmp_path: Path) -> None:
+    stepped().save(tmp_path / "net.safetensors")
+    checkpoint = checkpoints.read(tmp_path / "net.safetensors")
+    name = next(name for name in checkpoint.floats if name.startswith(".body") and name.endswith(f".weight.{field}"))
+    wrong = torch.ones(7, 3, 3, dtype=checkpoint.floats[name].dtype)
+    changed = replace(checkpoint, floats=checkpoint.floats | {name: wrong})
+    checkpoints.write(tmp_path / "wrong.safetensors", changed)
+    with pytest.raises(CheckpointError, match=rf"wrong.safetensors: damaged: {name[1:].removesuffix('.' + field)}: "):
+        fxptq.load(tmp_path / "wrong.safetensors", edsr())

@@ -15,7 +15,7 @@ from fxptq.kernels.backend import get_backend
 from fxptq.kernels.build import backend
 from fxptq.kernels.convolution import GeneralConvolution
 from fxptq.kernels.layer import integer_layer
-from fxptq.kernels.layouts import PANELS
+from fxptq.kernels.layouts import PANELS, ROWS
 from fxptq.kernels.lower import lower
 from fxptq.kernels.maps import layer_map
 from fxptq.kernels.pace import Sparing
@@ -30,6 +30,7 @@ from tests.kernels.helpers import Operators, arguments_of, assert_codes, close, 
 from tests.kernels.networks import ALL, LAYERS, NETWORKS, mapped, set_attention_maps, set_bounds
 from tests.kernels.test_lower import assert_equal_up_to_rounding, graph_of, run
 from tests.kernels.test_products import attend
+from tests.kernels.test_rows import call as on_rows
 
 BOTH = (True, False) if backend().native else (False,)
 
@@ -117,6 +118,55 @@ def test_a_layer_with_maps_equals_float64(kind: str, bits: int, weight_bits: int
         arguments = epilogue() | packed.arguments | packed.layer.epilogue()
         found = getattr(Operators(native), packed.operator)(a, columns=columns, **arguments)
         assert close(found, expected, terms)
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.sampled_from(range(2, 9)), st.sampled_from(range(2, 9)), st.booleans(), st.integers(0, 99))
+@pytest.mark.parametrize("kind", GEOMETRIES)
+def test_columns_of_several_steps_equal_float64(kind: str, bits: int, weight_bits: int, each: bool, seed: int) -> None:
+    geometry, channels, columns, kernel = GEOMETRIES[kind]
+    groups, transposed = (geometry.groups, geometry.transposed) if geometry else (1, False)
+    shape = (channels, columns // groups, *kernel) if transposed else (columns, channels // groups, *kernel)
+    generator = torch.Generator().manual_seed(seed)
+    exponents = torch.randint(0, 6, shape[1:], generator=generator, dtype=torch.uint8)
+    exponents.view(-1)[0] = 5
+    picture = (1,) * len(kernel)
+    factor = 1.0 if transposed or groups > 1 else numbers(channels, seed=seed).exp()
+    entry = affine(
+        bits, torch.as_tensor(factor).view(-1, *picture), numbers(channels, seed=seed + 1).view(-1, *picture)
+    )
+    weight = Affine(weight_bits, columns if each and not transposed else 1)
+    weight.set_map((1 / torch.as_tensor(factor)).view(-1, *picture), exponents=exponents)
+    weight.set_bounds(-1.0, numbers(weight.ranges, seed=seed + 2).abs() + 0.5)
+    a = codes((2, channels, 6, 7) if geometry else (5, channels), bits, seed=seed)
+    w = codes(shape, weight_bits, seed=seed + 3)
+    bias = numbers(columns, seed=seed + 4)
+    entry_coding, coding = entry.coding(), weight.coding()
+    x, v = values(a, entry_coding), weight.decode(w).double()
+
+    def apply(x: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        if geometry is None:
+            return x @ v.T + bias.double()
+        return geometry.apply(x, v, groups) + bias.double().view(-1, 1, 1)
+
+    expected, terms = apply(x, v, bias), apply(x.abs(), v.abs(), bias.abs())
+    if geometry and not PANELS.fuses(geometry, shape, entry_coding.grid):
+        found = GeneralConvolution(w, coding, bias, entry=entry_coding, geometry=geometry)(a)
+        assert close(found, expected, terms)
+        return
+    layer = integer_layer(w, coding, bias, entry_coding, geometry)
+    if weight_bits < 7:
+        assert layer.row_scale is None  # no sum of the input's codes
+        assert layer.width(weight_bits) == 8
+    place = (layer, layer.width(weight_bits), entry_coding.grid)
+    packed = PANELS.linear(*place) if geometry is None else PANELS.convolution(*place, geometry)
+    for native in BOTH:
+        arguments = epilogue() | packed.arguments | packed.layer.epilogue()
+        found = getattr(Operators(native), packed.operator)(a, columns=columns, **arguments)
+        assert close(found, expected, terms)
+    if geometry is None or ROWS.fuses(geometry, shape, entry_coding.grid):  # of a GPU
+        rows = ROWS.linear(*place) if geometry is None else ROWS.convolution(*place, geometry)
+        assert close(on_rows(rows, a), expected, terms)
 
 
 @settings(deadline=None, max_examples=60)
@@ -250,6 +300,31 @@ def test_maps_that_leave_no_sum_of_codes_are_refused_by_name(weight: Coding, ent
     found = layer_map(weight, entry, (4, 6), None)
     assert isinstance(found, Refusal)
     assert reason in found.reason
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_with_columns_of_several_steps_equal_the_simulation(name: str, bits: int) -> None:
+    program, x = mapped(name, bits)
+    for site in program.sites:
+        key = next(operand.quantizer for operand in site.operands if operand.slot in ("weight", "rhs"))
+        quantizer, weight = program.quantizers[key], program.weight_of(key)
+        if isinstance(quantizer, Affine) and weight is not None:
+            steps = torch.arange(weight[0].numel(), dtype=torch.uint8).remainder(4).view(weight.shape[1:])
+            quantizer.set_map(quantizer.factor, quantizer.center, steps)
+            quantizer.set_bounds(quantizer.lower, quantizer.upper)
+    model = lower(program, compile=False)
+    assert not model.lowering.simulated
+    assert_equal_up_to_rounding(run(model, x), run(program, x))
+
+
+def test_columns_of_several_steps_in_ranges_that_are_not_symmetric_are_refused() -> None:
+    weight = affine(4, torch.ones(()))
+    weight.set_map(exponents=torch.tensor([0, 1, 2, 3], dtype=torch.uint8))
+    weight.restore(weight.stored() | {"lower": torch.tensor([-1.0]), "width": torch.tensor([3.0])})
+    found = layer_map(weight.coding(), coded(torch.ones(())), (5, 4), None)
+    assert isinstance(found, Refusal)
+    assert "not symmetric" in found.reason
 
 
 def test_sites_that_cannot_carry_their_map_are_simulated_and_listed() -> None:

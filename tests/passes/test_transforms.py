@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from fxptq.data.sources import Inputs
 from fxptq.graph import Bits, Plan, Program
+from fxptq.kernels.lower import lower
+from fxptq.passes import trials
 from fxptq.passes.attention import ProductSearch
 from fxptq.passes.base import Context, PassReport, run_passes
 from fxptq.passes.judge import Judge, Snapshot
 from fxptq.passes.maps import lattice
+from fxptq.passes.multiples import exponents
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.schemes.affine import Affine
 from fxptq.quant.schemes.shares import Shares
@@ -106,6 +109,70 @@ def test_channels_of_different_widths_lose_less(kind: str) -> None:
         assert not bool(weight.center.any())
     assert first.factor.shape == ((16,) if kind == "linear" else (16, 1, 1))
     assert error(ctx) < 0.5 * before
+
+
+class Reparametrised(nn.Module):
+    """Convolutions as multiplied out of several and a skip: the taps in the middle are far stronger than all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
+        self.body = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(3)))
+        with torch.no_grad():
+            for layer in self.body:
+                layer.weight[..., 1, 1] *= 10
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x)
+        for layer in self.body:
+            y = y + nn.functional.silu(layer(y))
+        out: Tensor = x + self.tail(y)
+        return out
+
+
+def test_taps_of_different_strength_get_steps_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx, plain = context(Reparametrised().eval(), images(), bits=3), context(Reparametrised().eval(), images(), bits=3)
+    monkeypatch.setattr(trials, "exponents", lambda *_: iter(()))
+    run_passes([("channels", {"stages": 1}), ("refit", {})], plain)
+    monkeypatch.undo()
+    notes = run_passes([("channels", {"stages": 1})], ctx)[-1].notes
+    assert "3 weights with several steps a row" in notes
+    weights = [ctx.student.quantizers[f"body.{i}.weight"] for i in range(3)]
+    for weight in weights:
+        assert isinstance(weight, Affine)
+        middle = weight.multiples[:, 1, 1].mean()
+        assert float(middle) > 2 * float(weight.multiples.mean())
+        assert torch.equal(weight.lower, -weight.upper)
+    run_passes([("refit", {})], ctx)
+    assert error(ctx) < 0.8 * error(plain)
+    steps = {"steps": 4, "batch": 2, "patch": 16, "weight_lr": 0.01, "lr": 0.0, "keep_codes": True, "holdout_crops": 2}
+    run_passes([("dqc", steps)], ctx)
+    assert all(torch.equal(weight.lower, -weight.upper) for weight in weights)
+    with torch.no_grad():
+        expected, found = ctx.student(ctx.images[0]), lower(ctx.student, compile=False)(ctx.images[0])  # type: ignore[arg-type]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_layers_of_even_taps_keep_one_step_a_row() -> None:
+    ctx = context(Uneven("conv2d").eval(), images())
+    run_passes([("channels", {"stages": 1})], ctx)
+    weights = (q for key, q in ctx.student.quantizers.items() if key.endswith(".weight"))
+    assert not any(bool(weight.exponents.any()) for weight in weights if isinstance(weight, Affine))
+
+
+def test_exponents_follow_the_strength_of_columns() -> None:
+    weight = torch.ones(4, 5, 3, 3)
+    weight[:, :, 1, 1] *= 4
+    weight[:, 2] *= 2
+    found = [tried.tolist() for tried in exponents(weight, 3)]
+    expected = torch.zeros(5, 3, 3, dtype=torch.uint8)
+    expected[:, 1, 1] += 2
+    expected[2] += 1
+    assert found == [expected.tolist(), (expected + 1).tolist()] * 2
+    assert max(int(tried.max()) for tried in exponents(weight, 6)) == 1
+    assert not list(exponents(weight, 8))  # no room
+    assert not list(exponents(weight[..., :1, :1], 3))  # no taps
+    assert not list(exponents(torch.zeros(4, 5, 3, 3), 3))
 
 
 def test_a_weight_that_meets_two_inputs_gets_no_factor() -> None:

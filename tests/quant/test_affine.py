@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from fxptq.errors import CalibrationError, InputError
 from fxptq.quant.coding import Coding
+from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
-from fxptq.quant.schemes.affine import Affine
+from fxptq.quant.schemes.affine import Affine, most_exponent
 from fxptq.quant.schemes.uniform import Uniform
+from fxptq.quant.search import dobi2d, symmetric
 from fxptq.refusal import Refusal
 
 
@@ -181,3 +183,93 @@ def test_the_coding_of_an_identity_is_its_grid() -> None:
     q.set_bounds(-1.0, 2.0)
     assert q.coding().grids == q.grids()
     assert q.coding().is_plain
+
+
+def stepped(bits: int = 3, seed: int = 0, ranges: int = 5) -> Affine:
+    """A quantizer of a weight [5, 6, 3, 3] whose columns have several steps."""
+    generator = torch.Generator().manual_seed(seed)
+    q = Affine(bits, ranges)
+    exponents = torch.randint(0, 4, (6, 3, 3), generator=generator, dtype=torch.uint8)
+    q.set_map(torch.rand(6, 1, 1, generator=generator) + 0.2, 0.0, exponents)
+    return on(q)
+
+
+@pytest.mark.parametrize(("bits", "most"), [(2, 5), (3, 4), (4, 3), (5, 2), (6, 1), (7, 0), (8, 0)])
+def test_exponents_leave_signed_codes_in_a_byte(bits: int, most: int) -> None:
+    assert most_exponent(bits) == most
+    assert bits == 8 or (2**bits - 1) * 2**most <= 127 < (2**bits - 1) * 2 ** (most + 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(bits=st.integers(2, 8), seed=st.integers(0, 99), ranges=st.sampled_from([1, 5]))
+def test_values_are_the_nearest_of_each_columns_own_grid(bits: int, seed: int, ranges: int) -> None:
+    q = stepped(bits, seed, ranges)
+    x = torch.randn(5, 6, 3, 3, generator=torch.Generator().manual_seed(seed + 1))
+    levels = torch.arange(2**bits, dtype=torch.float64)
+    multiples = 2.0 ** q.exponents.double().clamp(max=most_exponent(bits))
+    assert torch.equal(q.lower, -q.upper)
+    places = q.scale.double()[:, None] * levels + q.lower.double()[:, None]  # [ranges, levels]
+    grid = (q.factor.double() * multiples)[None, ..., None] * places[:, None, None, None]
+    nearest = (x.double()[..., None] - grid).abs().amin(-1)
+    torch.testing.assert_close((x - q(x)).abs().double(), nearest, rtol=0, atol=1e-5)
+    assert torch.equal(q.decode(q.encode(x)), q(x))
+    assert torch.equal(q(q(x)), q(x))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 5, 8])
+def test_columns_of_several_steps_come_back_bit_for_bit(bits: int) -> None:
+    q, back, x = stepped(bits), Affine(bits, 5), torch.randn(5, 6, 3, 3)
+    back.restore(q.stored())
+    back.mode = "on"
+    assert torch.equal(back(x), q(x))
+    assert int(q.stored()["exponents"].max()) <= most_exponent(bits)
+    state = Affine(bits, 5)
+    state.load_state_dict(q.state_dict())
+    state.mode = "on"
+    state.set_bounds(q.lower, q.upper)
+    assert torch.equal(state(x), q(x))
+
+
+def test_a_wider_grid_has_smaller_exponents_and_a_narrower_one_the_former() -> None:
+    q, x = stepped(4), torch.randn(5, 6, 3, 3)
+    before = q(x)
+    q.set_bits(6)
+    assert int(q.multiples.max()) == 2
+    q.set_bits(4)
+    assert torch.equal(q(x), before)
+
+
+def test_training_keeps_ranges_of_several_steps_symmetric() -> None:
+    q, x = stepped(3), torch.randn(5, 6, 3, 3)
+    (only,) = q.trainables()
+    assert only.parameter is q.log_scale
+    q(x).square().sum().backward()
+    assert q.log_scale.grad is not None
+    assert bool((q.log_scale.grad != 0).any())
+    with torch.no_grad():
+        q.log_scale += torch.linspace(-0.3, 0.4, 5)
+    trained = q(x).detach()
+    assert torch.equal(q.lower, -q.upper)
+    q.absorb()
+    assert torch.equal(q(x), trained)
+    assert torch.equal(q.lower, -q.upper)
+
+
+def test_a_search_finds_symmetric_ranges_for_columns_of_several_steps() -> None:
+    q, x = stepped(3), torch.randn(5, 6, 3, 3)
+    values = Distribution.of(q.normalize(x), 5)
+    wide, found = symmetric(values, q, 40), dobi2d(values, q, 40)
+    assert torch.equal(found.lower, -found.upper)
+    torch.testing.assert_close(found.error, wide.error, rtol=0.05, atol=0)
+
+
+def test_exponents_are_bytes() -> None:
+    with pytest.raises(CalibrationError, match=r"type torch.uint8, not torch.float32"):
+        Affine(3).set_map(exponents=torch.ones(6, 3, 3))
+
+
+def test_exponents_of_another_weight_are_refused() -> None:
+    q = Affine(3)
+    q.set_map(exponents=torch.ones(5, 3, 3, dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"a map of shape \(5, 3, 3\) does not fit"):
+        q.normalize(torch.zeros(5, 6, 3, 3))
