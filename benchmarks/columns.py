@@ -23,7 +23,7 @@ from fxptq.passes.multiples import exponents
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.schemes.affine import Affine
 from fxptq.quant.schemes.uniform import Uniform
-from fxptq.quant.search import dobi2d, symmetric
+from fxptq.quant.search import dobi2d
 
 _CANDIDATES = 60
 """Candidates for each bound."""
@@ -38,14 +38,14 @@ def main() -> None:
     program = Program(source.model, example_of(source.recipe), Plan(Bits(options.bits, options.bits)))
     names = ("middle apart", "each tap", "multiples")
     print(f"{source.name}, {options.bits} bits\n")
-    print(f"| layer | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+    print(f"| weight | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
     rows = []
-    for site in program.sites:
-        weight = program.weight_of(f"{site.name}.weight")
-        if weight is None or weight.shape[2:] != (3, 3) or weight.shape[1] < 8:  # noqa: PLR2004  # the head, groups
+    for key in program.quantizers:
+        weight = program.weight_of(key)
+        if weight is None or weight.shape[2:] != (3, 3) or weight.shape[1] < 8:  # the head, groups
             continue
         rows.append(parts(weight.detach(), options.bits))
-        print(f"| {site.name} | {' | '.join(f'{part:.2f}' for part in rows[-1])} |", flush=True)
+        print(f"| {key} | {' | '.join(f'{part:.2f}' for part in rows[-1])} |", flush=True)
     for ends in (min, max):
         print(f"| {ends.__name__} | {' | '.join(f'{ends(column):.2f}' for column in zip(*rows, strict=True))} |")
 
@@ -73,7 +73,7 @@ def with_multiples(weight: Tensor, bits: int) -> float:
         own = Affine(bits, len(weight))
         own.set_map(exponents=tried)
         values = Distribution.of(own.normalize(weight), len(weight))
-        bounds = symmetric(values, own, _CANDIDATES)
+        bounds = dobi2d(values, own, _CANDIDATES // 2)
         own.set_bounds(bounds.lower, bounds.upper)
         with torch.no_grad():
             least = min(least, float(nn.functional.mse_loss(own.quantize(weight), weight, reduction="sum")))

@@ -21,19 +21,8 @@ from fxptq.quant.grid import Grid
 from fxptq.quant.quantizer import Quantizer
 from fxptq.refusal import Refusal
 
-_ON_THE_GRID = 1e-5
-"""The largest distance of a zero point from a whole number, in codes, that is rounding."""
-
 _TINY = 1e-30
 """The smallest divisor of a row of shares."""
-
-
-def zero_code(grid: Grid) -> int | None:
-    """The code of the value 0; None where 0 lies between two codes or beyond the grid."""
-    if grid.scale == 0:
-        return None
-    code = round(grid.zero_point)
-    return code if 0 <= code <= grid.levels and abs(grid.zero_point - code) <= _ON_THE_GRID else None
 
 
 def obstacle(coding: Coding | Refusal) -> str:
@@ -46,7 +35,7 @@ def obstacle(coding: Coding | Refusal) -> str:
         return "its channels have factors and centers of their own"
     if any(grid.scale == 0 for grid in coding.grids):
         return "a range has zero width"
-    if any(zero_code(grid) is None for grid in coding.grids):
+    if any(grid.zero_code is None for grid in coding.grids):
         return "0 lies between two codes"
     return ""
 
@@ -75,7 +64,7 @@ def weight(b: Builder, quantizer: Quantizer, tensor: Tensor, key: str, *, turned
         codes, axis = codes.t(), 1 - axis
     scales, offsets = (_each([getattr(grid, name) for grid in coding.grids], count) for name in ("scale", "offset"))
     scales[scales == 0] = 1  # the codes of a range of zero width are 0
-    points = [zero_code(grid) for grid in coding.grids]
+    points = [grid.zero_code for grid in coding.grids]
     middle = 1 << (quantizer.bits - 1)
     signed = middle if set(points) == {middle} else 0  # the form of weights that runtimes compute on
     zero = None
@@ -132,7 +121,7 @@ def activation(b: Builder, quantizer: Quantizer, x: Value, key: str) -> Value:
 
 def _on_grid(b: Builder, grid: Grid, x: Value) -> Value:
     """The nearest values on a grid, by the operations of `fxptq.quant.grid` in their order."""
-    zero = zero_code(grid)
+    zero = grid.zero_code
     scale, offset = scalar(grid.scale, torch.float32), scalar(grid.offset, torch.float32)
     if zero is None:
         return b.like(x, "Add", _codes(b, grid.bits, b.like(x, "Sub", x, offset), scale, 0), offset)

@@ -1,8 +1,8 @@
 """Convolutions without a kernel (transposed, dilated, on a GPU grouped), computed exactly on integers in floats.
 
-The codes are small integers, and so are the weights: odd integers 2 W - (2**bits - 1), or multiples of these. torch's
-own float convolution of them is exact as long as every partial sum fits the significand; this condition decides between
-float32 and float64.
+The codes are small integers, and so are the weights: odd integers 2 W - (2**bits - 1), or multiples of W - zero point.
+torch's own float convolution of them is exact as long as every partial sum fits the significand; this condition decides
+between float32 and float64.
 The offsets go into the bias as in layer.py, and a border of real zeros is exact for the same reason.
 """
 
@@ -47,8 +47,12 @@ class GeneralConvolution(nn.Module):
         along = [-1 if i == axis else 1 for i in range(4)]
         maps = layer_map(coding, entry, tuple(codes.shape), geometry)
         assert not isinstance(maps, Refusal)  # noqa: S101  # Survey has asked
-        unit, centre = signed_columns(coding.grids, size, codes.device, odd=True)
-        signed = multiplied(2 * codes.double() - coding.grid.levels, coding)
+        if coding.multiples is None:
+            unit, centre = signed_columns(coding.grids, size, codes.device, odd=True)
+            signed = 2 * codes.double() - coding.grid.levels
+        else:
+            signed, unit = multiplied(codes, coding, size, axis)
+            centre = torch.zeros_like(unit)
         values = signed * unit.view(along) + centre.view(along)
         depth = prod(codes.shape) // size
         exact = torch.float32 if depth * 255 * 255 < 1 << 24 else torch.float64

@@ -32,7 +32,7 @@ class Layer:
     """A linear layer or convolution on codes, neither packed nor padded yet; all tensors but the weight are float64.
 
     Attributes:
-        weight: signed codes, int8, of the weight's shape; those of columns with multiples are multiplied by them.
+        weight: signed codes, int8, of the weight's shape; (code - zero point) * multiple where there are multiples.
         scale: [N], factor of the sum of products.
         bias: [N].
         row_scale: [N], factor of the sum of the activation codes; None where all weights are centred on zero.
@@ -52,7 +52,7 @@ class Layer:
         return self.scale.numel()
 
     def width(self, bits: int) -> int:
-        """The width that holds the signed codes: `bits` if they are its odd integers, and 8 if some are multiples."""
+        """The width that holds the signed codes: `bits` if they are its odd integers, and 8 with multiples."""
         weight = self.weight.short()
         return bits if bool((weight % 2 != 0).all() and (weight.abs() < 1 << bits).all()) else 8
 
@@ -109,8 +109,11 @@ def integer_layer(
     columns, bits = len(codes), weight.grid.bits
     maps = layer_map(weight, entry, tuple(codes.shape), geometry)
     assert not isinstance(maps, Refusal)  # noqa: S101  # Survey has asked
-    signed = multiplied(centred(codes, bits), weight)
-    scale, offset = signed_columns(weight.grids, columns, codes.device)
+    if weight.multiples is None:
+        signed, (scale, offset) = centred(codes, bits), signed_columns(weight.grids, columns, codes.device)
+    else:
+        signed, scale = multiplied(codes, weight, columns)
+        offset = torch.zeros_like(scale)
     values = signed.reshape(columns, codes.shape[1], -1) * scale.view(-1, 1, 1) + offset.view(-1, 1, 1)
     lowest = (maps.factors * maps.lowest).flatten(1).t().to(codes.device)  # [N, inputs of a group]
     inside = torch.einsum("nct,nc->nt", values, lowest)
@@ -126,9 +129,25 @@ def integer_layer(
     )
 
 
-def multiplied(signed: Tensor, coding: Coding) -> Tensor:
-    """Signed codes of a weight times the multiples of their columns, of the type of the codes."""
-    return signed if coding.multiples is None else signed * coding.multiples.to(signed)
+def multiplied(codes: Tensor, coding: Coding, columns: int, axis: int = 0) -> tuple[Tensor, Tensor]:
+    """The weights that a kernel takes for codes with multiples, (code - zero point) * multiple, and their scales.
+
+    Args:
+        codes: codes of the weight, uint8.
+        coding: of the weight, with multiples and a zero point for each grid.
+        columns: number of outputs.
+        axis: the axis of the weight along which they lie.
+
+    Returns:
+        int8 of the shape of the codes, and float64 [columns].
+    """
+    assert coding.multiples is not None  # noqa: S101  # the caller has asked
+    pairs = [(grid.zero_code or 0, grid.scale) for grid in coding.grids]
+    each = torch.tensor(pairs, dtype=torch.float64, device=codes.device)
+    zero, scale = each.repeat_interleave(columns // len(pairs), 0).unbind(1)
+    along = [-1 if i == axis else 1 for i in range(codes.dim())]
+    multiples = coding.multiples.to(device=codes.device, dtype=torch.int16)
+    return ((codes.short() - zero.short().view(along)) * multiples).to(torch.int8), scale
 
 
 def signed_columns(

@@ -48,8 +48,8 @@ def layer_map(weight: Coding, entry: Coding, shape: tuple[int, ...], geometry: G
         return Refusal("an operand of a layer has shares")
     if bool((weight.centers != 0).any()):
         return Refusal("the map of the weight has centers")
-    if weight.multiples is not None and any(grid.signed()[1] for grid in weight.grids):
-        return Refusal("the steps of its columns are multiples, and a range is not symmetric")
+    if weight.multiples is not None and any(grid.scale > 0 and grid.zero_code is None for grid in weight.grids):
+        return Refusal("the steps of its columns are multiples, and 0 lies between two codes")
     factors = _along(_without_multiples(weight), (0, 1), tuple(shape))
     by_channel = [_along(x, (-1 if geometry is None else 0,), _input_shape(channels, geometry)) for x in _pair(entry)]
     if factors is None or any(x is None for x in by_channel):

@@ -19,7 +19,7 @@ from fxptq.passes.samples import evenly
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.schemes.affine import Affine, short
-from fxptq.quant.search import Bounds, dobi2d, symmetric
+from fxptq.quant.search import Bounds, dobi2d
 
 _VALUES = 30_000
 """Values of an input's sample that the bounds are searched on."""
@@ -109,7 +109,7 @@ class Trials:
                 own = _probe(plain)
                 own.set_map(plain.factor, plain.center, steps)
                 values = Distribution.of(own.normalize(weight), own.ranges, own.axis)
-                _set_bounds(own, symmetric(values, own, max(1, self._bounds // 2)))
+                _set_bounds(own, dobi2d(values, own, max(1, self._bounds // 4)))
                 off = _off(site, coded, own(weight), reference)
                 if off < least:
                     least, states[key] = off, own.stored()

@@ -25,6 +25,9 @@ _SHORTEST = 8
 _ROUNDING = 2.0**-21
 """Offsets of signed codes below this share of the largest value are the float32 rounding of a symmetric range."""
 
+_ON_THE_GRID = 1e-5
+"""The largest distance of a zero point from a whole number, in codes, that is rounding."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -49,6 +52,14 @@ class Grid:
     def zero_point(self) -> float:
         """The code of the value 0, a real number: `value = scale * (code - zero_point)`."""
         return -self.offset / self.scale
+
+    @property
+    def zero_code(self) -> int | None:
+        """The code of the value 0, a whole number; None where 0 lies between two codes or beyond the grid."""
+        if self.scale == 0:
+            return None
+        code = round(self.zero_point)
+        return code if 0 <= code <= self.levels and abs(self.zero_point - code) <= _ON_THE_GRID else None
 
     def signed(self, *, odd: bool = False) -> tuple[float, float]:
         """(scale, offset) of the same values by signed codes: `value = scale * signed code + offset`.

@@ -318,13 +318,13 @@ def test_networks_with_columns_of_several_steps_equal_the_simulation(name: str, 
     assert_equal_up_to_rounding(run(model, x), run(program, x))
 
 
-def test_columns_of_several_steps_in_ranges_that_are_not_symmetric_are_refused() -> None:
+def test_columns_of_several_steps_in_ranges_without_a_code_for_zero_are_refused() -> None:
     weight = affine(4, torch.ones(()))
     weight.set_map(exponents=torch.tensor([0, 1, 2, 3], dtype=torch.uint8))
-    weight.restore(weight.stored() | {"lower": torch.tensor([-1.0]), "width": torch.tensor([3.0])})
+    weight.restore(weight.stored() | {"lower": torch.tensor([-1.0]), "width": torch.tensor([3.1])})
     found = layer_map(weight.coding(), coded(torch.ones(())), (5, 4), None)
     assert isinstance(found, Refusal)
-    assert "not symmetric" in found.reason
+    assert "0 lies between two codes" in found.reason
 
 
 def test_sites_that_cannot_carry_their_map_are_simulated_and_listed() -> None:

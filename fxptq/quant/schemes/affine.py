@@ -8,8 +8,8 @@ center adds a constant to each output. Kernels make the codes of a map with one 
 1, the center 0 and no exponents, which are the initial values, the quantizer equals `Uniform` bit for bit.
 
 Exponents are for weights: a column of a weight, which is one tap of one input channel, has 2**exponent times the step
-of its row. The sum stays one of integers, because a kernel takes code * 2**exponent for the weight as long as this fits
-a byte. The ranges are then symmetric, so that no sum of the input's codes is needed.
+of its row. The sum stays one of integers, because a kernel takes (code - zero point) * 2**exponent for the weight, as
+long as this fits a byte. The zero point is then a whole number, so that no sum of the input's codes is needed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from fxptq.quant.grid import Grid
 from fxptq.quant.quantizer import BITS, Role, Trainable
 from fxptq.quant.scheme import register
 from fxptq.quant.schemes.uniform import Uniform
+from fxptq.quant.schemes.zero_on_grid import with_zero
 from fxptq.refusal import Refusal
 
 _MAP = ("factor", "center")
@@ -44,7 +45,7 @@ def _compact(factor: Tensor, center: Tensor) -> dict[str, Tensor]:
 
 
 def most_exponent(bits: int) -> int:
-    """The largest exponent of a column whose signed codes, odd integers below 2**bits, then fit a byte."""
+    """The largest exponent with which codes less a zero point, up to 2**bits - 1, fit a signed byte."""
     return (127 // grid.levels(bits)).bit_length() - 1 if bits < BITS[-1] else 0
 
 
@@ -142,7 +143,7 @@ class Affine(Uniform):
         """Whether the steps of some columns are multiplied at the present width."""
         return self._is_stepped and most_exponent(self.bits) > 0
 
-    # -- bounds, which are symmetric with exponents --------------------------------------------------------------------
+    # -- bounds: with exponents, 0 has a code --------------------------------------------------------------------------
 
     @property
     def lower(self) -> Tensor:
@@ -150,19 +151,22 @@ class Affine(Uniform):
         return self.lower0 * self.log_scale.exp() if self._is_stepped else super().lower
 
     def set_bounds(self, lower: Tensor | float, upper: Tensor | float) -> None:
-        """Set the clipping range, made symmetric where there are exponents; see `Quantizer`."""
-        if not self._is_stepped:
-            super().set_bounds(lower, upper)
-            return
+        """Set the clipping range, moved to give 0 a code where there are exponents; see `Quantizer`."""
         low, high = (self.per_range(bound, self.lower0) for bound in (lower, upper))
-        super().set_bounds(*self.admissible(low, high))
+        sound = bool(low.isfinite().all() and high.isfinite().all() and (high >= low).all())
+        self._set(*(with_zero(low, high, self.bits) if self._is_stepped and sound else (low, high - low)))
 
     def admissible(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Symmetric ranges that hold the proposals where there are exponents; see `Quantizer`."""
+        """Where there are exponents, the proposals extended and moved to give 0 a code; see `Quantizer`."""
         if not self._is_stepped:
             return lower, upper
-        half = torch.maximum(lower.abs(), upper.abs())
-        return -half, half
+        low, width = with_zero(lower, upper, self.bits)
+        return low, low + width
+
+    def shorten(self) -> None:
+        """As `Uniform`; bounds stay where there are exponents, because rounding one would take 0 off the grid."""
+        if not self._is_stepped:
+            super().shorten()
 
     def trainables(self) -> tuple[Trainable, ...]:
         """As `Uniform`, without the move of the lower bound where there are exponents."""
