@@ -100,14 +100,19 @@ class Trials:
         """The tensors of the weights for which columns of several steps lower the error, behind the best map."""
         if not self._group.scalable:  # another input meets the weights, and has a choice of its own
             return {}
+        plain = {key: _probe(self._student.quantizers[key]) for _, key in self._group.layers}
+        for key, quantizer in plain.items():
+            quantizer.restore(best.weights[key])
+        tries = {key: list(exponents(own.normalize(self._weights[key]), own.bits)) for key, own in plain.items()}
+        if not any(tries.values()):
+            return {}
         coded, states = best.entry(self._x), {}
         for (site, key), reference in zip(self._group.layers, self._references, strict=True):
-            weight, plain = self._weights[key], _probe(self._student.quantizers[key])
-            plain.restore(best.weights[key])
-            least = _WORTH * _off(site, coded, plain(weight), reference)
-            for steps in exponents(plain.normalize(weight), plain.bits):
-                own = _probe(plain)
-                own.set_map(plain.factor, plain.center, steps)
+            weight = self._weights[key]
+            least = _WORTH * _off(site, coded, plain[key](weight), reference)
+            for steps in tries[key]:
+                own = _probe(plain[key])
+                own.set_map(plain[key].factor, plain[key].center, steps)
                 values = Distribution.of(own.normalize(weight), own.ranges, own.axis)
                 _set_bounds(own, dobi2d(values, own, max(1, self._bounds // 4)))
                 off = _off(site, coded, own(weight), reference)
