@@ -2,8 +2,8 @@
 
 The codes are small integers, and so are the weights: odd integers 2 W - (2**bits - 1), or multiples of W - zero point.
 torch's own float convolution of them is exact as long as every partial sum fits the significand; this condition decides
-between float32 and float64.
-The offsets go into the bias as in layer.py, and a border of real zeros is exact for the same reason.
+between float32 and float64. The offsets go into the bias as in layer.py, and a border of real zeros is exact for the
+same reason.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.graph.geometry import Geometry
-from fxptq.kernels.layer import multiplied, signed_columns
+from fxptq.kernels.layer import signed_weight
 from fxptq.kernels.maps import layer_map
 from fxptq.quant.coding import Coding
 from fxptq.refusal import Refusal
@@ -47,12 +47,7 @@ class GeneralConvolution(nn.Module):
         along = [-1 if i == axis else 1 for i in range(4)]
         maps = layer_map(coding, entry, tuple(codes.shape), geometry)
         assert not isinstance(maps, Refusal)  # noqa: S101  # Survey has asked
-        if coding.multiples is None:
-            unit, centre = signed_columns(coding.grids, size, codes.device, odd=True)
-            signed = 2 * codes.double() - coding.grid.levels
-        else:
-            signed, unit = multiplied(codes, coding, size, axis)
-            centre = torch.zeros_like(unit)
+        signed, unit, centre = signed_weight(codes, coding, size, axis=axis, odd=True)
         values = signed * unit.view(along) + centre.view(along)
         depth = prod(codes.shape) // size
         exact = torch.float32 if depth * 255 * 255 < 1 << 24 else torch.float64

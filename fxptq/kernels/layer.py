@@ -106,14 +106,10 @@ def integer_layer(
         geometry: of a convolution; where it pads, the input has a border of real zeros, which may lie between two grid
             values.
     """
-    columns, bits = len(codes), weight.grid.bits
+    columns = len(codes)
     maps = layer_map(weight, entry, tuple(codes.shape), geometry)
     assert not isinstance(maps, Refusal)  # noqa: S101  # Survey has asked
-    if weight.multiples is None:
-        signed, (scale, offset) = centred(codes, bits), signed_columns(weight.grids, columns, codes.device)
-    else:
-        signed, scale = multiplied(codes, weight, columns)
-        offset = torch.zeros_like(scale)
+    signed, scale, offset = signed_weight(codes, weight, columns)
     values = signed.reshape(columns, codes.shape[1], -1) * scale.view(-1, 1, 1) + offset.view(-1, 1, 1)
     lowest = (maps.factors * maps.lowest).flatten(1).t().to(codes.device)  # [N, inputs of a group]
     inside = torch.einsum("nct,nc->nt", values, lowest)
@@ -129,25 +125,35 @@ def integer_layer(
     )
 
 
-def multiplied(codes: Tensor, coding: Coding, columns: int, axis: int = 0) -> tuple[Tensor, Tensor]:
-    """The weights that a kernel takes for codes with multiples, (code - zero point) * multiple, and their scales.
+def signed_weight(
+    codes: Tensor, coding: Coding, columns: int, *, axis: int = 0, odd: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The whole numbers that stand for a weight in sums of products, with the scale and the offset of each output.
+
+    They are the signed codes (`Grid.signed`), or where the coding has multiples (code - zero point) * multiple, without
+    an offset.
 
     Args:
         codes: codes of the weight, uint8.
-        coding: of the weight, with multiples and a zero point for each grid.
+        coding: of the weight; with multiples, each of its grids has a zero point.
         columns: number of outputs.
         axis: the axis of the weight along which they lie.
+        odd: whether signed codes of 8 bits are odd integers too, which need more than a byte.
 
     Returns:
-        int8 of the shape of the codes, and float64 [columns].
+        The numbers of the shape of the codes, float64 with `odd` and int8 else; and float64 [columns] twice.
     """
-    assert coding.multiples is not None  # noqa: S101  # the caller has asked
+    if coding.multiples is None:
+        scale, offset = signed_columns(coding.grids, columns, codes.device, odd=odd)
+        signed = 2 * codes.double() - coding.grid.levels if odd else centred(codes, coding.grid.bits)
+        return signed, scale, offset
     pairs = [(grid.zero_code or 0, grid.scale) for grid in coding.grids]
     each = torch.tensor(pairs, dtype=torch.float64, device=codes.device)
     zero, scale = each.repeat_interleave(columns // len(pairs), 0).unbind(1)
     along = [-1 if i == axis else 1 for i in range(codes.dim())]
     multiples = coding.multiples.to(device=codes.device, dtype=torch.int16)
-    return ((codes.short() - zero.short().view(along)) * multiples).to(torch.int8), scale
+    signed = (codes.short() - zero.short().view(along)) * multiples
+    return signed.to(torch.float64 if odd else torch.int8), scale, torch.zeros_like(scale)
 
 
 def signed_columns(
