@@ -27,6 +27,9 @@ from fxptq.recipe import PassEntry
 ALLOCATE = "allocate"
 """The pass that gives each operand its own bits."""
 
+CHANNELS = "channels"
+"""The pass that chooses maps of channels, for the widths that there are or for widths that will move."""
+
 _NEARLY_UNIFORM = {"raise_only": True, "extra": 0.01}
 """Settings of the allocation that keep the planned bits but where one per cent more bit operations pay most."""
 
@@ -43,9 +46,11 @@ def with_budget(passes: tuple[PassEntry, ...], budget: Budget | None, *, uniform
         uniform: whether operands keep their planned bits, but for those that cost next to nothing.
     """
     if uniform:
-        return tuple(_entry({**step.settings, **_NEARLY_UNIFORM}) if step.name == ALLOCATE else step for step in passes)
+        kept = _expecting(passes, widths_move=False)
+        return tuple(_entry({**step.settings, **_NEARLY_UNIFORM}) if step.name == ALLOCATE else step for step in kept)
     if budget is None:
         return passes
+    passes = _expecting(passes, widths_move=True)
     operands = "weights" if budget.file_bytes is not None else "all"
     limit = {name: value for name, value in vars(budget).items() if value is not None}
     place = next((i for i, step in enumerate(passes) if step.name == ALLOCATE), None)
@@ -56,6 +61,16 @@ def with_budget(passes: tuple[PassEntry, ...], budget: Budget | None, *, uniform
         place = next((i for i, step in enumerate(passes) if step.name in BEHIND), len(passes))
         own, rest = {}, passes[place:]
     return (*passes[:place], _entry({**own, "operands": operands, **limit}), *rest)
+
+
+def _expecting(passes: tuple[PassEntry, ...], *, widths_move: bool) -> tuple[PassEntry, ...]:
+    """The passes, with those that choose maps told whether the allocation moves bits between operands."""
+    return tuple(
+        PassEntry.model_validate({"name": step.name, **step.settings, "widths_move": widths_move})
+        if step.name == CHANNELS
+        else step
+        for step in passes
+    )
 
 
 def _entry(settings: Mapping[str, Any]) -> PassEntry:

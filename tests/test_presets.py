@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxptq
+from fxptq.bits import Budget
+from fxptq.budget import with_budget
 from fxptq.commands.source import open_network
 from fxptq.quant.schemes.affine import Affine
 from fxptq.quant.schemes.shares import Shares
@@ -37,6 +39,26 @@ def plain(schemes: dict[str, str]) -> Recipe:
     settings["quantize"]["schemes"] = schemes
     settings["presets"] = {"quick": {"images": 2, "passes": [{"name": "observe"}, {"name": "dobi2d", "k": 20}]}}
     return Recipe.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("preset", "budget", "uniform", "widths_move"),
+    [
+        ("standard", None, False, True),
+        ("standard", None, True, False),
+        ("best", None, False, True),
+        ("quick", None, False, False),
+        ("quick", Budget(average=3.0), False, True),
+    ],
+    ids=["standard", "standard uniform", "best", "quick", "quick with a budget"],
+)
+def test_maps_are_chosen_for_widths_that_move_where_the_allocation_moves_them(
+    preset: str, budget: Budget | None, uniform: bool, widths_move: bool
+) -> None:
+    passes = with_budget(Recipe.load("default").preset(preset).passes, budget, uniform=uniform)
+    settings = {step.name: step.settings for step in passes}
+    assert settings["channels"].get("widths_move", False) is widths_move
+    assert settings["allocate"].get("raise_only", False) is not widths_move
 
 
 @pytest.mark.parametrize("make", [swinir, edsr, Medley], ids=["swinir", "edsr", "medley"])

@@ -56,9 +56,13 @@ class Channels(Pass):
 
         Attributes:
             rows: number of positions of each input that errors are measured on.
+            widths_move: whether a later pass gives operands other widths (`allocate`). What a map takes from the error
+                of one operand then pays for bits of others, so candidates are compared by the factors by which the
+                errors of inputs and weights change (see `fxptq.passes.tradeoff`), not by their sum.
         """
 
         rows: int = 1536
+        widths_move: bool = False
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -77,7 +81,8 @@ class Channels(Pass):
         groups = self._groups(ctx)
         if not groups:
             return PassReport(notes=("no layer has affine quantizers whose bounds are set and whose grid is coarse",))
-        weights = [key for key in movable_weights(ctx.student) if ctx.student.quantizers[key].bits >= FINE]
+        moving, quantizers = self.settings.widths_move, ctx.student.quantizers
+        weights = [key for key in movable_weights(ctx.student) if moving or quantizers[key].bits >= FINE]
         with turned_off(ctx.student, weights):
             judge = Judge.of(ctx, self.settings)
             start = judge.error
@@ -89,7 +94,7 @@ class Channels(Pass):
                     samples = sample(ctx, judge.inputs, {group.key: take_of(group, rows) for group in part})
                     for group in part:
                         own, others = samples.pop(group.key), beyond.get(group.key, [])
-                        name, state = Trials(ctx.student, group, own, others, self.settings.k).best()
+                        name, state = Trials(ctx.student, group, own, others, self.settings.k, moving).best()
                         chosen.append((group, name, state))
                         advance(note=name)
             changed = [(group, name, state) for group, name, state in chosen if state]

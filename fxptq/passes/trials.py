@@ -16,6 +16,7 @@ from fxptq.passes.maps import LATTICE, NONE, Candidate, candidates, lattice
 from fxptq.passes.multiples import exponents
 from fxptq.passes.readers import Group, Sample, output_of
 from fxptq.passes.samples import evenly
+from fxptq.passes.tradeoff import LayerErrors, exchanged
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.schemes.affine import Affine, short
@@ -37,8 +38,8 @@ class Trial:
 
     Attributes:
         name: the candidate's.
-        error: the sum of the layers' squared errors, each in units of its output; of a map, over what makes it worth
-            its bytes.
+        error: the sum of the layers' squared errors, each in units of its output, or what `tradeoff.exchanged` makes of
+            them; of a map, over what makes it worth its bytes.
         entry: the input's quantizer with the map and the bounds of the trial.
         values: the values behind the map that the bounds were searched on.
         weights: the tensors of the weights' quantizers, by key.
@@ -61,6 +62,7 @@ class Trials:
         beyond: extremes of the channels, [n, C], that a fine range reaches to beside those of the samples.
         bounds: candidates of the search for the input's bounds; a trial takes half of it for the input and a quarter
             for a weight, and the winner twice as many.
+        widths_move: whether operands will get other widths, so that errors are exchanged for bits.
     """
 
     def __init__(
@@ -70,8 +72,9 @@ class Trials:
         samples: Sequence[Sample],
         beyond: Sequence[Tensor],
         bounds: int,
+        widths_move: bool = False,
     ) -> None:
-        self._student, self._group, self._bounds = student, group, bounds
+        self._student, self._group, self._bounds, self._widths_move = student, group, bounds, widths_move
         self._x = torch.cat([part.x for part in samples if part.x.shape[1:] == samples[0].x.shape[1:]])
         self._extremes = torch.cat([part.extremes for part in samples])
         self._reach = torch.cat([self._extremes, *beyond])
@@ -106,16 +109,17 @@ class Trials:
         tries = {key: list(exponents(own.normalize(self._weights[key]), own.bits)) for key, own in plain.items()}
         if not any(tries.values()):
             return {}
-        coded, states = best.entry(self._x), {}
+        seen = self._x if self._widths_move else best.entry(self._x)  # the weight has a price of its own, or not
+        states: State = {}
         for (site, key), reference in zip(self._group.layers, self._references, strict=True):
             weight = self._weights[key]
-            least = _WORTH * _off(site, coded, plain[key](weight), reference)
+            least = _WORTH * _off(site, seen, plain[key](weight), reference)
             for steps in tries[key]:
                 own = _probe(plain[key])
                 own.set_map(plain[key].factor, plain[key].center, steps)
                 values = Distribution.of(own.normalize(weight), own.ranges, own.axis)
                 _set_bounds(own, dobi2d(values, own, max(1, self._bounds // 4)))
-                off = _off(site, coded, own(weight), reference)
+                off = _off(site, seen, own(weight), reference)
                 if off < least:
                     least, states[key] = off, own.stored()
         return states
@@ -124,16 +128,22 @@ class Trials:
         """The error with a candidate, with bounds searched behind its map."""
         own_factor = short(1 / candidate.factor)  # of the weights; the input has its inverse exactly
         entry, values = self._entry(candidate, 1 / own_factor)
-        coded, states, error = entry(self._x), {}, 0.0
+        coded, states, error, layers = entry(self._x), {}, 0.0, []
         for (site, key), reference in zip(self._group.layers, self._references, strict=True):
             weight = self._weights[key]
             own = _probe(self._student.quantizers[key])
             own.set_map(self._group.axes(own_factor))
             values_of = Distribution.of(own.normalize(weight), own.ranges, own.axis)
             _set_bounds(own, dobi2d(values_of, own, max(1, self._bounds // 4)))
-            power = reference.square().sum().clamp(min=1e-30)
-            error += _off(site, coded, own(weight), reference) / float(power)
+            power, rounded = float(reference.square().sum().clamp(min=1e-30)), own(weight)
+            if self._widths_move:
+                of_input, of_weight = _off(site, coded, weight, reference), _off(site, self._x, rounded, reference)
+                layers.append(LayerErrors(of_input / power, of_weight / power, site.macs, own.bits))
+            else:
+                error += _off(site, coded, rounded, reference) / power
             states[key] = own.stored()
+        if self._widths_move:
+            error = exchanged(layers, entry.bits)
         return Trial(candidate.name, error if candidate.name == NONE else error / _WORTH, entry, values, states)
 
     def _candidates(self) -> Iterator[Candidate]:

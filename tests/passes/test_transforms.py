@@ -111,6 +111,34 @@ def test_channels_of_different_widths_lose_less(kind: str) -> None:
     assert error(ctx) < 0.5 * before
 
 
+class Priced(nn.Module):
+    """Narrow channels of a fine input, which a map would serve, and for which the rows of the weight would pay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.head, self.layer, self.tail = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 3, 1)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.randn(16, 3, 1, 1, generator=generator))
+            self.head.weight[8:] *= 0.1
+            nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+            self.layer.weight.copy_(torch.randn(16, 16, 1, 1, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.tail(self.layer(self.head(x)))
+        return out
+
+
+@pytest.mark.parametrize("widths_move", [False, True], ids=["widths stay", "widths move"])
+def test_where_widths_move_a_map_may_cost_the_weight_more_than_it_brings_now(widths_move: bool) -> None:
+    ctx = context(Priced().eval(), images(), bits=4)
+    ctx.student.set_bits({"layer.input": 7, "layer.weight": 3})
+    run_passes([("dobi2d", {"k": 30}), ("channels", {"stages": 1, "widths_move": widths_move})], ctx)
+    entry = ctx.student.quantizers["layer.input"]
+    assert isinstance(entry, Affine)
+    assert entry.is_identity is not widths_move
+
+
 class Reparametrised(nn.Module):
     """Convolutions as multiplied out of several and a skip: the taps in the middle are far stronger than all others."""
 
