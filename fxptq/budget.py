@@ -27,6 +27,9 @@ from fxptq.recipe import PassEntry
 ALLOCATE = "allocate"
 """The pass that gives each operand its own bits."""
 
+ATTENTION = "attention"
+"""The pass that chooses for products of attentions, at their widths, which it need not do twice where these stay."""
+
 CHANNELS = "channels"
 """The pass that chooses maps of channels, for the widths that there are or for widths that will move."""
 
@@ -46,7 +49,7 @@ def with_budget(passes: tuple[PassEntry, ...], budget: Budget | None, *, uniform
         uniform: whether operands keep their planned bits, but for those that cost next to nothing.
     """
     if uniform:
-        kept = _expecting(passes, widths_move=False)
+        kept = _once(_expecting(passes, widths_move=False), ATTENTION)
         return tuple(_entry({**step.settings, **_NEARLY_UNIFORM}) if step.name == ALLOCATE else step for step in kept)
     if budget is None:
         return passes
@@ -71,6 +74,12 @@ def _expecting(passes: tuple[PassEntry, ...], *, widths_move: bool) -> tuple[Pas
         else step
         for step in passes
     )
+
+
+def _once(passes: tuple[PassEntry, ...], name: str) -> tuple[PassEntry, ...]:
+    """The passes without those that repeat an earlier one of this name."""
+    first = next((i for i, step in enumerate(passes) if step.name == name), len(passes))
+    return tuple(step for i, step in enumerate(passes) if step.name != name or i == first)
 
 
 def _entry(settings: Mapping[str, Any]) -> PassEntry:

@@ -59,6 +59,9 @@ def test_maps_are_chosen_for_widths_that_move_where_the_allocation_moves_them(
     settings = {step.name: step.settings for step in passes}
     assert settings["channels"].get("widths_move", False) is widths_move
     assert settings["allocate"].get("raise_only", False) is not widths_move
+    names = [step.name for step in passes]
+    again = "attention" in names[names.index("allocate") :]
+    assert again is (preset != "quick" and not uniform)  # at the widths that came out
 
 
 @pytest.mark.parametrize("make", [swinir, edsr, Medley], ids=["swinir", "edsr", "medley"])
