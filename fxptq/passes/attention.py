@@ -19,7 +19,8 @@ from torch import Tensor
 from fxptq.errors import FxptqError, InputError
 from fxptq.passes.base import Context, Operand, Pass, PassReport, QuantizedNetwork, register
 from fxptq.passes.judge import Judge, StagedSettings, State
-from fxptq.passes.samples import Take, evenly, in_memory, most_bytes, sample
+from fxptq.passes.offsets import movable_weights
+from fxptq.passes.samples import Take, evenly, in_memory, most_bytes, sample, turned_off
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.quantizer import Quantizer
 from fxptq.quant.schemes.affine import Affine, short
@@ -84,7 +85,8 @@ class Attention(Pass):
 
     Each product is judged by the error of its output with both factors quantized (of logits: about the mean of their
     row), and the network by its output on held-out inputs, a stage of products at a time; a stage that makes it worse
-    is taken back. Products of 8 bits keep their grids, which are fine enough. The pass needs bounds that are set.
+    is taken back. Weights of layers are in float meanwhile: a later pass rounds them, and until then their errors are
+    mostly a wrong mean. Products of 8 bits keep their grids, which are fine enough. The pass needs bounds that are set.
     """
 
     @dataclass(frozen=True)
@@ -115,8 +117,10 @@ class Attention(Pass):
         products = list(_products(ctx.student))
         if not products:
             return PassReport(notes=("no attention has affine quantizers below 8 bits whose bounds are set",))
+        weights = movable_weights(ctx.student)
         judge = Judge.of(ctx, self.settings)
-        start = judge.error
+        with turned_off(ctx.student, weights):
+            start = judge.error
         inputs = len(judge.inputs)
         keys = [operand.quantizer for product in products for operand in (product.lhs, product.rhs)]
         sizes = _shapes_elsewhere(ctx, keys)
@@ -131,7 +135,8 @@ class Attention(Pass):
                     states.append(self._choose(ctx.student, product, factors, others))
                     advance()
         states = [state for state in states if state]
-        kept = judge.keeps_states(states, self.settings.stages)
+        with turned_off(ctx.student, weights):
+            kept = judge.keeps_states(states, self.settings.stages)
         note = f"{len(products)} products, {len(states)} with a choice, {kept} kept"
         return PassReport(notes=(f"{note}; squared error of the output {start:.3g} -> {judge.error:.3g}",))
 
