@@ -49,11 +49,11 @@ def with_budget(passes: tuple[PassEntry, ...], budget: Budget | None, *, uniform
         uniform: whether operands keep their planned bits, but for those that cost next to nothing.
     """
     if uniform:
-        kept = _once(_expecting(passes, widths_move=False), ATTENTION)
-        return tuple(_entry({**step.settings, **_NEARLY_UNIFORM}) if step.name == ALLOCATE else step for step in kept)
+        kept = _with(_once(passes, ATTENTION), CHANNELS, {"widths_move": False})
+        return _with(kept, ALLOCATE, _NEARLY_UNIFORM)
     if budget is None:
         return passes
-    passes = _expecting(passes, widths_move=True)
+    passes = _with(passes, CHANNELS, {"widths_move": True})
     operands = "weights" if budget.file_bytes is not None else "all"
     limit = {name: value for name, value in vars(budget).items() if value is not None}
     place = next((i for i, step in enumerate(passes) if step.name == ALLOCATE), None)
@@ -66,12 +66,10 @@ def with_budget(passes: tuple[PassEntry, ...], budget: Budget | None, *, uniform
     return (*passes[:place], _entry({**own, "operands": operands, **limit}), *rest)
 
 
-def _expecting(passes: tuple[PassEntry, ...], *, widths_move: bool) -> tuple[PassEntry, ...]:
-    """The passes, with those that choose maps told whether the allocation moves bits between operands."""
+def _with(passes: tuple[PassEntry, ...], name: str, settings: Mapping[str, Any]) -> tuple[PassEntry, ...]:
+    """The passes, those of this name with these settings over their own."""
     return tuple(
-        PassEntry.model_validate({"name": step.name, **step.settings, "widths_move": widths_move})
-        if step.name == CHANNELS
-        else step
+        PassEntry.model_validate({"name": name, **step.settings, **settings}) if step.name == name else step
         for step in passes
     )
 
