@@ -49,9 +49,10 @@ def in_processes(count: int, work: Callable[[J], R], jobs: Sequence[J], remedy: 
 
         yield finished()
     except BaseException as error:
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
+        # Waits for the pool's own thread: Python's exit would use the pipe that the thread is closing.
+        pool.shutdown(cancel_futures=True)
         if not isinstance(error, BrokenProcessPool):
             raise
         raise FxptqError(f"a process was killed, perhaps because memory has ended: {remedy}") from None
