@@ -33,6 +33,7 @@ def set_all_bounds(ctx: Context, description: str, search: Search) -> PassReport
 def set_bounds(ctx: Context, keys: Sequence[str], description: str, search: Search) -> PassReport:
     """Set the bounds of the quantizers of these keys, as `set_all_bounds` does for all."""
     student, operands = ctx.student, ctx.student.operands()
+    ctx.install_kernels()
 
     def search_share() -> dict[str, tuple[Bounds, dict[str, float], Sketch]]:
         own = ctx.ranks.share(list(keys))

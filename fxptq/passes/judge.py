@@ -139,10 +139,12 @@ class Judge:
         ctx.install_kernels()
         inputs, holdout = split(ctx.images, fraction, torch.Generator().manual_seed(ctx.seed))
         self.inputs: list[Inputs] = inputs
-        crops = [crop for item in holdout for crop in corners(ctx.sizes, item, patch)]
-        self._held = [ctx.placed(batch) for batch in batches(ctx, ctx.ranks.share(crops))]
-        with torch.no_grad():
-            self._references = [ctx.picture.pick(ctx.teacher(*batch)) for batch in self._held]
+        if (fraction, patch) not in ctx.references:
+            crops = [crop for item in holdout for crop in corners(ctx.sizes, item, patch)]
+            held = [ctx.placed(batch) for batch in batches(ctx, ctx.ranks.share(crops))]
+            with torch.no_grad():
+                ctx.references[fraction, patch] = [(batch, ctx.picture.pick(ctx.teacher(*batch))) for batch in held]
+        self._held = ctx.references[fraction, patch]
         self._error: float | None = None
 
     @property
@@ -215,7 +217,7 @@ class Judge:
     def measure(self) -> float:
         """The mean squared error of the output in the present state, whether it will be kept or not."""
         total, count = 0.0, 0.0
-        for batch, reference in zip(self._held, self._references, strict=True):
+        for batch, reference in self._held:
             picture = self._ctx.picture.pick(self._ctx.student(*batch))
             total += float((picture - reference).double().square().sum())
             count += reference.numel()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fxptq.errors import CalibrationError
+from fxptq.quant import operators  # noqa: F401  # registers fxptq::grid_errors
 from fxptq.quant.grid import levels
 
 _QUERIES = 1 << 21
@@ -142,18 +143,14 @@ class Distribution:
         n = levels(bits)
         per_block = max(1, _QUERIES // (n * self.ranges))
         blocks = zip(*(torch.split(bound.double(), per_block, 1) for bound in (lower, upper)), strict=True)
-        return torch.cat([self._squared_error(low, high, n) for low, high in blocks], 1)
-
-    def _squared_error(self, lower: Tensor, upper: Tensor, n: int) -> Tensor:
-        step = (upper - lower) / n
-        thresholds = lower[..., None] + step[..., None] * (torch.arange(n, dtype=torch.float64) + 0.5)
-        flat = thresholds.flatten(1)
-        counts, sums, squares = self._prefix
-        index = torch.searchsorted(self.values, flat)
-        bends = sums.gather(1, index) - (flat - self._center) * counts.gather(1, index)
-        top = upper - self._center
-        clipped_to_top = squares[:, -1:] - 2 * top * sums[:, -1:] + top.square() * counts[:, -1:]
-        return (clipped_to_top + 2 * step * bends.view_as(thresholds).sum(-1)).clamp_(min=0.0)
+        center = self._center[:, 0]
+        return torch.cat(
+            [
+                torch.ops.fxptq.grid_errors(self.values, *self._prefix, center, low.contiguous(), high.contiguous(), n)
+                for low, high in blocks
+            ],
+            1,
+        )
 
 
 def signal_to_noise(power: float, error: float) -> float:

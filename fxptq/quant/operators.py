@@ -1,11 +1,12 @@
-"""Fake quantization and histograms as operators of torch, with their definition in plain torch.
+"""Fake quantization, histograms and errors of grids as operators of torch, with their definition in plain torch.
 
 The dispatcher of torch is the interface: compiled kernels take over where a library registers them
 (fxptq/kernels/native), and everywhere else the functions here run. Values are the same bit for bit in both; the sums of
-gradients and of histograms differ by rounding. The operators of fake quantization take values as runs [outer, ranges,
-inner], float32 and contiguous, whose middle axis has the grids; the functions take any shape that broadcasts and any
-floating-point type. Those of mapped fake quantization take values [outer, heads, rows, channels] on one grid, with a
-factor and a center for each of [heads, channels], and those of shares take rows [outer, ranges, rows, length].
+gradients, of histograms and of errors differ by rounding. The operators of fake quantization take values as runs
+[outer, ranges, inner], float32 and contiguous, whose middle axis has the grids; the functions take any shape that
+broadcasts and any floating-point type. Those of mapped fake quantization take values [outer, heads, rows, channels] on
+one grid, with a factor and a center for each of [heads, channels], and those of shares take rows [outer, ranges, rows,
+length].
 """
 
 from __future__ import annotations
@@ -189,6 +190,41 @@ def histogram(x: Tensor, scale: float, first: float, bins: int) -> Tensor:
     return table
 
 
+def grid_errors(
+    values: Tensor,
+    counts: Tensor,
+    sums: Tensor,
+    squares: Tensor,
+    center: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    levels: int,
+) -> Tensor:
+    """The squared error of rounding sorted values to each of many grids (fxptq.quant.distribution states the formula).
+
+    Args:
+        values: support, ascending along each row, float64 [ranges, support].
+        counts: number of elements before each support value, and of all, [ranges, support + 1].
+        sums: the sums of these elements about `center`, [ranges, support + 1].
+        squares: the sums of their squares about `center`, [ranges, support + 1].
+        center: the origin of the sums, [ranges].
+        lower: value of code 0 of each grid, [ranges, candidates].
+        upper: value of the largest code, not below `lower`, [ranges, candidates].
+        levels: the largest code.
+
+    Returns:
+        Sums of squares, [ranges, candidates], not negative.
+    """
+    step, origin = (upper - lower) / levels, center[:, None]
+    thresholds = lower[..., None] + step[..., None] * (torch.arange(levels, dtype=torch.float64) + 0.5)
+    flat = thresholds.flatten(1)
+    index = torch.searchsorted(values, flat)
+    bends = sums.gather(1, index) - (flat - origin) * counts.gather(1, index)
+    top = upper - origin
+    clipped_to_top = squares[:, -1:] - 2 * top * sums[:, -1:] + top.square() * counts[:, -1:]
+    return (clipped_to_top + 2 * step * bends.view_as(thresholds).sum(-1)).clamp_(min=0.0)
+
+
 def _inner(a: Tensor, b: Tensor, low: Tensor) -> Tensor:
     """The sum of a * b over the elements that share a bound; `a` is overwritten."""
     return torch.dot(a, b) if low.dim() == 0 else a.mul_(b).sum_to_size(low.shape)
@@ -262,6 +298,12 @@ for _name, _schema, _plain in (
         _rows_backward,
     ),
     ("histogram", "(Tensor x, float scale, float first, int bins) -> Tensor", histogram),
+    (
+        "grid_errors",
+        "(Tensor values, Tensor counts, Tensor sums, Tensor squares, Tensor center, Tensor lower, Tensor upper, "
+        "int levels) -> Tensor",
+        grid_errors,
+    ),
 ):
     _library.define(_name + _schema)
     _library.impl(_name, _plain, "CompositeExplicitAutograd")

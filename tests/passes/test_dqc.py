@@ -87,15 +87,15 @@ def test_fixed_crops_bring_it_closer_too(new_context: NewContext) -> None:
     assert min(held_out) < 0.9 * held_out[0]
 
 
-def test_kernels_are_installed_before_observing_and_training(new_context: NewContext) -> None:
+def test_kernels_are_installed_before_observing_searching_and_training(new_context: NewContext) -> None:
     ctx, installed = new_context(), []
     ctx.install_kernels = lambda: installed.append(True)
     run_passes([("observe", {})], ctx)
     assert installed == [True]
     run_passes([("dobi", {})], ctx)
-    assert installed == [True]
-    run_passes([("dqc", QUICK)], ctx)
     assert installed == [True, True]
+    run_passes([("dqc", QUICK)], ctx)
+    assert installed == [True, True, True]
 
 
 def test_what_is_kept_is_the_best_on_held_out_crops_and_folded(new_context: NewContext) -> None:
