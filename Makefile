@@ -31,7 +31,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not cuda and not zoo and not fuzz and not faults and not networks"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow and not cuda and not zoo and not fuzz and not faults and not networks"
 
 # 99 small networks, one for each construct, through everything: a minute or two on two cores.
 test-networks: $(STAMP)

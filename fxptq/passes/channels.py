@@ -31,6 +31,9 @@ from fxptq.quant.quantizer import BITS
 _DRAWS = 1
 """Random output directions for a batch that the errors of layers of 8 bits are estimated with."""
 
+_SIDE = 32
+"""Side of the crops that they are estimated on, in pixels, as in `allocate`."""
+
 _SHARE = 0.002
 """An input of 8 bits gets a map if it makes more than this part of the sum of all operands' errors."""
 
@@ -127,7 +130,7 @@ class Channels(Pass):
         if not fine or any(quantizer.mode != "on" for quantizer in quantizers.values()):
             return [group for group in groups if group.key not in fine]
         ctx.install_kernels()
-        crops = training_crops(ctx, crops=4, batch=4, patch=self.settings.judge_patch, fraction=self.settings.holdout)
+        crops = training_crops(ctx, crops=4, batch=4, patch=_SIDE, fraction=self.settings.holdout)
         errors = estimate(ctx, crops, _DRAWS)
         least = _SHARE * sum(errors.values())
         heads = {group.key for group in groups if any(site.edge == "head" for site, _ in group.layers)}

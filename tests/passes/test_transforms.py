@@ -12,11 +12,11 @@ from fxptq.data.sources import Inputs
 from fxptq.graph import Bits, Plan, Program
 from fxptq.kernels.lower import lower
 from fxptq.passes import trials
-from fxptq.passes.attention import ProductSearch
 from fxptq.passes.base import Context, PassReport, run_passes
 from fxptq.passes.judge import Judge, Snapshot
 from fxptq.passes.maps import lattice
 from fxptq.passes.multiples import exponents
+from fxptq.passes.products import ProductSearch
 from fxptq.quant.distribution import Distribution
 from fxptq.quant.schemes.affine import Affine
 from fxptq.quant.schemes.shares import Shares
@@ -274,7 +274,7 @@ def plain(x: Tensor, bits: int) -> Tensor:
 
 
 def off(ours: Tensor, theirs: Tensor) -> float:
-    apart = ours - theirs
+    apart = (ours - theirs).detach()
     return float((apart - apart.mean(-1, keepdim=True)).square().mean())
 
 
