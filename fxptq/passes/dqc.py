@@ -27,7 +27,7 @@ from fxptq.passes.distill import DistillationLoss, FeatureScale, SquaredError
 from fxptq.passes.lessons import KeptLessons, fresh_lessons, repeated_lessons
 from fxptq.passes.offsets import learned_offsets, movable_weights
 from fxptq.passes.pinned import pinned_codes
-from fxptq.passes.teaching import Teaching
+from fxptq.passes.teaching import Teaching, turns_agree
 from fxptq.passes.vector import as_vector
 from fxptq.passes.vectors import learned_vectors
 from fxptq.passes.work import work_of
@@ -83,6 +83,12 @@ class Dqc(Pass):
             holdout_patch: side of these crops in pixels; 0 for `patch`. Few small crops judge badly.
             judged_by: `loss` evaluates by the loss that is trained on; `error` by the squared error of the picture, as
                 passes without training do. A state of less absolute difference may have a larger squared error.
+            turns: whether the float network answers each crop by way of another orientation (see
+                `fxptq.passes.turns`), as long as these answers are no further from its own than the student is
+                (`turns_apart`). Features have no part in it.
+            turns_apart: the largest squared distance of both kinds of answers, as a multiple of the student's squared
+                error before training, both on held-out crops. A network that was trained on upright pictures alone
+                goes beyond it.
             eval_every: steps between two evaluations.
             work: work that the training may take, in multiply-accumulates of a forward run (see `fxptq.passes.work`). A
                 network on which `steps` take less gets more steps and crops, and as many evaluations; at most 16 times
@@ -113,6 +119,8 @@ class Dqc(Pass):
         holdout_crops: int = 16
         holdout_patch: int = 0
         judged_by: Literal["loss", "error"] = "loss"
+        turns: bool = False
+        turns_apart: float = 3.0
         eval_every: int = 100
         work: float = 0.0
         patience: int = 0
@@ -122,11 +130,13 @@ class Dqc(Pass):
             for name in ("steps", "batch", "patch", "holdout_crops", "eval_every"):
                 if getattr(self, name) < 1:
                     raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-            for name in (*_COUNTS, "work", "feature_weight", *_RATES):
+            for name in (*_COUNTS, "work", "feature_weight", "turns_apart", *_RATES):
                 if (getattr(self, name) or 0) < 0:
                     raise InputError(f"{name} must not be negative, but is {getattr(self, name)}")
             if self.keep_codes and self.rounding_lr:
                 raise InputError("keep_codes keeps the codes that rounding_lr would change: give one of the two")
+            if self.turns and self.feature_weight:
+                raise InputError("turned crops have turned features: turns needs a feature_weight of 0")
             if not any(getattr(self, name) for name in _RATES):
                 raise InputError(f"nothing learns: give one of {', '.join(_RATES)} above 0")
             if self.time_limit_s is not None and self.time_limit_s <= 0:
@@ -206,8 +216,6 @@ class Training:
         self.settings, self.ctx, self.learners = settings, ctx, learners
         self.reached = True  # whether the loss depends on a trained parameter
         loss = DistillationLoss(settings.feature_weight, settings.feature_scale)
-        self.teaching = Teaching(ctx, loss)
-        self.judging = Teaching(ctx, SquaredError() if settings.judged_by == "error" else loss)
         generator = torch.Generator().manual_seed(ctx.seed)
         batches = Batches(
             ctx.images,
@@ -220,6 +228,9 @@ class Training:
             elsewhere=ctx.elsewhere if settings.holdout_origin == "other" else (),
             held_size=settings.holdout_patch or None,
         )
+        turns = settings.turns and turns_agree(ctx, batches.held, settings.turns_apart)
+        self.teaching = Teaching(ctx, loss, turns)
+        self.judging = Teaching(ctx, SquaredError() if settings.judged_by == "error" else loss, turns)
         self.held = KeptLessons(batches.held, self.judging.teach, ctx.memory)
         self.lessons = fresh_lessons(batches, self.teaching.teach)
         if settings.crops:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,8 +13,12 @@ from torch import Tensor
 from fxptq.data.sources import Inputs
 from fxptq.errors import CalibrationError
 from fxptq.passes.base import Context, QuantizedNetwork
-from fxptq.passes.distill import Loss
+from fxptq.passes.distill import Loss, SquaredError
 from fxptq.passes.lessons import Lesson
+from fxptq.passes.turns import turned, turned_back
+
+_ASKED = 4
+"""Batches of crops that show whether two kinds of answers agree."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,13 @@ class Teaching:
     Attributes:
         ctx: the networks.
         loss: the loss of the student's picture and features.
+        turns: whether the float network answers a crop by way of another orientation (see `fxptq.passes.turns`), where
+            a batch is a tensor; the loss must not need features then.
     """
 
     ctx: Context
     loss: Loss
+    turns: bool = False
 
     @torch.no_grad()
     def teach(self, batch: Inputs) -> Lesson:
@@ -40,7 +48,12 @@ class Teaching:
         if len(own) == 0:
             return Lesson((), torch.zeros((), dtype=torch.float32), ())
         inputs = self.ctx.placed(own)
-        picture, features = self._outputs(self.ctx.teacher, inputs)
+        if self.turns and _is_picture(own):
+            crops, numbers = turned(own)
+            picture, features = self._outputs(self.ctx.teacher, self.ctx.placed(crops))
+            picture = turned_back(picture, numbers)
+        else:
+            picture, features = self._outputs(self.ctx.teacher, inputs)
         if not bool(picture.isfinite().all()):
             raise CalibrationError(
                 "dqc: the float network makes NaN or infinite values of a calibration crop; calibrate on other images"
@@ -74,3 +87,29 @@ class Teaching:
         """The picture that a network restores, and its features."""
         output, features = network.with_features(*inputs)
         return self.ctx.picture.pick(output), features
+
+
+def _is_picture(batch: Inputs) -> TypeGuard[Tensor]:
+    """Whether a batch is one of pictures, [N, C, H, W]."""
+    return isinstance(batch, Tensor) and batch.dim() == 4
+
+
+@torch.no_grad()
+def turns_agree(ctx: Context, batches: Sequence[Inputs], most: float) -> bool:
+    """Whether answers by way of other orientations are near to the float network's own ones.
+
+    Args:
+        ctx: the networks.
+        batches: crops, of which the first few are asked for.
+        most: the largest squared distance of the answers, as a multiple of the squared error of the student.
+    """
+    error = SquaredError()
+    plain, turns = Teaching(ctx, error), Teaching(ctx, error, turns=True)
+    own = apart = 0.0
+    for batch in batches[:_ASKED]:
+        lesson = plain.teach(batch)
+        if lesson.crops and _is_picture(batch):
+            own += float(plain.student_loss(lesson)) * lesson.crops
+            apart += float(error((turns.teach(batch).picture, []), (lesson.picture, []))) * lesson.crops
+    own, apart = ctx.ranks.totals(own, apart)
+    return apart <= most * own
