@@ -229,6 +229,7 @@ class Training:
             held_size=settings.holdout_patch or None,
         )
         turns = settings.turns and turns_agree(ctx, batches.held, settings.turns_apart)
+        self.refused = settings.turns and not turns
         self.teaching = Teaching(ctx, loss, turns)
         self.judging = Teaching(ctx, SquaredError() if settings.judged_by == "error" else loss, turns)
         self.held = KeptLessons(batches.held, self.judging.teach, ctx.memory)
@@ -282,6 +283,8 @@ class Training:
         steps = len(course.losses)
         judged = "squared error" if settings.judged_by == "error" else "loss"
         notes = [f"{judged} on held-out crops {first:.5g} -> {course.best:.5g}, at step {course.best_step} of {steps}"]
+        if self.refused:
+            notes.append("turned crops get answers too far from the float network's own, which taught alone")
         if course.retreats:
             often = f"{course.retreats} times, by {settings.backoff:g} each"
             notes.append(f"the learning rate was too high and lowered {often}")

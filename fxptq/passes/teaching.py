@@ -17,7 +17,7 @@ from fxptq.passes.distill import Loss, SquaredError
 from fxptq.passes.lessons import Lesson
 from fxptq.passes.turns import turned, turned_back
 
-_ASKED = 4
+_ASKED = 2
 """Batches of crops that show whether two kinds of answers agree."""
 
 

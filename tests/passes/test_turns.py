@@ -89,16 +89,15 @@ def test_answers_of_a_network_of_upright_pictures_do_not_agree(
 
 
 def test_the_distance_that_is_allowed_decides(new_context: NewContext) -> None:
-    held = []
-    for most in (0.0, 1e9):
+    reports = []
+    for settings in (QUICK, *({**QUICK, "turns": True, "turns_apart": most} for most in (0.0, 1e9))):
         ctx = new_context()
         run_passes([("dobi", {})], ctx)
-        held.append(run_passes([("dqc", {**QUICK, "turns": True, "turns_apart": most})], ctx)[-1].series)
-    ctx = new_context()
-    run_passes([("dobi", {})], ctx)
-    plain = run_passes([("dqc", QUICK)], ctx)[-1].series
-    assert held[0] == plain
-    assert held[1] != plain
+        reports.append(run_passes([("dqc", settings)], ctx)[-1])
+    plain, refused, taken = reports
+    assert refused.series == plain.series
+    assert taken.series != plain.series
+    assert ["turned crops" in " ".join(report.notes) for report in reports] == [False, True, False]
 
 
 def test_features_of_turned_crops_are_refused() -> None:
