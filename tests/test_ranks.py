@@ -177,6 +177,7 @@ def test_a_process_that_is_gone_is_named_and_ends_all(tmp_path: Path, task: str,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="signals of POSIX")
 def test_processes_go_on_where_one_was_killed(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -106,6 +106,7 @@ def test_the_benchmark_says_what_is_missing() -> None:
     assert done.stderr == f"benchmarks.speed_cuda: {register.obstacle()}; there is nothing to measure\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_kernels_in_triton_s_interpreter() -> None:
     """All of tests/kernels/cuda, in a process whose Triton interprets; run it there yourself to see each test."""
