@@ -106,9 +106,9 @@ def turns_agree(ctx: Context, batches: Sequence[Inputs], most: float) -> bool:
     error = SquaredError()
     plain, turns = Teaching(ctx, error), Teaching(ctx, error, turns=True)
     own = apart = 0.0
-    for batch in batches[:_ASKED]:
+    for batch in filter(_is_picture, batches[:_ASKED]):
         lesson = plain.teach(batch)
-        if lesson.crops and _is_picture(batch):
+        if lesson.crops:
             own += float(plain.student_loss(lesson)) * lesson.crops
             apart += float(error((turns.teach(batch).picture, []), (lesson.picture, []))) * lesson.crops
     own, apart = ctx.ranks.totals(own, apart)
