@@ -13,7 +13,10 @@ from docs import make_settings
 from tests.docs.pages import DOCS, blocks, run_block
 from tests.tiny import OWN, picture, run
 
-PAGES = ("how.md", "report.md", "faq.md", "recipes.md", "passes.md", "start.md", "export.md")
+PAGES = (
+    *("how.md", "report.md", "faq.md", "recipes.md", "passes.md", "export.md"),
+    pytest.param("start.md", marks=pytest.mark.slow),  # it quantizes EDSR as a reader does, for a minute and a half
+)
 ROOT = DOCS.parent
 
 
