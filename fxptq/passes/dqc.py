@@ -61,8 +61,7 @@ class Dqc(Pass):
             lr: learning rate of bounds in units of each quantizer's initial step; 0 for none. In units of the width, a
                 rate that suits 2 bits would move a bound at 8 bits by many steps.
             backoff: factor for the learning rate. When a held-out evaluation is worse than before training, training
-                restarts from the best state with the rate multiplied by this. 1 disables it. It is always off when
-                `rounding_lr` > 0, because weight codes that change raise the loss for a while before they lower it.
+                restarts from the best state with the rate multiplied by this. 1 disables it.
             betas: coefficients of Adam.
             schedule: `cosine` lowers the rate to zero over the run, `constant` keeps it.
             warmup: steps over which the rate rises from zero.
@@ -70,10 +69,11 @@ class Dqc(Pass):
             feature_scale: `relative` or `paper`, see fxptq.passes.distill.feature_loss.
             weight_lr: learning rate of bounds of weights, in the same unit; 0 for none, and None for that of the other
                 bounds. A step of the bounds of a weight that keeps its codes moves all of its values together.
-            rounding_lr: learning rate of the offset that is added to each weight before rounding, in units of the
-                grid's step (as in AdaRound, arXiv 2004.10568, weights choose among neighbouring codes); 0 for none.
-            keep_codes: whether each weight keeps its codes, so that its grid alone learns; for weights that were
-                rounded for the output of their layer.
+            rounding_lr: learning rate of the codes of weights, in units of a code; 0 for none. Each weight starts where
+                the float weight lies in the cell of its code, see `fxptq.passes.offsets`; its grid learns through the
+                codes. (AdaRound, arXiv 2004.10568, learns codes layer by layer.)
+            keep_codes: whether each weight keeps its codes, so that its grid alone learns, through them; for weights
+                that were rounded for the output of their layer.
             vector_lr: learning rate of biases and of the scales and shifts of norms, in units of each vector's root
                 mean square; 0 for none.
             holdout: share of the images to evaluate on, 0..1.
@@ -180,7 +180,7 @@ class Dqc(Pass):
         with (
             pinned_codes(student, movable if settings.keep_codes else {}),
             _only_learning(student, learners),
-            learned_offsets(student, movable if settings.rounding_lr else {}) as offsets,
+            learned_offsets(student, ctx.teacher, movable if settings.rounding_lr else {}) as offsets,
             learned_vectors(student.vectors() if settings.vector_lr else {}) as units,
             _rates(_rate_of_each(settings, student, learners, list(offsets.values()), units)) as rates,
         ):
@@ -252,7 +252,7 @@ class Training:
         saved = interim.load("dqc")
         course = self._begun() if saved is None else resume(saved, self.vectors, self.optimizer, self.lessons)
         started, first, last = time.perf_counter() - course.seconds, course.evaluations[0], False
-        backs_off = settings.backoff < 1 and settings.rounding_lr == 0
+        backs_off = settings.backoff < 1
         try:
             with self.ctx.progress.task("dqc", settings.steps) as advance:
                 done = len(course.losses)

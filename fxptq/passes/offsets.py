@@ -1,4 +1,9 @@
-"""Offsets that are added to weights before rounding; training them chooses between neighbouring codes."""
+"""Codes of weights that learn: an offset to each, whose sum with it is rounded.
+
+A weight that was rounded for the output of its layer lies in the middle of the cell of its code, and no small offset
+moves it to another one. So each starts where the float weight lies, or as near to it as its cell allows: the codes are
+those that rounding found, and the first to change are those for which it was a close decision.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.passes.base import QuantizedNetwork
+from fxptq.passes.pinned import in_place_of_rounding
 from fxptq.quant.quantizer import Quantizer
+
+_INSIDE = 0.45
+"""Largest distance of a weight from the middle of its cell at the start, in steps; its border is at 0.5."""
 
 
 def movable_weights(student: QuantizedNetwork) -> dict[str, Tensor]:
@@ -33,38 +42,55 @@ def movable_weights(student: QuantizedNetwork) -> dict[str, Tensor]:
 
 
 @contextmanager
-def learned_offsets(student: QuantizedNetwork, weights: Mapping[str, Tensor]) -> Iterator[dict[str, nn.Parameter]]:
-    """Within, each weight is quantized as weight + offset * step; afterwards that sum is the weight.
+def learned_offsets(
+    student: QuantizedNetwork, teacher: QuantizedNetwork, weights: Mapping[str, Tensor]
+) -> Iterator[dict[str, nn.Parameter]]:
+    """Within, each weight has the values of its codes, which offsets change; afterwards these values are the weight.
+
+    Gradients reach the grid through the codes, and offsets straight through the rounding.
 
     Args:
         student: the network.
-        weights: the weights that get offsets, by quantizer key.
+        teacher: the same network with float weights.
+        weights: the weights of the student whose codes learn, by quantizer key.
 
     Yields:
-        The offsets by key, of the weights' shapes, in units of the step at the start; zero to begin with.
+        The offsets by key, of the weights' shapes, in units of the step; zero to begin with.
     """
-    offsets: dict[str, nn.Parameter] = {}
-    steps: dict[str, Tensor] = {}
-    handles = []
-    for key, weight in weights.items():
-        quantizer = student.quantizers[key]
-        offsets[key] = nn.Parameter(torch.zeros_like(weight))
-        steps[key] = _step_of_each(quantizer, weight)
+    learned = {
+        key: _Learned(student.quantizers[key], weight, student.tensors_in(teacher, key)[0])
+        for key, weight in weights.items()
+    }
+    with in_place_of_rounding(student, learned):
+        yield {key: values.offset for key, values in learned.items()}
 
-        def move(
-            _module: nn.Module, args: tuple[Tensor], offset: Tensor = offsets[key], step: Tensor = steps[key]
-        ) -> tuple[Tensor]:
-            return (torch.addcmul(args[0], offset, step),)
 
-        handles.append(quantizer.register_forward_pre_hook(move))
-    try:
-        yield offsets
-    finally:
-        for handle in handles:
-            handle.remove()
+class _Learned:
+    """The values of codes that learn on the present grid of a quantizer; values that have no code stay as they are.
+
+    Args:
+        quantizer: the weight's, with bounds.
+        weight: the weight, whose codes are the first ones.
+        float_weight: the weight in float, of its shape.
+    """
+
+    def __init__(self, quantizer: Quantizer, weight: Tensor, float_weight: Tensor) -> None:
+        self._quantizer = quantizer
+        self.offset = nn.Parameter(torch.zeros_like(weight))
         with torch.no_grad():
-            for key, offset in offsets.items():
-                student.set_weight(key, torch.addcmul(weights[key], offset, steps[key]))
+            codes = quantizer.encode(weight)
+            self._weight = quantizer.quantize(weight)
+            self._coded = quantizer.decode(codes) == self._weight
+            self._step = _step_of_each(quantizer, weight)
+            moves = self._coded & (self._step != 0)
+            away = (float_weight.to(weight.device) - self._weight) / torch.where(moves, self._step, 1)
+            self._start = codes + torch.where(moves, away, 0).clamp(-_INSIDE, _INSIDE)
+
+    def __call__(self, x: Tensor) -> Tensor:  # noqa: ARG002  # takes the place of `Quantizer.forward`
+        most = 2**self._quantizer.bits - 1
+        codes = (self._start + self.offset.detach()).clamp(0, most).round().to(torch.uint8)
+        values = self._quantizer.decode(codes) + self._step * (self.offset - self.offset.detach())
+        return torch.where(self._coded, values, self._weight)
 
 
 @torch.no_grad()

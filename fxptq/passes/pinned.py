@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -21,16 +21,31 @@ def pinned_codes(student: QuantizedNetwork, weights: Mapping[str, Tensor]) -> It
         student: the network.
         weights: the weights whose codes stay, by quantizer key.
     """
-    decoded = {key: _Decoded(student, key, weight) for key, weight in weights.items()}
+    with in_place_of_rounding(student, {key: _Decoded(student, key, weight) for key, weight in weights.items()}):
+        yield
+
+
+@contextmanager
+def in_place_of_rounding(
+    student: QuantizedNetwork, values_of: Mapping[str, Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
+    """Within, weights have the values that a function gives in place of their quantizers; afterwards these are they.
+
+    Args:
+        student: the network.
+        values_of: for each weight, by quantizer key, the function of it.
+    """
     with ExitStack() as replaced:
-        for key, values in decoded.items():
+        for key, values in values_of.items():
             quantizer = student.quantizers[key]
             quantizer.forward = values  # type: ignore[method-assign]  # a hook would quantize first, for nothing
             replaced.callback(delattr, quantizer, "forward")
         yield
     with torch.no_grad():
-        for key, values in decoded.items():
-            student.set_weight(key, values(weights[key]))
+        for key, values in values_of.items():
+            weight = student.weight_of(key)
+            assert weight is not None  # the quantizer reads one  # noqa: S101
+            student.set_weight(key, values(weight))
 
 
 class _Decoded:

@@ -80,6 +80,11 @@ class TinyNetwork(nn.Module):
     def bias_of(self, key: str) -> Tensor | None:  # noqa: ARG002  # as a program's
         return None
 
+    def tensors_in(self, twin: TinyNetwork, key: str) -> tuple[Tensor, None]:
+        weight = twin.weight_of(key)
+        assert weight is not None
+        return weight, None
+
     def set_bias(self, key: str, value: Tensor) -> None:
         raise NotImplementedError
 

@@ -13,7 +13,7 @@ from fxptq.errors import CalibrationError, InputError
 from fxptq.graph.outputs import PictureOutput
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.passes.crops import split
-from fxptq.passes.offsets import learned_offsets, movable_weights
+from fxptq.passes.offsets import movable_weights
 from fxptq.sizes import Sizes
 
 QUICK = {"steps": 40, "batch": 4, "patch": 16, "eval_every": 10, "holdout": 0.3, "holdout_crops": 4}
@@ -395,17 +395,3 @@ def test_weights_that_two_quantizers_read_are_left_alone(new_context: NewContext
     ctx.student.mix = ctx.student.conv  # type: ignore[attr-defined]
     assert not movable_weights(ctx.student)
 
-
-def test_offsets_are_added_to_the_weight_in_steps_of_its_grid(new_context: NewContext) -> None:
-    ctx = new_context()
-    run_passes([("dobi", {})], ctx)
-    student, key = ctx.student, "conv.weight"
-    weight = student.weight_of(key)
-    assert weight is not None
-    before, step = weight.clone(), student.quantizers[key].scale.detach().view(8, 1, 1, 1)
-    with learned_offsets(student, {key: weight}) as offsets:
-        with torch.no_grad():
-            offsets[key].fill_(0.75)
-        within = student.quantizers[key](before)
-    torch.testing.assert_close(student.weight_of(key), before + 0.75 * step)
-    assert torch.equal(student.quantizers[key](student.weight_of(key)), within)

@@ -7,7 +7,7 @@ namespace {
 
 // Values are cut into pieces, and pieces are dealt to a few tables, whose number depends on the number of values alone: so
 // do the sums, whatever the number of threads.
-constexpr int64_t kPiece = 1 << 14, kTables = 4, kEnough = 1 << 17;
+constexpr int64_t kPiece = 1 << 14, kTables = 4, kEnough = 3 << 14;
 
 Tensor histogram_of(const Tensor& x, double scale, double first, int64_t bins) {
   FXPTQ_CHECK(x.dim() == 1 && x.is_contiguous(), "a histogram takes contiguous values [n]");
