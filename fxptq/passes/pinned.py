@@ -38,7 +38,7 @@ def in_place_of_rounding(
     with ExitStack() as replaced:
         for key, values in values_of.items():
             quantizer = student.quantizers[key]
-            quantizer.forward = values  # type: ignore[method-assign]  # a hook would quantize first, for nothing
+            quantizer.forward = values  # type: ignore[method-assign, assignment]  # a hook would quantize first, for nothing
             replaced.callback(delattr, quantizer, "forward")
         yield
     with torch.no_grad():

@@ -394,4 +394,3 @@ def test_weights_that_two_quantizers_read_are_left_alone(new_context: NewContext
     assert set(movable_weights(ctx.student)) == {"conv.weight", "mix.weight"}
     ctx.student.mix = ctx.student.conv  # type: ignore[attr-defined]
     assert not movable_weights(ctx.student)
-

@@ -64,7 +64,7 @@ def test_codes_away_from_the_nearest_are_the_first_to_change(new_context: NewCon
     ctx = new_context()
     quantizer, codes, nearest = rounded(ctx, apart=1)
     moved = codes != nearest
-    assert 0 < int(moved.sum())
+    assert int(moved.sum()) > 0
     with learned_offsets(ctx.student, ctx.teacher, offsets_of(ctx)) as offsets, torch.no_grad():
         offsets[KEY].fill_(-0.06)  # from 0.45 below the middle of the cell over its border
     after = ctx.student.weight_of(KEY)
