@@ -18,8 +18,12 @@ from fxptq.passes.base import QuantizedNetwork
 from fxptq.passes.pinned import in_place_of_rounding
 from fxptq.quant.quantizer import Quantizer
 
-_INSIDE = 0.45
-"""Largest distance of a weight from the middle of its cell at the start, in steps; its border is at 0.5."""
+_INSIDE = 0.3
+"""Largest distance of a weight from the middle of its cell at the start, in steps; its border is at 0.5.
+
+So a training must go on for a while until the first code changes, and a short one, whose offsets only follow the noise
+of its few crops, keeps them all.
+"""
 
 
 def movable_weights(student: QuantizedNetwork) -> dict[str, Tensor]:

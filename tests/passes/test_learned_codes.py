@@ -66,12 +66,23 @@ def test_codes_away_from_the_nearest_are_the_first_to_change(new_context: NewCon
     moved = codes != nearest
     assert int(moved.sum()) > 0
     with learned_offsets(ctx.student, ctx.teacher, offsets_of(ctx)) as offsets, torch.no_grad():
-        offsets[KEY].fill_(-0.06)  # from 0.45 below the middle of the cell over its border
+        offsets[KEY].fill_(-0.21)  # from 0.3 below the middle of the cell over its border
     after = ctx.student.weight_of(KEY)
     assert after is not None
     changed = quantizer.encode(after) != codes
     assert torch.equal(quantizer.encode(after)[moved], nearest[moved])
     assert bool(changed[moved].all())
+
+
+@pytest.mark.parametrize("offset", [0.19, -0.19])
+def test_a_short_way_changes_no_code(new_context: NewContext, offset: float) -> None:
+    ctx = new_context()
+    quantizer, codes, _ = rounded(ctx, apart=1)
+    with learned_offsets(ctx.student, ctx.teacher, offsets_of(ctx)) as offsets, torch.no_grad():
+        offsets[KEY].fill_(offset)
+    after = ctx.student.weight_of(KEY)
+    assert after is not None
+    assert torch.equal(quantizer.encode(after), codes)
 
 
 def test_gradients_reach_the_grid_through_the_codes_and_the_offsets_through_the_rounding(
