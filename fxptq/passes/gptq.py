@@ -20,7 +20,7 @@ class Gptq(Pass):
     """Replaces weights that have moments (see `moments`) by values on grids that fit them.
 
     It needs bounds that are set; it moves those of rows of weights to where the error of the output is least for the
-    codes (see `fxptq.quant.rounded`). A later `dqc` should keep the codes.
+    codes (see `fxptq.quant.rounded`). A later `dqc` should start from the codes.
     """
 
     @dataclass(frozen=True)

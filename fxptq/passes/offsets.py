@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxptq.passes.base import QuantizedNetwork
-from fxptq.passes.pinned import in_place_of_rounding
+from fxptq.passes.pinned import Decoded, in_place_of_rounding
 from fxptq.quant.quantizer import Quantizer
 
 _INSIDE = 0.3
@@ -69,8 +69,8 @@ def learned_offsets(
         yield {key: values.offset for key, values in learned.items()}
 
 
-class _Learned:
-    """The values of codes that learn on the present grid of a quantizer; values that have no code stay as they are.
+class _Learned(Decoded):
+    """The values of codes that learn.
 
     Args:
         quantizer: the weight's, with bounds.
@@ -79,22 +79,19 @@ class _Learned:
     """
 
     def __init__(self, quantizer: Quantizer, weight: Tensor, float_weight: Tensor) -> None:
-        self._quantizer = quantizer
+        super().__init__(quantizer, weight)
         self.offset = nn.Parameter(torch.zeros_like(weight))
         with torch.no_grad():
-            codes = quantizer.encode(weight)
-            self._weight = quantizer.quantize(weight)
-            self._coded = quantizer.decode(codes) == self._weight
             self._step = _step_of_each(quantizer, weight)
-            moves = self._coded & (self._step != 0)
-            away = (float_weight.to(weight.device) - self._weight) / torch.where(moves, self._step, 1)
-            self._start = codes + torch.where(moves, away, 0).clamp(-_INSIDE, _INSIDE)
+            moves = self.coded & (self._step != 0)
+            away = (float_weight.to(weight.device) - self.weight) / torch.where(moves, self._step, 1)
+            self._start = self.first_codes + torch.where(moves, away, 0).clamp(-_INSIDE, _INSIDE)
 
-    def __call__(self, x: Tensor) -> Tensor:  # noqa: ARG002  # takes the place of `Quantizer.forward`
-        most = 2**self._quantizer.bits - 1
+    def values(self) -> Tensor:
+        """See Decoded; gradients pass to the offsets as if nothing was rounded."""
+        most = 2**self.quantizer.bits - 1
         codes = (self._start + self.offset.detach()).clamp(0, most).round().to(torch.uint8)
-        values = self._quantizer.decode(codes) + self._step * (self.offset - self.offset.detach())
-        return torch.where(self._coded, values, self._weight)
+        return self.quantizer.decode(codes) + self._step * (self.offset - self.offset.detach())
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fxptq.passes.base import QuantizedNetwork
+from fxptq.quant.quantizer import Quantizer
 
 
 @contextmanager
@@ -21,7 +22,9 @@ def pinned_codes(student: QuantizedNetwork, weights: Mapping[str, Tensor]) -> It
         student: the network.
         weights: the weights whose codes stay, by quantizer key.
     """
-    with in_place_of_rounding(student, {key: _Decoded(student, key, weight) for key, weight in weights.items()}):
+    with in_place_of_rounding(
+        student, {key: Decoded(student.quantizers[key], weight) for key, weight in weights.items()}
+    ):
         yield
 
 
@@ -48,17 +51,26 @@ def in_place_of_rounding(
             student.set_weight(key, values(weight))
 
 
-class _Decoded:
-    """The values of fixed codes on the present grid of a quantizer; values that have no code stay as they are."""
+class Decoded:
+    """The values of codes on the present grid of a quantizer; values that have no code stay as they are.
 
-    def __init__(self, student: QuantizedNetwork, key: str, weight: Tensor) -> None:
-        self._quantizer = student.quantizers[key]
+    Args:
+        quantizer: the weight's, with bounds.
+        weight: the weight whose codes these are.
+    """
+
+    def __init__(self, quantizer: Quantizer, weight: Tensor) -> None:
+        self.quantizer = quantizer
         with torch.no_grad():
-            self._codes = self._quantizer.encode(weight)
-            self._weight = self._quantizer.quantize(weight)
-            self._coded = self._quantizer.decode(self._codes) == self._weight
-        self._all = bool(self._coded.all())
+            self.first_codes = quantizer.encode(weight)
+            self.weight = quantizer.quantize(weight)
+            self.coded = quantizer.decode(self.first_codes) == self.weight
+        self._all = bool(self.coded.all())
+
+    def values(self) -> Tensor:
+        """The values of the codes, of the weight's shape, also where the weight has none."""
+        return self.quantizer.decode(self.first_codes)
 
     def __call__(self, x: Tensor) -> Tensor:  # noqa: ARG002  # takes the place of `Quantizer.forward`
-        values = self._quantizer.decode(self._codes)
-        return values if self._all else torch.where(self._coded, values, self._weight)
+        """The values, whatever the float weight is."""
+        return self.values() if self._all else torch.where(self.coded, self.values(), self.weight)
