@@ -23,7 +23,9 @@ from fxptq.graph.constants import attribute
 from fxptq.graph.program import Program
 from fxptq.kernels.backend import get_backend
 from fxptq.passes.base import build_pass, run_passes
-from fxptq.passes.dqc import Dqc, Training
+from fxptq.passes.dqc import Dqc
+from fxptq.passes.dqc_settings import DqcSettings
+from fxptq.passes.training import Training
 from fxptq.progress import Silent
 
 
@@ -113,7 +115,7 @@ def in_turns(parts: dict[str, Callable[[], object]], rounds: int) -> dict[str, f
     return {name: statistics.median(measured[1:]) for name, measured in times.items()}
 
 
-def report(ms: dict[str, float], settings: Dqc.Settings) -> None:
+def report(ms: dict[str, float], settings: DqcSettings) -> None:
     """Prints the parts, and the ratios to the bound."""
     for name, value in ms.items():
         print(f"{name:40s} {value:8.0f} ms")

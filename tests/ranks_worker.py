@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import fxptq
 from fxptq import ranks, resume
 from fxptq.errors import FxptqError
-from fxptq.passes.dqc import Training
+from fxptq.passes.training import Training
 from fxptq.quant.observer import Histogram
 from tests.tiny import edsr, inputs, settings
 

@@ -248,7 +248,7 @@ def test_what_the_last_moment_reached_is_judged_and_kept(
 ) -> None:
     ctx, clock = new_context(), itertools.count()
     run_passes([("dobi", {})], ctx)
-    monkeypatch.setattr("fxptq.passes.dqc.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("fxptq.passes.training.time.perf_counter", lambda: float(next(clock)))
     report = run_passes([("dqc", {**QUICK, "steps": 10**6, "eval_every": 10**6, "time_limit_s": 60.0})], ctx)[-1]
     held_out = report.series["held_out_loss"]
     assert 20 <= len(report.series["loss"]) <= 40
