@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 FeatureScale = Literal["relative", "paper"]
+OutputLoss = Literal["absolute", "squared"]
 
 
-def output_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """L_O: mean absolute difference of the output images, a scalar."""
-    return F.l1_loss(student, teacher)
+def output_loss(student: Tensor, teacher: Tensor, kind: OutputLoss = "absolute") -> Tensor:
+    """L_O: mean absolute difference of the output images, as in the paper, or mean squared one; a scalar."""
+    return F.mse_loss(student, teacher) if kind == "squared" else F.l1_loss(student, teacher)
 
 
 def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], scale: FeatureScale) -> Tensor:
@@ -42,30 +43,6 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], scale: Fe
     return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float32)
 
 
-class Loss(Protocol):
-    """What compares (output, features) of both networks for a batch."""
-
-    @property
-    def needs_features(self) -> bool:
-        """Whether features count; the teacher's are kept only then."""
-        ...
-
-    def __call__(self, student: tuple[Tensor, list[Tensor]], teacher: tuple[Tensor, list[Tensor]]) -> Tensor:
-        """A scalar, the less the better."""
-        ...
-
-
-@dataclass(frozen=True)
-class SquaredError:
-    """The mean squared error of the output, by which passes without training judge too, and which PSNR is made of."""
-
-    needs_features: ClassVar[bool] = False
-
-    def __call__(self, student: tuple[Tensor, list[Tensor]], teacher: tuple[Tensor, list[Tensor]]) -> Tensor:
-        """Error of (output, features) of both networks for a batch, a scalar; features do not count."""
-        return F.mse_loss(student[0], teacher[0])
-
-
 @dataclass(frozen=True)
 class DistillationLoss:
     """L_O + weight * L_F.
@@ -73,10 +50,12 @@ class DistillationLoss:
     Attributes:
         weight: lambda, the factor of the feature loss; with 0 it is not computed.
         scale: scale of the feature loss, see `feature_loss`.
+        output: kind of L_O, see `output_loss`.
     """
 
     weight: float
     scale: FeatureScale
+    output: OutputLoss = "absolute"
 
     @property
     def needs_features(self) -> bool:
@@ -84,6 +63,6 @@ class DistillationLoss:
         return self.weight > 0
 
     def __call__(self, student: tuple[Tensor, list[Tensor]], teacher: tuple[Tensor, list[Tensor]]) -> Tensor:
-        """Loss of (output, features) of both networks for a batch, a scalar."""
-        loss = output_loss(student[0], teacher[0])
+        """Loss of (output, features) of both networks for a batch, a scalar: the less, the better."""
+        loss = output_loss(student[0], teacher[0], self.output)
         return loss + self.weight * feature_loss(student[1], teacher[1], self.scale) if self.needs_features else loss

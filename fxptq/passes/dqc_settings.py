@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fxptq.errors import InputError
-from fxptq.passes.distill import FeatureScale
+from fxptq.passes.distill import FeatureScale, OutputLoss
 
 _RATES = ("lr", "weight_lr", "rounding_lr", "vector_lr")
 """The settings that are learning rates."""
@@ -33,6 +33,8 @@ class DqcSettings:
         betas: coefficients of Adam.
         schedule: `cosine` lowers the rate to zero over the run, `constant` keeps it.
         warmup: steps over which the rate rises from zero.
+        output_loss: `absolute` trains on the mean absolute difference of the pictures, as the paper does, `squared` on
+            the mean squared one, which PSNR is made of and by which passes without training judge.
         feature_weight: lambda, the factor of the feature loss.
         feature_scale: `relative` or `paper`, see fxptq.passes.distill.feature_loss.
         weight_lr: learning rate of bounds of weights, in the same unit; 0 for none, and None for that of the other
@@ -49,8 +51,6 @@ class DqcSettings:
             the context has them, and trains on all images.
         holdout_crops: number of fixed crops of those images.
         holdout_patch: side of these crops in pixels; 0 for `patch`. Few small crops judge badly.
-        judged_by: `loss` evaluates by the loss that is trained on; `error` by the squared error of the picture, as
-            passes without training do. A state of less absolute difference may have a larger squared error.
         turns: whether the float network answers each crop by way of another orientation (see
             `fxptq.passes.turns`), as long as these answers are no further from its own than the student is
             (`turns_apart`). Features have no part in it.
@@ -76,6 +76,7 @@ class DqcSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: int = 0
+    output_loss: OutputLoss = "absolute"
     feature_weight: float = 5.0
     feature_scale: FeatureScale = "paper"
     weight_lr: float | None = None
@@ -86,7 +87,6 @@ class DqcSettings:
     holdout_origin: Literal["own", "other"] = "own"
     holdout_crops: int = 16
     holdout_patch: int = 0
-    judged_by: Literal["loss", "error"] = "loss"
     turns: bool = False
     turns_apart: float = 3.0
     eval_every: int = 100

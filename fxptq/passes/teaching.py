@@ -13,7 +13,7 @@ from torch import Tensor
 from fxptq.data.sources import Inputs
 from fxptq.errors import CalibrationError
 from fxptq.passes.base import Context, QuantizedNetwork
-from fxptq.passes.distill import Loss, SquaredError
+from fxptq.passes.distill import DistillationLoss, output_loss
 from fxptq.passes.lessons import Lesson
 from fxptq.passes.turns import turned, turned_back
 
@@ -33,7 +33,7 @@ class Teaching:
     """
 
     ctx: Context
-    loss: Loss
+    loss: DistillationLoss
     turns: bool = False
 
     @torch.no_grad()
@@ -103,13 +103,13 @@ def turns_agree(ctx: Context, batches: Sequence[Inputs], most: float) -> bool:
         batches: crops, of which the first few are asked for.
         most: the largest squared distance of the answers, as a multiple of the squared error of the student.
     """
-    error = SquaredError()
+    error = DistillationLoss(weight=0.0, scale="paper", output="squared")
     plain, turns = Teaching(ctx, error), Teaching(ctx, error, turns=True)
     own = apart = 0.0
     for batch in filter(_is_picture, batches[:_ASKED]):
         lesson = plain.teach(batch)
         if lesson.crops:
             own += float(plain.student_loss(lesson)) * lesson.crops
-            apart += float(error((turns.teach(batch).picture, []), (lesson.picture, []))) * lesson.crops
+            apart += float(output_loss(turns.teach(batch).picture, lesson.picture, "squared")) * lesson.crops
     own, apart = ctx.ranks.totals(own, apart)
     return apart <= most * own

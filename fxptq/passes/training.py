@@ -14,7 +14,7 @@ from fxptq.io.state_file import State
 from fxptq.passes.base import Context, PassReport
 from fxptq.passes.course import Course, resume, state_of
 from fxptq.passes.crops import Batches
-from fxptq.passes.distill import DistillationLoss, SquaredError
+from fxptq.passes.distill import DistillationLoss
 from fxptq.passes.dqc_settings import DqcSettings
 from fxptq.passes.lessons import KeptLessons, fresh_lessons, repeated_lessons
 from fxptq.passes.teaching import Teaching, turns_agree
@@ -29,7 +29,7 @@ class Training:
     ) -> None:
         self.settings, self.ctx, self.learners = settings, ctx, learners
         self.reached = True  # whether the loss depends on a trained parameter
-        loss = DistillationLoss(settings.feature_weight, settings.feature_scale)
+        loss = DistillationLoss(settings.feature_weight, settings.feature_scale, settings.output_loss)
         generator = torch.Generator().manual_seed(ctx.seed)
         batches = Batches(
             ctx.images,
@@ -45,8 +45,7 @@ class Training:
         turns = settings.turns and turns_agree(ctx, batches.held, settings.turns_apart)
         self.refused = settings.turns and not turns
         self.teaching = Teaching(ctx, loss, turns)
-        self.judging = Teaching(ctx, SquaredError() if settings.judged_by == "error" else loss, turns)
-        self.held = KeptLessons(batches.held, self.judging.teach, ctx.memory)
+        self.held = KeptLessons(batches.held, self.teaching.teach, ctx.memory)
         self.lessons = fresh_lessons(batches, self.teaching.teach)
         if settings.crops:
             own = settings.answers_mb * 10**6
@@ -95,8 +94,7 @@ class Training:
         if not self.reached:
             return PassReport(notes=("the picture depends on nothing that learns: nothing was trained",))
         steps = len(course.losses)
-        judged = "squared error" if settings.judged_by == "error" else "loss"
-        notes = [f"{judged} on held-out crops {first:.5g} -> {course.best:.5g}, at step {course.best_step} of {steps}"]
+        notes = [f"loss on held-out crops {first:.5g} -> {course.best:.5g}, at step {course.best_step} of {steps}"]
         if self.refused:
             notes.append("turned crops get answers too far from the float network's own, which taught alone")
         if course.retreats:
@@ -105,7 +103,7 @@ class Training:
         figures = {key: quantizer.figures() for key, quantizer in self.learners.items()}
         return PassReport(
             quantizers=figures,
-            series={"loss": tuple(course.losses), f"held_out_{settings.judged_by}": tuple(course.evaluations)},
+            series={"loss": tuple(course.losses), "held_out_loss": tuple(course.evaluations)},
             notes=tuple(notes),
         )
 
@@ -151,8 +149,8 @@ class Training:
                 raise CalibrationError(f"dqc: the bounds of {key} diverged at step {step}; try a lower `lr`")
 
     def evaluate(self) -> float:
-        """The mean loss, or squared error, on the held-out crops."""
-        return self.judging.mean_loss(self.held)
+        """The mean loss on the held-out crops."""
+        return self.teaching.mean_loss(self.held)
 
     def _rate(self, step: int, done: float) -> float:
         """The learning rate as a part of its peak."""

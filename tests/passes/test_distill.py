@@ -58,6 +58,8 @@ def test_loss_is_the_weighted_sum_and_needs_no_features() -> None:
     student, teacher = features(0, SHAPES), features(1, SHAPES)
     both = DistillationLoss(0.5, "relative")((y, student), (z, teacher))
     assert float(output_loss(y, z)) == pytest.approx(float((y - z).abs().mean()))
+    squared = float(DistillationLoss(0.0, "paper", "squared")((y, student), (z, teacher)))
+    assert squared == pytest.approx(float((y.double() - z.double()).square().mean()))
     assert float(both) == pytest.approx(float(output_loss(y, z) + 0.5 * feature_loss(student, teacher, "relative")))
     assert float(DistillationLoss(0.5, "relative")((y, []), (z, []))) == pytest.approx(float(output_loss(y, z)))
     assert float(DistillationLoss(0.0, "paper")((y, student), (z, teacher))) == float(output_loss(y, z))

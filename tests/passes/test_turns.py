@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from fxptq.errors import InputError
 from fxptq.passes.base import Context, build_pass, run_passes
-from fxptq.passes.distill import SquaredError
+from fxptq.passes.distill import DistillationLoss
 from fxptq.passes.teaching import Teaching, turns_agree
 from fxptq.passes.turns import turn, turn_back, turn_of, turned
 
 NewContext = Callable[..., Context]
+SQUARED = DistillationLoss(weight=0.0, scale="paper", output="squared")
 QUICK = {"steps": 4, "batch": 2, "patch": 16, "eval_every": 2, "holdout_crops": 4, "feature_weight": 0.0}
 
 
@@ -44,13 +45,13 @@ def test_crops_get_all_orientations_of_their_size_but_their_own(height: int, wid
 
 def test_the_answer_is_that_of_the_turned_crop_in_the_crop_s_own_orientation(new_context: NewContext) -> None:
     ctx, x = new_context(), crops(5)
-    lesson = Teaching(ctx, SquaredError(), turns=True).teach(x)
+    lesson = Teaching(ctx, SQUARED, turns=True).teach(x)
     assert torch.equal(lesson.inputs[0], x)
     for crop, picture in zip(x, lesson.picture, strict=True):
         number = turn_of(crop)
         expected = turn_back(ctx.teacher(turn(crop[None], number)), number)[0]
         torch.testing.assert_close(picture, expected, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(lesson.picture, Teaching(ctx, SquaredError()).teach(x).picture, atol=1e-3)
+    assert not torch.allclose(lesson.picture, Teaching(ctx, SQUARED).teach(x).picture, atol=1e-3)
 
 
 class Symmetric(nn.Module):
