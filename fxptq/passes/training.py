@@ -20,6 +20,10 @@ from fxptq.passes.lessons import KeptLessons, fresh_lessons, repeated_lessons
 from fxptq.passes.teaching import Teaching, turns_agree
 from fxptq.quant.quantizer import Quantizer
 
+_TOO_HIGH = 2.0
+"""So many times the loss before training says that the rate is too high. Less is the noise of a rate at its height,
+which the end of the schedule takes away: SPAN at W2A2 had 1.6 times as much halfway, and 0.7 times at the end."""
+
 
 class Training:
     """One training run: its lessons, parameters and optimizer."""
@@ -82,7 +86,7 @@ class Training:
                         if error < course.best:
                             course.best, course.best_state = error, self._state()
                             course.best_step, course.waited = step, 0
-                        elif error > first and backs_off and not last:
+                        elif error > _TOO_HIGH * first and backs_off and not last:
                             self._back_off(course.best_state)
                             course.retreats += 1
                     advance(note=f"loss {course.evaluations[-1]:.4g}")

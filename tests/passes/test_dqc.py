@@ -14,6 +14,7 @@ from fxptq.graph.outputs import PictureOutput
 from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.passes.crops import split
 from fxptq.passes.offsets import movable_weights
+from fxptq.passes.training import Training
 from fxptq.sizes import Sizes
 
 QUICK = {"steps": 40, "batch": 4, "patch": 16, "eval_every": 10, "holdout": 0.3, "holdout_crops": 4}
@@ -136,6 +137,17 @@ def test_a_rate_that_makes_things_worse_is_lowered_until_it_helps(new_context: N
     held_out = report.series["held_out_loss"]
     assert held_out[1] > held_out[0] > min(held_out)
     assert "lowered" in report.notes[1]
+
+
+@pytest.mark.parametrize(("halfway", "lowered"), [(1.9, False), (2.1, True)], ids=["noise", "too high"])
+def test_a_rate_is_lowered_where_the_loss_has_doubled(
+    new_context: NewContext, monkeypatch: pytest.MonkeyPatch, halfway: float, lowered: bool
+) -> None:
+    losses = iter([1.0, halfway, 0.8])
+    monkeypatch.setattr(Training, "evaluate", lambda self: next(losses))  # noqa: ARG005
+    report = calibrate(new_context(), steps=40, eval_every=20, backoff=0.1)
+    assert report.series["held_out_loss"] == (1.0, halfway, 0.8)
+    assert any("lowered" in note for note in report.notes) == lowered
 
 
 def test_a_rate_that_helps_is_not_lowered(new_context: NewContext) -> None:
