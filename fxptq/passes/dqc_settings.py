@@ -51,9 +51,9 @@ class DqcSettings:
             the context has them, and trains on all images.
         holdout_crops: number of fixed crops of those images.
         holdout_patch: side of these crops in pixels; 0 for `patch`. Few small crops judge badly.
-        turns: whether the answer to each crop is the mean of the float network's own and of that by way of another
-            orientation (see `fxptq.passes.turns`), as long as these are no further from each other than the student is
-            from the first (`turns_apart`). Features have no part in it.
+        turns: whether the float network answers each crop by way of another orientation (see
+            `fxptq.passes.turns`), as long as these answers are no further from its own than the student is
+            (`turns_apart`). Features have no part in it.
         turns_apart: the largest squared distance of both kinds of answers, as a multiple of the student's squared
             error before training, both on held-out crops. A network that was trained on upright pictures alone
             goes beyond it.

@@ -28,8 +28,8 @@ class Teaching:
     Attributes:
         ctx: the networks.
         loss: the loss of the student's picture and features.
-        turns: whether the answer to a crop is the mean of the float network's own and of that by way of another
-            orientation (see `fxptq.passes.turns`), where a batch is a tensor.
+        turns: whether the float network answers a crop by way of another orientation (see `fxptq.passes.turns`), where
+            a batch is a tensor; the loss must not need features then.
     """
 
     ctx: Context
@@ -48,20 +48,17 @@ class Teaching:
         if len(own) == 0:
             return Lesson((), torch.zeros((), dtype=torch.float32), ())
         inputs = self.ctx.placed(own)
-        picture, features = self._outputs(self.ctx.teacher, inputs)
         if self.turns and _is_picture(own):
-            picture = (picture + self.turned_answer(own)) / 2
+            crops, numbers = turned(own)
+            picture, features = self._outputs(self.ctx.teacher, self.ctx.placed(crops))
+            picture = turned_back(picture, numbers)
+        else:
+            picture, features = self._outputs(self.ctx.teacher, inputs)
         if not bool(picture.isfinite().all()):
             raise CalibrationError(
                 "dqc: the float network makes NaN or infinite values of a calibration crop; calibrate on other images"
             )
         return Lesson(inputs, picture, tuple(features) if self.loss.needs_features else ())
-
-    @torch.no_grad()
-    def turned_answer(self, crops: Tensor) -> Tensor:
-        """The float network's pictures of crops by way of other orientations."""
-        turned_crops, numbers = turned(crops)
-        return turned_back(self._outputs(self.ctx.teacher, self.ctx.placed(turned_crops))[0], numbers)
 
     def student_loss(self, lesson: Lesson) -> Tensor:
         """The loss of the student on a lesson, a scalar; 0 on a lesson without crops."""
@@ -106,13 +103,13 @@ def turns_agree(ctx: Context, batches: Sequence[Inputs], most: float) -> bool:
         batches: crops, of which the first few are asked for.
         most: the largest squared distance of the answers, as a multiple of the squared error of the student.
     """
-    plain = Teaching(ctx, DistillationLoss(weight=0.0, scale="paper", output="squared"))
+    error = DistillationLoss(weight=0.0, scale="paper", output="squared")
+    plain, turns = Teaching(ctx, error), Teaching(ctx, error, turns=True)
     own = apart = 0.0
     for batch in filter(_is_picture, batches[:_ASKED]):
         lesson = plain.teach(batch)
         if lesson.crops:
             own += float(plain.student_loss(lesson)) * lesson.crops
-            other = plain.turned_answer(ctx.ranks.part(batch))
-            apart += float(output_loss(other, lesson.picture, "squared")) * lesson.crops
+            apart += float(output_loss(turns.teach(batch).picture, lesson.picture, "squared")) * lesson.crops
     own, apart = ctx.ranks.totals(own, apart)
     return apart <= most * own
