@@ -52,9 +52,8 @@ class DqcSettings:
         holdout_crops: number of fixed crops of those images.
         holdout_patch: side of these crops in pixels; 0 for `patch`. Few small crops judge badly.
         turns: whether the float network answers each crop by way of another orientation (see
-            `fxptq.passes.turns`), where these answers are at least as far from its own as the student's are, and no
-            further than `turns_apart`: there they teach what the float network itself does not know. Features have no
-            part in it.
+            `fxptq.passes.turns`), as long as these answers are no further from its own than the student is
+            (`turns_apart`). Features have no part in it.
         turns_apart: the largest squared distance of both kinds of answers, as a multiple of the student's squared
             error before training, both on held-out crops. A network that was trained on upright pictures alone
             goes beyond it.

@@ -95,15 +95,13 @@ def _is_picture(batch: Inputs) -> TypeGuard[Tensor]:
 
 
 @torch.no_grad()
-def distance_of_turns(ctx: Context, batches: Sequence[Inputs]) -> float:
-    """How far answers by way of other orientations are from the float network's own ones.
+def turns_agree(ctx: Context, batches: Sequence[Inputs], most: float) -> bool:
+    """Whether answers by way of other orientations are near to the float network's own ones.
 
     Args:
         ctx: the networks.
         batches: crops, of which the first few are asked for.
-
-    Returns:
-        Their squared distance as a multiple of the squared error of the student; 1 where no batch has turns.
+        most: the largest squared distance of the answers, as a multiple of the squared error of the student.
     """
     error = DistillationLoss(weight=0.0, scale="paper", output="squared")
     plain, turns = Teaching(ctx, error), Teaching(ctx, error, turns=True)
@@ -114,4 +112,4 @@ def distance_of_turns(ctx: Context, batches: Sequence[Inputs]) -> float:
             own += float(plain.student_loss(lesson)) * lesson.crops
             apart += float(output_loss(turns.teach(batch).picture, lesson.picture, "squared")) * lesson.crops
     own, apart = ctx.ranks.totals(own, apart)
-    return apart / own if own else math.inf if apart else 1.0
+    return apart <= most * own

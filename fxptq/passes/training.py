@@ -17,17 +17,12 @@ from fxptq.passes.crops import Batches
 from fxptq.passes.distill import DistillationLoss
 from fxptq.passes.dqc_settings import DqcSettings
 from fxptq.passes.lessons import KeptLessons, fresh_lessons, repeated_lessons
-from fxptq.passes.teaching import Teaching, distance_of_turns
+from fxptq.passes.teaching import Teaching, turns_agree
 from fxptq.quant.quantizer import Quantizer
 
 _TOO_HIGH = 2.0
 """So many times the loss before training says that the rate is too high. Less is the noise of a rate at its height,
 which the end of the schedule takes away: SPAN at W2A2 had 1.6 times as much halfway, and 0.7 times at the end."""
-
-_LEAST_APART = 1.0
-"""Least squared distance of turned answers, as a multiple of the student's squared error: what two answers of the float
-network do not share is noise in a lesson, and where quantization makes the larger error, noise hinders more than the
-answers teach. DAT-light at W4A4 (0.6) learned nothing from them, and learns from its own answers."""
 
 
 class Training:
@@ -51,9 +46,9 @@ class Training:
             elsewhere=ctx.elsewhere if settings.holdout_origin == "other" else (),
             held_size=settings.holdout_patch or None,
         )
-        self.distance = distance_of_turns(ctx, batches.held) if settings.turns else 0.0
-        self.turns = _LEAST_APART <= self.distance <= settings.turns_apart
-        self.teaching = Teaching(ctx, loss, self.turns)
+        turns = settings.turns and turns_agree(ctx, batches.held, settings.turns_apart)
+        self.refused = settings.turns and not turns
+        self.teaching = Teaching(ctx, loss, turns)
         self.held = KeptLessons(batches.held, self.teaching.teach, ctx.memory)
         self.lessons = fresh_lessons(batches, self.teaching.teach)
         if settings.crops:
@@ -104,9 +99,8 @@ class Training:
             return PassReport(notes=("the picture depends on nothing that learns: nothing was trained",))
         steps = len(course.losses)
         notes = [f"loss on held-out crops {first:.5g} -> {course.best:.5g}, at step {course.best_step} of {steps}"]
-        if settings.turns and not self.turns:
-            far = f"{self.distance:.2g} times as far from the float network's own as the student's"
-            notes.append(f"answers by way of other orientations are {far}: its own taught alone")
+        if self.refused:
+            notes.append("turned crops get answers too far from the float network's own, which taught alone")
         if course.retreats:
             often = f"{course.retreats} times, by {settings.backoff:g} each"
             notes.append(f"the learning rate was too high and lowered {often}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fxptq.errors import InputError
 from fxptq.passes.base import Context, build_pass, run_passes
 from fxptq.passes.distill import DistillationLoss
-from fxptq.passes.teaching import Teaching, distance_of_turns
+from fxptq.passes.teaching import Teaching, turns_agree
 from fxptq.passes.turns import turn, turn_back, turn_of, turned
 
 NewContext = Callable[..., Context]
@@ -70,7 +70,7 @@ class Upright(Symmetric):
 
 
 @pytest.mark.parametrize(("teacher", "agree"), [(Symmetric(), True), (Upright(), False)], ids=["symmetric", "upright"])
-def test_answers_of_a_network_of_upright_pictures_are_far_apart(
+def test_answers_of_a_network_of_upright_pictures_do_not_agree(
     new_context: NewContext, teacher: nn.Module, agree: bool
 ) -> None:
     ctx = new_context()
@@ -85,25 +85,20 @@ def test_answers_of_a_network_of_upright_pictures_are_far_apart(
             return teacher.with_features(x)[0] + 0.1, []
 
     ctx.teacher, ctx.student = teacher, Near()  # type: ignore[assignment]
-    assert (distance_of_turns(ctx, crops(6).split(2)) < 3.0) is agree
-    assert distance_of_turns(ctx, [(crops(1),)]) == 1.0  # a network of several inputs is not turned
+    assert turns_agree(ctx, crops(6).split(2), 3.0) is agree
+    assert turns_agree(ctx, [(crops(1),)], 3.0)  # a network of several inputs is not turned, so that nothing disagrees
 
 
-@pytest.mark.parametrize(
-    ("distance", "taken"), [(0.9, False), (1.1, True), (2.9, True), (3.1, False)], ids=["near", "from", "to", "far"]
-)
-def test_turned_answers_teach_where_they_are_neither_nearer_than_the_student_nor_too_far(
-    new_context: NewContext, monkeypatch: pytest.MonkeyPatch, distance: float, taken: bool
-) -> None:
-    monkeypatch.setattr("fxptq.passes.training.distance_of_turns", lambda *_: distance)
+def test_the_distance_that_is_allowed_decides(new_context: NewContext) -> None:
     reports = []
-    for settings in (QUICK, {**QUICK, "turns": True}):
+    for settings in (QUICK, *({**QUICK, "turns": True, "turns_apart": most} for most in (0.0, 1e9))):
         ctx = new_context()
         run_passes([("dobi", {})], ctx)
         reports.append(run_passes([("dqc", settings)], ctx)[-1])
-    plain, report = reports
-    assert (report.series != plain.series) is taken
-    assert (f"{distance} times as far" in " ".join(report.notes)) is not taken
+    plain, refused, taken = reports
+    assert refused.series == plain.series
+    assert taken.series != plain.series
+    assert ["turned crops" in " ".join(report.notes) for report in reports] == [False, True, False]
 
 
 def test_features_of_turned_crops_are_refused() -> None:
