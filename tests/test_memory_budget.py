@@ -11,7 +11,7 @@ from torch import Tensor
 import fxptq
 from fxptq.errors import InputError
 from fxptq.memory import parse_bytes
-from fxptq.passes import dqc, moments, samples
+from fxptq.passes import moments, samples, training
 from fxptq.passes.lessons import KeptLessons, Lesson
 from fxptq.passes.shelf import Shelf
 from tests.tiny import Medley, edsr, inputs, settings, swinir
@@ -81,7 +81,7 @@ def test_groups_of_samples_and_answers_follow_the_budget(monkeypatch: pytest.Mon
     assert taught == [0, 1, 2, 2]
     assert kept.left == 1
     assert KeptLessons(batches, teach, None).left is None
-    assert dqc.KeptLessons is KeptLessons
+    assert training.KeptLessons is KeptLessons
 
 
 def test_a_shelf_gives_back_every_bit() -> None:

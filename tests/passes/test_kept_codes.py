@@ -43,7 +43,7 @@ def test_codes_stay_and_grids_and_vectors_learn() -> None:
     steps = {key: quantizer.upper - quantizer.lower for key, quantizer in ctx.student.quantizers.items()}
     vectors = {name: vector.clone() for name, vector in ctx.student.vectors().items()}
     longer = {"steps": 60, "batch": 4, "eval_every": 20}  # behind good maps 30 small steps change next to nothing
-    run_passes([("dqc", {**TRAINING, **longer, "keep_codes": True, "vector_lr": 0.003})], ctx)
+    run_passes([("dqc", {**TRAINING, **longer, "keep_codes": True, "vector_lr": 0.001})], ctx)
     assert error(ctx) < 0.98 * start
     for key, found in codes(ctx).items():
         assert torch.equal(found, before[key])
