@@ -2,8 +2,8 @@
 
 Three points that the paper leaves open are explicit here: the scale of the feature loss, the unit of the learning rate
 (each quantizer's initial step, so that one rate fits all), and the choice of the final state. It is the state of least
-loss, or squared error, on held-out crops of calibration images, never on a benchmark. The initial state is a candidate,
-so the pass never raises it. Beyond the paper, weights may learn to change their codes too.
+loss on held-out crops of calibration images, never on a benchmark. The initial state is a candidate, so the pass never
+raises it. Beyond the paper, the loss may be the squared error, and weights may learn to change their codes too.
 """
 
 from __future__ import annotations
