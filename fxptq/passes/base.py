@@ -185,8 +185,8 @@ class Context:
             [groups, inputs, inputs] with the groups of a grouped convolution; filled by `moments`. On disk where they
             take more than `memory`.
         collected: names of the statistics gathered so far.
-        references: crops of held-out inputs and the teacher's pictures of them, by their share of the inputs and their
-            side; filled by `Judge`, and the same for every pass.
+        references: crops of held-out inputs and the teacher's pictures of them, by the share of these inputs, and the
+            side and number of the crops; filled by `Judge`, and the same for every pass.
         seed: seed of everything random.
         progress: shows the progress of the passes.
         ranks: the processes that work on these networks; each of them has its own copies of all that is here.
@@ -211,7 +211,7 @@ class Context:
     statistics: dict[str, Distribution] = field(default_factory=dict)
     moments: MutableMapping[str, Tensor] = field(default_factory=dict)
     collected: set[str] = field(default_factory=set)
-    references: dict[tuple[float, int], list[tuple[tuple[Tensor, ...], Tensor]]] = field(default_factory=dict)
+    references: dict[tuple[float, int, int], list[tuple[tuple[Tensor, ...], Tensor]]] = field(default_factory=dict)
     seed: int = 0
     progress: Progress = field(default_factory=Silent)
     ranks: Ranks = ALONE

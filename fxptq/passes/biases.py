@@ -69,7 +69,7 @@ class Biases(Pass):
         }
         if not layers:
             return PassReport(notes=("no quantized layer has a bias that can be set",))
-        judge = Judge(ctx, self.settings.holdout)
+        judge = Judge.of(ctx, self.settings)
         start, figures = judge.error, dict[str, dict[str, float]]()
         batch = batches(ctx, judge.inputs[: self.settings.images])[0]
         keys = [layer.key for of_input in layers.values() for layer in of_input]

@@ -40,7 +40,7 @@ class Crops:
     """Crops of one size from images of any sizes.
 
     Args:
-        images: [1, C, H, W] each, see `check_single`; every image is equally likely, whatever its size.
+        images: [1, C, H, W] each, see `check_single`; every image gives as many crops, whatever its size.
         size: height and width of a crop in pixels; no image is smaller.
         generator: source of randomness.
     """
@@ -48,16 +48,27 @@ class Crops:
     def __init__(self, images: Sequence[Tensor], size: Size, generator: torch.Generator) -> None:
         self._images, self._size, self._generator = images, size, generator
 
+    @property
+    def places(self) -> int:
+        """The number of different crops, but for their orientations."""
+        height, width = self._size
+        return sum((image.shape[-2] - height + 1) * (image.shape[-1] - width + 1) for image in self._images)
+
     def plain(self, count: int) -> Tensor:
         """Random crops without augmentation, [count, C, *size]."""
-        return torch.cat([self._crop() for _ in range(count)])
+        return torch.cat([self._crop(image) for image in self._drawn(count)])
 
     def augmented(self, count: int) -> Tensor:
         """Random crops, each in one of the orientations that keep its size (eight of a square), [count, C, *size]."""
-        return torch.cat([self._turn(self._crop()) for _ in range(count)])
+        return torch.cat([self._turn(self._crop(image)) for image in self._drawn(count)])
 
-    def _crop(self) -> Tensor:
-        image = self._images[self._draw(len(self._images))]
+    def _drawn(self, count: int) -> list[Tensor]:
+        """Images in random order; every image is drawn before any is drawn again."""
+        number = len(self._images)
+        rounds = [torch.randperm(number, generator=self._generator) for _ in range(-(-count // number))]
+        return [self._images[index] for index in torch.cat(rounds)[:count].tolist()]
+
+    def _crop(self, image: Tensor) -> Tensor:
         height, width = self._size
         top, left = (self._draw(side - own + 1) for side, own in zip(image.shape[-2:], self._size, strict=True))
         return image[..., top : top + height, left : left + width]
@@ -80,7 +91,7 @@ class Batches:
         sizes: the sizes that the network takes; a crop has the size among them that fits, see `Sizes.crop`.
         batch: number of crops in a batch; inputs that are used whole form batches of one.
         fraction: share of the images to evaluate on, see `split`.
-        crops: number of crops to evaluate on.
+        crops: number of crops to evaluate on; fewer where there are not so many different ones.
         generator: source of randomness.
         elsewhere: images of another origin to evaluate on; then all of `images` are trained on.
         held_size: side of a crop to evaluate on; None for `size`.
@@ -114,7 +125,8 @@ class Batches:
         to_train, to_judge = (_crop_size(everything, side, sizes) for side in (size, held_size or size))
         if to_train is not None and to_judge is not None:
             self._crops = Crops(_pictures(self._training), to_train, generator)
-            self.held = list(torch.split(Crops(_pictures(holdout), to_judge, generator).plain(crops), batch))
+            judging = Crops(_pictures(holdout), to_judge, generator)
+            self.held = list(torch.split(judging.plain(min(crops, judging.places)), batch))
 
     def draw(self) -> Inputs:
         """A random batch to train on."""
@@ -126,7 +138,7 @@ class Batches:
         """Random batches of at least so many crops together; of inputs that are used whole, each one once."""
         if self._crops is None:
             return list(self._training)
-        return [self._crops.augmented(self._batch) for _ in range(-(-crops // self._batch))]
+        return list(torch.split(self._crops.augmented(-(-crops // self._batch) * self._batch), self._batch))
 
 
 def training_crops(ctx: Context, *, crops: int, batch: int, patch: int, fraction: float) -> list[Inputs]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +37,7 @@ _HARDLY = 0.001
 Where few bits leave little of a picture, the output hardly shows changes that count once weights are rounded.
 """
 
-_PATCH = 48
+_PATCH, _CROPS = 48, 8
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,22 @@ class JudgedSettings:
 
     Attributes:
         holdout: share of the calibration inputs to judge the network by, 0..1.
-        judge_patch: side of the two crops of each of these inputs that the network runs on, in pixels; an input that is
-            not larger is used whole. Judging takes most of the time of these passes.
+        judge_patch: side of the crops of these inputs that the network runs on, in pixels, where they have room for it.
+            Judging takes most of the time of these passes.
+        judge_crops: number of these crops. Every held-out input gives one at least, and none gives two before all have
+            given one; few pictures judge badly, because errors differ twentyfold from one to the next.
     """
 
     holdout: float = 0.25
     judge_patch: int = _PATCH
+    judge_crops: int = _CROPS
 
     def __post_init__(self) -> None:
         if not 0 < self.holdout < 1:
             raise InputError(f"holdout lies between 0 and 1, unlike {self.holdout}")
-        if self.judge_patch < 1:
-            raise InputError(f"judge_patch must be at least 1, not {self.judge_patch}")
+        for name in ("judge_patch", "judge_crops"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,7 @@ class Judge:
         ctx: the networks and the calibration inputs.
         fraction: share of the inputs to hold out, 0..1; see `crops.split`.
         patch: side of their crops in pixels; see `JudgedSettings`.
+        crops: number of these crops.
 
     Attributes:
         inputs: the inputs to choose by, which the error does not see (unless there is only one input).
@@ -132,19 +138,20 @@ class Judge:
         InputError: there are no calibration inputs.
     """
 
-    def __init__(self, ctx: Context, fraction: float, patch: int = _PATCH) -> None:
+    def __init__(self, ctx: Context, fraction: float, patch: int = _PATCH, crops: int = _CROPS) -> None:
         if not ctx.images:
             raise InputError("choosing by the output needs at least one calibration image")
         self._ctx = ctx
         ctx.install_kernels()
         inputs, holdout = split(ctx.images, fraction, torch.Generator().manual_seed(ctx.seed))
         self.inputs: list[Inputs] = inputs
-        if (fraction, patch) not in ctx.references:
-            crops = [crop for item in holdout for crop in corners(ctx.sizes, item, patch)]
-            held = [ctx.placed(batch) for batch in batches(ctx, ctx.ranks.share(crops))]
+        which = fraction, patch, crops
+        if which not in ctx.references:
+            shown = crops_in_turn(ctx.sizes, holdout, patch, crops, ctx.seed)
+            held = [ctx.placed(batch) for batch in batches(ctx, ctx.ranks.share(shown))]
             with torch.no_grad():
-                ctx.references[fraction, patch] = [(batch, ctx.picture.pick(ctx.teacher(*batch))) for batch in held]
-        self._held = ctx.references[fraction, patch]
+                ctx.references[which] = [(batch, ctx.picture.pick(ctx.teacher(*batch))) for batch in held]
+        self._held = ctx.references[which]
         self._error: float | None = None
 
     @property
@@ -211,7 +218,7 @@ class Judge:
     @classmethod
     def of(cls, ctx: Context, settings: JudgedSettings) -> Judge:
         """The judge of a pass with these settings."""
-        return cls(ctx, settings.holdout, settings.judge_patch)
+        return cls(ctx, settings.holdout, settings.judge_patch, settings.judge_crops)
 
     @torch.no_grad()
     def measure(self) -> float:
@@ -225,15 +232,35 @@ class Judge:
         return total / count if count else math.nan
 
 
-def corners(sizes: Sizes, item: Inputs, side: int) -> list[Inputs]:
-    """The first and the last crop of a picture; the input itself if it is no picture or has no room for two crops."""
+def crops_in_turn(sizes: Sizes, items: Sequence[Inputs], side: int, count: int, seed: int) -> list[Inputs]:
+    """Crops at random places: one of each input, then another one of each, until there are enough.
+
+    Args:
+        sizes: the sizes that the network takes.
+        items: the inputs; one that is no picture, or of which no such crop is taken, is used whole, once.
+        side: of a crop in pixels.
+        count: number of crops; more where there are more inputs, and fewer where there are not so many different ones.
+        seed: decides the places.
+    """
+    rng = np.random.default_rng(seed)
+    most = -(-count // len(items))
+    of_each = [_crops_of(item, sizes, side, most, rng) for item in items]
+    in_turn = [crop for turn in zip_longest(*of_each) for crop in turn if crop is not None]
+    return in_turn[: max(count, len(items))]
+
+
+def _crops_of(item: Inputs, sizes: Sizes, side: int, most: int, rng: np.random.Generator) -> list[Inputs]:
+    """Crops of one input at different places."""
     if not isinstance(item, Tensor) or item.dim() != 4:
         return [item]
     height, width = item.shape[-2:]
     crop = sizes.crop(height, width, side)
-    if crop is None or 2 * crop[0] > height or 2 * crop[1] > width:
+    if crop is None:
         return [item]
-    return [item[..., : crop[0], : crop[1]], item[..., height - crop[0] :, width - crop[1] :]]
+    rows, columns = height - crop[0] + 1, width - crop[1] + 1
+    places = rng.choice(rows * columns, min(most, rows * columns), replace=False).tolist()
+    corners = (divmod(place, columns) for place in places)
+    return [item[..., top : top + crop[0], left : left + crop[1]] for top, left in corners]
 
 
 def in_parts(items: Sequence[T], count: int) -> Iterator[Sequence[T]]:

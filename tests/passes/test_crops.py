@@ -95,6 +95,42 @@ def test_pictures_without_such_a_crop_are_used_whole(sizes: Sizes) -> None:
     assert shapes == {(1, 1, 22, 31), (1, 1, 23, 37)}
 
 
+def of_each(crops: torch.Tensor) -> list[int]:
+    """The number of crops out of each of five images, whose values begin with their numbers in thousands."""
+    return torch.bincount(crops[:, 0, 0, 0].long() // 1000, minlength=5).tolist()
+
+
+@pytest.mark.parametrize("kind", ["plain", "augmented"])
+def test_every_image_gives_a_crop_before_any_gives_another(kind: str) -> None:
+    images = [numbered(12, 10 + i, 1000 * i) for i in range(5)]
+    for seed in range(20):
+        few, many = (of_each(getattr(Crops(images, (8, 8), rng(seed)), kind)(count)) for count in (4, 12))
+        assert sorted(few) == [0, 1, 1, 1, 1]
+        assert sorted(many) == [2, 2, 2, 3, 3]
+
+
+def test_images_in_turn_are_in_random_order() -> None:
+    images = [numbered(12, 10, 1000 * i) for i in range(5)]
+    order = {tuple((Crops(images, (8, 8), rng(seed)).plain(5)[:, 0, 0, 0] // 1000).tolist()) for seed in range(20)}
+    assert len(order) > 10
+
+
+def test_fixed_batches_take_the_images_in_turn() -> None:
+    images = [numbered(20, 30, 1000 * i) for i in range(6)]
+    batches = Batches(images, size=8, batch=2, fraction=0.2, crops=1, generator=rng())
+    fixed = batches.fixed(9)
+    assert [batch.shape for batch in fixed] == [(2, 1, 8, 8)] * 5
+    number = torch.bincount(torch.cat(fixed)[:, 0, 0, 0].long() // 1000, minlength=6).tolist()
+    assert sorted(number) == [0, 2, 2, 2, 2, 2]  # one image is there to judge by
+
+
+def test_crops_to_judge_by_are_not_the_same_one_again() -> None:
+    images = [numbered(16, 16, 1000 * i) for i in range(10)]
+    batches = Batches(images, size=8, batch=1, fraction=0.4, crops=8, generator=rng(), held_size=16)
+    assert sorted(int(held[0, 0, 0, 0]) for held in batches.held) == sorted({int(x[0, 0, 0, 0]) for x in batches.held})
+    assert len(batches.held) == 4
+
+
 def test_crops_repeat_with_the_seed() -> None:
     images = [numbered(20, 30), numbered(40, 22, 1000)]
     a, b, c = (Crops(images, (8, 8), rng(seed)).augmented(6) for seed in (1, 1, 2))

