@@ -225,6 +225,12 @@ class Context:
         quantizer = next(iter(self.student.quantizers.values()), None)
         return torch.device("cpu") if quantizer is None else quantizer.lower.device
 
+    @property
+    def white(self) -> float:
+        """The largest value of the calibration pictures, which stands for white; 1 where there is none above 0."""
+        first = (image[0] if isinstance(image, tuple) else image for image in self.images)
+        return max((float(x.max()) for x in first if x.numel() and x.is_floating_point()), default=0.0) or 1.0
+
     def placed(self, image: Inputs) -> tuple[Tensor, ...]:
         """A calibration input as the tuple of arguments for the networks, on their device."""
         return tuple(x.to(self.device) for x in (image if isinstance(image, tuple) else (image,)))

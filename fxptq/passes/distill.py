@@ -10,13 +10,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxptq.passes.worth import worth
+
 FeatureScale = Literal["relative", "paper"]
-OutputLoss = Literal["absolute", "squared"]
+OutputLoss = Literal["absolute", "squared", "relative"]
 
 
-def output_loss(student: Tensor, teacher: Tensor, kind: OutputLoss = "absolute") -> Tensor:
-    """L_O: mean absolute difference of the output images, as in the paper, or mean squared one; a scalar."""
-    return F.mse_loss(student, teacher) if kind == "squared" else F.l1_loss(student, teacher)
+def output_loss(student: Tensor, teacher: Tensor, kind: OutputLoss = "absolute", white: float = 1.0) -> Tensor:
+    """L_O: how far the student's pictures are from the teacher's.
+
+    - `absolute`: the mean absolute difference, as in the paper;
+    - `squared`: the mean squared difference;
+    - `relative`: the mean squared difference of each picture times its `worth`, that is, as a multiple of the mean
+      square of the differences of neighbours.
+
+    Args:
+        student: pictures [N, C, H, W].
+        teacher: pictures of the same shape.
+        kind: one of the three.
+        white: the value of white in the pictures.
+
+    Returns:
+        A scalar.
+    """
+    if kind == "absolute":
+        return F.l1_loss(student, teacher)
+    if kind == "squared":
+        return F.mse_loss(student, teacher)
+    weight = worth(teacher, white)
+    squares = (student - teacher).square().reshape(len(weight), -1).mean(1)
+    return (weight.to(squares) * squares).mean()
 
 
 def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], scale: FeatureScale) -> Tensor:
@@ -51,11 +74,13 @@ class DistillationLoss:
         weight: lambda, the factor of the feature loss; with 0 it is not computed.
         scale: scale of the feature loss, see `feature_loss`.
         output: kind of L_O, see `output_loss`.
+        white: the value of white in the pictures.
     """
 
     weight: float
     scale: FeatureScale
     output: OutputLoss = "absolute"
+    white: float = 1.0
 
     @property
     def needs_features(self) -> bool:
@@ -64,5 +89,5 @@ class DistillationLoss:
 
     def __call__(self, student: tuple[Tensor, list[Tensor]], teacher: tuple[Tensor, list[Tensor]]) -> Tensor:
         """Loss of (output, features) of both networks for a batch, a scalar: the less, the better."""
-        loss = output_loss(student[0], teacher[0], self.output)
+        loss = output_loss(student[0], teacher[0], self.output, self.white)
         return loss + self.weight * feature_loss(student[1], teacher[1], self.scale) if self.needs_features else loss

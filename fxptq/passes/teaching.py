@@ -17,7 +17,7 @@ from fxptq.passes.distill import DistillationLoss, output_loss
 from fxptq.passes.lessons import Lesson
 from fxptq.passes.turns import turned, turned_back
 
-_ASKED = 2
+_ASKED = 4
 """Batches of crops that show whether two kinds of answers agree."""
 
 
@@ -103,13 +103,15 @@ def turns_agree(ctx: Context, batches: Sequence[Inputs], most: float) -> bool:
         batches: crops, of which the first few are asked for.
         most: the largest squared distance of the answers, as a multiple of the squared error of the student.
     """
-    error = DistillationLoss(weight=0.0, scale="paper", output="squared")
+    error = DistillationLoss(weight=0.0, scale="paper", output="relative", white=ctx.white)
     plain, turns = Teaching(ctx, error), Teaching(ctx, error, turns=True)
     own = apart = 0.0
     for batch in filter(_is_picture, batches[:_ASKED]):
         lesson = plain.teach(batch)
         if lesson.crops:
             own += float(plain.student_loss(lesson)) * lesson.crops
-            apart += float(output_loss(turns.teach(batch).picture, lesson.picture, "squared")) * lesson.crops
+            apart += (
+                float(output_loss(turns.teach(batch).picture, lesson.picture, "relative", ctx.white)) * lesson.crops
+            )
     own, apart = ctx.ranks.totals(own, apart)
     return apart <= most * own

@@ -33,7 +33,7 @@ class Training:
     ) -> None:
         self.settings, self.ctx, self.learners = settings, ctx, learners
         self.reached = True  # whether the loss depends on a trained parameter
-        loss = DistillationLoss(settings.feature_weight, settings.feature_scale, settings.output_loss)
+        loss = DistillationLoss(settings.feature_weight, settings.feature_scale, settings.output_loss, ctx.white)
         generator = torch.Generator().manual_seed(ctx.seed)
         batches = Batches(
             ctx.images,

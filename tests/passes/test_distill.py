@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fxptq.passes.distill import DistillationLoss, feature_loss, output_loss
+from fxptq.passes.worth import worth
 
 
 def features(seed: int, shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
@@ -60,6 +61,9 @@ def test_loss_is_the_weighted_sum_and_needs_no_features() -> None:
     assert float(output_loss(y, z)) == pytest.approx(float((y - z).abs().mean()))
     squared = float(DistillationLoss(0.0, "paper", "squared")((y, student), (z, teacher)))
     assert squared == pytest.approx(float((y.double() - z.double()).square().mean()))
+    relative = float(DistillationLoss(0.0, "paper", "relative", white=2.0)((y, student), (z, teacher)))
+    weighted = (y.double() - z.double()).square().mean((1, 2, 3)) * worth(z, 2.0)
+    assert relative == pytest.approx(float(weighted.mean()))
     assert float(both) == pytest.approx(float(output_loss(y, z) + 0.5 * feature_loss(student, teacher, "relative")))
     assert float(DistillationLoss(0.5, "relative")((y, []), (z, []))) == pytest.approx(float(output_loss(y, z)))
     assert float(DistillationLoss(0.0, "paper")((y, student), (z, teacher))) == float(output_loss(y, z))

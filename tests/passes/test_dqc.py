@@ -15,6 +15,7 @@ from fxptq.passes.base import Context, PassReport, build_pass, run_passes
 from fxptq.passes.crops import split
 from fxptq.passes.offsets import movable_weights
 from fxptq.passes.training import Training
+from fxptq.passes.worth import worth
 from fxptq.sizes import Sizes
 
 QUICK = {"steps": 40, "batch": 4, "patch": 16, "eval_every": 10, "holdout": 0.3, "holdout_crops": 4}
@@ -108,14 +109,15 @@ def test_what_is_kept_is_the_best_on_held_out_crops_and_folded(new_context: NewC
     assert not any(q.shift.any() or q.log_scale.any() for q in ctx.student.quantizers.values())
 
 
-@pytest.mark.parametrize(("kind", "power"), [("absolute", 1), ("squared", 2)])
-def test_the_loss_is_the_absolute_or_the_squared_difference(new_context: NewContext, kind: str, power: int) -> None:
+@pytest.mark.parametrize(("kind", "power"), [("absolute", 1), ("squared", 2), ("relative", 2)])
+def test_the_loss_is_the_difference_that_was_asked_for(new_context: NewContext, kind: str, power: int) -> None:
     ctx = new_context()  # squares, so that the only crop of this side is the picture
     ctx.images = list(torch.rand(6, 3, 24, 24, generator=torch.Generator().manual_seed(3)).split(1))
     run_passes([("dobi", {})], ctx)
     _, (held,) = split(ctx.images, 0.1, torch.Generator().manual_seed(ctx.seed))
     with torch.no_grad():
         expected = float((ctx.student(held) - ctx.teacher(held)).double().abs().pow(power).mean())
+        expected *= float(worth(ctx.teacher(held), ctx.white)) if kind == "relative" else 1.0
     one = {**QUICK, "holdout": 0.1, "holdout_crops": 1, "holdout_patch": 24, "feature_weight": 0.0}
     losses = run_passes([("dqc", {**one, "output_loss": kind})], ctx)[-1].series["held_out_loss"]
     assert losses[0] == pytest.approx(expected, rel=1e-5)

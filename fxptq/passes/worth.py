@@ -1,0 +1,38 @@
+"""Worth: how much a squared error of a picture weighs where a pass compares errors of the network's output.
+
+PSNR is a mean over pictures of logarithms, so that an error costs the less, the larger the network's own error is in
+that picture. That error grows with the detail of the picture, and differs twentyfold from one photograph to the next. A
+plain mean over a few pictures is the verdict of the one with the most detail. Weighted, all of them have a say.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_FLAT = 0.007
+"""What no network restores, as a part of white: two levels of noise and rounding, which a flat picture has, too."""
+
+
+@torch.no_grad()
+def worth(pictures: Tensor, white: float) -> Tensor:
+    """The weight of each picture's mean squared error.
+
+    Args:
+        pictures: restored by the float network, [N, C, H, W]; outputs of another form all weigh the same.
+        white: the value of white in them, above 0.
+
+    Returns:
+        [N] float64: one over the mean square of the differences of neighbours, down and across.
+    """
+    if pictures.dim() != 4 or min(pictures.shape[-2:]) < 2 or not pictures.is_floating_point():
+        return torch.ones(len(pictures) if pictures.dim() else 1, dtype=torch.float64)
+    x = pictures.detach().double()
+    down, across = (x.diff(dim=axis).square().mean((1, 2, 3)) for axis in (2, 3))
+    return (1 / (down + across + (_FLAT * white) ** 2)).cpu()
+
+
+def errors_of_each(pictures: Tensor, references: Tensor) -> Tensor:
+    """The mean squared error of each picture, [N] float64, of pictures [N, ...]; of one number, [1]."""
+    squares = (pictures - references).double().square()
+    return squares.reshape(len(squares) if squares.dim() else 1, -1).mean(1).cpu()

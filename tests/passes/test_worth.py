@@ -1,0 +1,91 @@
+"""What an error weighs: all pictures have a say, whatever their detail, their size and the value of white."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from fxptq.passes.base import Context, run_passes
+from fxptq.passes.crops import split
+from fxptq.passes.judge import Judge
+from fxptq.passes.sensitivity import measure
+from fxptq.passes.worth import errors_of_each, worth
+
+NewContext = Callable[..., Context]
+
+
+def pictures(count: int = 3, side: int = 16) -> torch.Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_weight_is_one_over_the_differences_of_neighbours() -> None:
+    x = pictures() * torch.tensor([1.0, 0.1, 0.01]).view(3, 1, 1, 1)
+    array = x.double().numpy()
+    for picture, found in zip(array, worth(x, 1.0).tolist(), strict=True):
+        detail = np.mean(np.diff(picture, axis=1) ** 2) + np.mean(np.diff(picture, axis=2) ** 2)
+        assert found == pytest.approx(1 / (detail + 0.007**2), rel=1e-9)
+
+
+def test_the_unit_of_the_picture_changes_the_unit_of_the_weight_alone() -> None:
+    torch.testing.assert_close(worth(pictures() * 255, 255.0) * 255**2, worth(pictures(), 1.0), rtol=1e-6, atol=0)
+
+
+def test_a_picture_without_detail_has_a_weight() -> None:
+    flat = torch.cat([torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.7)])
+    assert worth(flat, 1.0).tolist() == pytest.approx([0.007**-2] * 2)
+
+
+@pytest.mark.parametrize("shape", [(4, 10), (2, 3, 1, 9), (5,), ()], ids=str)
+def test_outputs_that_are_no_pictures_weigh_the_same(shape: tuple[int, ...]) -> None:
+    x = torch.rand(shape)
+    assert worth(x, 1.0).tolist() == [1.0] * (shape[0] if shape else 1)
+    assert errors_of_each(x, torch.zeros_like(x)).shape == worth(x, 1.0).shape
+
+
+def test_errors_are_those_of_each_picture() -> None:
+    x, y = pictures(), pictures().flip(0)
+    expected = [float(((a - b).double() ** 2).mean()) for a, b in zip(x, y, strict=True)]
+    assert errors_of_each(x, y).tolist() == pytest.approx(expected)
+
+
+def test_white_is_the_largest_value_of_the_inputs(new_context: NewContext) -> None:
+    ctx = new_context()
+    ctx.images = [torch.full((1, 3, 8, 8), value) for value in (12.0, 250.0, 3.0)]
+    assert ctx.white == 250.0
+    ctx.images = [(torch.full((1, 3, 8, 8), 0.5), torch.ones(1))]
+    assert ctx.white == 0.5
+    ctx.images = [torch.zeros(1, 3, 8, 8)]
+    assert ctx.white == 1.0
+
+
+def test_a_picture_with_much_detail_is_not_the_whole_verdict(new_context: NewContext) -> None:
+    """The mean of the held-out errors is weighted, and the sensitivities of the operands are in the same unit."""
+    ctx = new_context()
+    strength = [1.0, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05]
+    ctx.images = [0.4 + x * pictures(1) for x in strength]
+    run_passes([("dobi", {})], ctx)
+    held = split(ctx.images, 0.25, torch.Generator().manual_seed(ctx.seed))[1]
+    batch = torch.cat([x for x in held if isinstance(x, torch.Tensor)])
+    with torch.no_grad():
+        student, teacher = ctx.student(batch), ctx.teacher(batch)
+    weights = worth(teacher, ctx.white)
+    expected = float((weights * errors_of_each(student, teacher)).sum() / weights.sum())
+    assert Judge(ctx, 0.25).error == pytest.approx(expected, rel=1e-6)
+    alone = measure(ctx, [batch], ["conv.input"])["conv.input"]
+    assert alone == pytest.approx(float((weights * of_one(ctx, batch, "conv.input")).sum() / weights.sum()), rel=1e-6)
+
+
+def of_one(ctx: Context, batch: torch.Tensor, key: str) -> torch.Tensor:
+    """The errors of the pictures when one quantizer alone is on."""
+    for name, quantizer in ctx.student.quantizers.items():
+        quantizer.mode = "on" if name == key else "off"
+    with torch.no_grad():
+        found = ctx.student(batch)
+        ctx.student.quantizers[key].mode = "off"
+        errors = errors_of_each(found, ctx.student(batch))
+    for quantizer in ctx.student.quantizers.values():
+        quantizer.mode = "on"
+    return errors
