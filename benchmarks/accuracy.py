@@ -5,9 +5,10 @@
 
 A network is a recipe, or a weights file that spandrel recognises; a file that is absent is skipped with a line. The
 passes are those of `--preset`; with `--bounds`, rows of other searches for bounds stand before them. The error is the
-mean square of the difference to the float network's output, on inputs that no pass has seen, in units of white. Figures
-and the state after each pass are kept in a folder: a run that was cut off goes on, and another set is scored on the
-states that are there.
+mean square of the difference to the float network's output, on inputs that no pass has seen, in units of white. With
+`--held-out N`, N further pictures of the folder of calibration are a set to score on; many of them tell small
+differences, which five pictures do not. Figures and the state after each pass are kept in a folder: a run that was cut
+off goes on, and another set is scored on the states that are there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from benchmarks.study import (
 )
 from fxptq.budget import with_budget
 from fxptq.commands.scores import open_sets
-from fxptq.evaluate.sets import BenchmarkSet
+from fxptq.evaluate.sets import BenchmarkSet, held_out
 from fxptq.evaluate.tiles import Run
 from fxptq.passes.base import Context, QuantizedNetwork
 from fxptq.passes.judge import Snapshot
@@ -63,14 +65,16 @@ def main() -> None:
     parser.add_argument("--granularity", choices=["channel", "tensor"], default="channel", help="bounds of weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--unseen", type=int, default=4, help="further inputs, for the error of the output")
+    parser.add_argument("--held-out", type=int, default=0, metavar="N", help="score on N further pictures of --calib")
     parser.add_argument("--bounds", action="store_true", help="rows of other searches for bounds, too")
     parser.add_argument("--last", action="store_true", help="a row for the last pass alone, in half of the time")
     parser.add_argument("--integers", action="store_true", help="score on integer kernels instead of the simulation")
     parser.add_argument("--out", type=Path, default=Path("out/accuracy"), help="where rows and states are kept")
     options = parser.parse_args()
     store = FigureStore(options.out / "rows.json")
-    print("| network | bits | seed | after | seconds | error | " + " | ".join(options.sets) + " |")
-    print("|---" * (6 + len(options.sets)) + "|")
+    columns = [*options.sets, *([_held_out(options.held_out)] if options.held_out else [])]
+    print("| network | bits | seed | after | seconds | error | " + " | ".join(columns) + " |")
+    print("|---" * (6 + len(columns)) + "|")
     for name in options.networks:
         if name.endswith((".pth", ".safetensors", ".pt")) and not Path(name).is_file():
             print(f"<!-- {name} is not there, and is skipped -->", flush=True)
@@ -92,6 +96,7 @@ class Table:
     """
 
     def __init__(self, name: str, seed: int, options: argparse.Namespace, store: FigureStore) -> None:
+        self._options = options
         source = open_study_network(name)
         preset = preset_on_plan(source.recipe, options.preset, options.plan, options.granularity)
         passes = with_budget(preset.passes, None, uniform=True) if options.uniform else preset.passes
@@ -100,10 +105,11 @@ class Table:
         images, described = inputs_of(source.recipe, options.calib, count + options.unseen, seed)
         self._unseen = images[count:]
         self._study = Study(source, (images[:count], described), preset, seed, RichProgress())
-        self._sets: Sequence[BenchmarkSet] = open_sets(
-            [f"{each}={options.benchmarks / each}" for each in options.sets], source.recipe
-        )
-        self._options, self._store = options, store
+        self._sets: Sequence[BenchmarkSet] = [
+            *open_sets([f"{each}={options.benchmarks / each}" for each in options.sets], source.recipe),
+            *([self._further(count + options.unseen)] if options.held_out else []),
+        ]
+        self._store = store
         self._float_row()
 
     def rows(self, bits: int) -> None:
@@ -111,6 +117,22 @@ class Table:
         for entry in BOUNDS if self._options.bounds else ():
             self._chain(bits, (OBSERVE, entry))
         self._chain(bits, self._study.preset.passes)
+
+    def _further(self, start: int) -> BenchmarkSet:
+        """Pictures of the source of the calibration inputs that nothing else uses."""
+        recipe, count = self._study.source.recipe, self._options.held_out
+        task, seed = recipe.input, self._study.seed
+        found = held_out(
+            self._options.calib,
+            recipe.task,
+            channels=task.channels,
+            start=start,
+            count=count,
+            size=min(task.size),
+            sizes=task.sizes,
+            seed=seed,
+        )
+        return replace(found, name=_held_out(count))
 
     def _chain(self, bits: int, passes: Sequence[PassEntry]) -> None:
         """The rows after each pass but `observe`, or after the last; what is kept is not computed again."""
@@ -194,6 +216,10 @@ class Table:
         found = (self._store.get(self._score_key(key, each.name)) or {"score": ""} for each in self._sets)
         figures = f"{seconds:.0f} | {error:.3g} | " + " | ".join(score["score"] for score in found)
         print(f"| {self._study.source.name} | {name} | {self._study.seed} | {after} | {figures} |", flush=True)
+
+
+def _held_out(count: int) -> str:
+    return f"{count} held out"
 
 
 def _changed(entry: PassEntry, dqc: str) -> PassEntry:

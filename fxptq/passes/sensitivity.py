@@ -46,14 +46,13 @@ def estimate(ctx: Context, batches: Sequence[Inputs], draws: int = 8) -> dict[st
                 picture = ctx.picture.pick(ctx.student(*inputs))
                 weight = worth(picture, ctx.white)
                 weights += float(weight.sum()) * picture.numel() / len(weight) * draws
-                amplitude = weight.sqrt().to(picture).view(-1, *[1] * (picture.dim() - 1))
+                amplitude = weight.sqrt().to(picture).view(-1, 1)
                 for draw in range(draws):
                     if picture.requires_grad:
                         signs = torch.randint(2, picture.shape, generator=generator).to(picture) * 2 - 1
+                        direction = (amplitude * signs.reshape(len(weight), -1)).reshape(picture.shape)
                         last = draw == draws - 1
-                        torch.autograd.grad(
-                            picture, leaves, amplitude * signs, retain_graph=not last, allow_unused=True
-                        )
+                        torch.autograd.grad(picture, leaves, direction, retain_graph=not last, allow_unused=True)
                     advance()
     return {key: total / weights if weights else 0.0 for key, total in sums.items()}
 
