@@ -10,8 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_FLAT = 0.007
-"""What no network restores, as a part of white: two levels of noise and rounding, which a flat picture has, too."""
+_FLAT = 0.03
+"""The differences of neighbours, as a part of white, that a picture is taken to have beside its own.
+
+Without it, pictures that are nearly flat would decide. A flat one counts twice as much as the mean photograph; with
+0.007, two levels of noise, it counts twenty times as much, which cost CRAFT at 3 bits more than plain means do.
+"""
 
 
 @torch.no_grad()

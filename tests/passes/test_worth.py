@@ -26,7 +26,7 @@ def test_the_weight_is_one_over_the_differences_of_neighbours() -> None:
     array = x.double().numpy()
     for picture, found in zip(array, worth(x, 1.0).tolist(), strict=True):
         detail = np.mean(np.diff(picture, axis=1) ** 2) + np.mean(np.diff(picture, axis=2) ** 2)
-        assert found == pytest.approx(1 / (detail + 0.007**2), rel=1e-9)
+        assert found == pytest.approx(1 / (detail + 0.03**2), rel=1e-9)
 
 
 def test_the_unit_of_the_picture_changes_the_unit_of_the_weight_alone() -> None:
@@ -35,7 +35,7 @@ def test_the_unit_of_the_picture_changes_the_unit_of_the_weight_alone() -> None:
 
 def test_a_picture_without_detail_has_a_weight() -> None:
     flat = torch.cat([torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.7)])
-    assert worth(flat, 1.0).tolist() == pytest.approx([0.007**-2] * 2)
+    assert worth(flat, 1.0).tolist() == pytest.approx([0.03**-2] * 2)
 
 
 @pytest.mark.parametrize("shape", [(4, 10), (2, 3, 1, 9), (5,), ()], ids=str)
