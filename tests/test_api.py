@@ -494,7 +494,7 @@ def test_own_network_in_ten_lines(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(loaded(example), q(example))
         assert float((q(example) - model(example)).abs().mean()) < 0.02
-    assert q.meta.calibration.startswith("8 generated pictures")
+    assert q.meta.calibration.startswith("16 generated pictures")
 
 
 # -- size ------------------------------------------------------------------------------------------------------------

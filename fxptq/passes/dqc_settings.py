@@ -28,8 +28,9 @@ class DqcSettings:
         answers_mb: memory for these answers in MB; answers beyond it are computed again, with the same result.
         lr: learning rate of bounds in units of each quantizer's initial step; 0 for none. In units of the width, a
             rate that suits 2 bits would move a bound at 8 bits by many steps.
-        backoff: factor for the learning rate. When a held-out loss is more than twice that before training, training
-            goes on from the best state with the rate multiplied by this. 1 disables it.
+        backoff: factor for the learning rate. When a held-out loss is more than twice that before training (of a
+            `constant` rate, whose noise nothing takes away: more than that), training goes on from the best state with
+            the rate multiplied by this. 1 disables it.
         betas: coefficients of Adam.
         schedule: `cosine` lowers the rate to zero over the run, `constant` keeps it.
         warmup: steps over which the rate rises from zero.

@@ -21,8 +21,8 @@ from fxptq.passes.teaching import Teaching, turns_agree
 from fxptq.quant.quantizer import Quantizer
 
 _TOO_HIGH = 2.0
-"""So many times the loss before training says that the rate is too high. Less is the noise of a rate at its height,
-which the end of the schedule takes away: SPAN at W2A2 had 1.6 times as much halfway, and 0.7 times at the end."""
+"""So many times the loss before training says that a rate that falls is too high. Less is the noise of its height, and
+the end of the schedule takes that away: SPAN at W2A2 had 1.6 times as much halfway, and 0.7 times at the end."""
 
 
 class Training:
@@ -69,7 +69,7 @@ class Training:
         saved = interim.load("dqc")
         course = self._begun() if saved is None else resume(saved, self.vectors, self.optimizer, self.lessons)
         started, first, last = time.perf_counter() - course.seconds, course.evaluations[0], False
-        backs_off = settings.backoff < 1
+        most = first * (_TOO_HIGH if settings.schedule == "cosine" else 1) if settings.backoff < 1 else math.inf
         try:
             with self.ctx.progress.task("dqc", settings.steps) as advance:
                 done = len(course.losses)
@@ -86,7 +86,7 @@ class Training:
                         if error < course.best:
                             course.best, course.best_state = error, self._state()
                             course.best_step, course.waited = step, 0
-                        elif error > _TOO_HIGH * first and backs_off and not last:
+                        elif error > most and not last:
                             self._back_off(course.best_state)
                             course.retreats += 1
                     advance(note=f"loss {course.evaluations[-1]:.4g}")

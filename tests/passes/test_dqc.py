@@ -141,13 +141,16 @@ def test_a_rate_that_makes_things_worse_is_lowered_until_it_helps(new_context: N
     assert "lowered" in report.notes[1]
 
 
-@pytest.mark.parametrize(("halfway", "lowered"), [(1.9, False), (2.1, True)], ids=["noise", "too high"])
-def test_a_rate_is_lowered_where_the_loss_has_doubled(
-    new_context: NewContext, monkeypatch: pytest.MonkeyPatch, halfway: float, lowered: bool
+@pytest.mark.parametrize(
+    ("schedule", "halfway", "lowered"),
+    [("cosine", 1.9, False), ("cosine", 2.1, True), ("constant", 1.1, True), ("constant", 0.9, False)],
+)
+def test_a_rate_is_lowered_where_its_noise_will_not_go(
+    new_context: NewContext, monkeypatch: pytest.MonkeyPatch, schedule: str, halfway: float, lowered: bool
 ) -> None:
     losses = iter([1.0, halfway, 0.8])
     monkeypatch.setattr(Training, "evaluate", lambda self: next(losses))  # noqa: ARG005
-    report = calibrate(new_context(), steps=40, eval_every=20, backoff=0.1)
+    report = calibrate(new_context(), steps=40, eval_every=20, backoff=0.1, schedule=schedule)
     assert report.series["held_out_loss"] == (1.0, halfway, 0.8)
     assert any("lowered" in note for note in report.notes) == lowered
 
