@@ -227,9 +227,9 @@ class Context:
 
     @property
     def white(self) -> float:
-        """The largest value of the calibration pictures, which stands for white; 1 where there is none above 0."""
+        """The largest magnitude in the calibration pictures, which stands for white; 1 where all are black."""
         first = (image[0] if isinstance(image, tuple) else image for image in self.images)
-        return max((float(x.max()) for x in first if x.numel() and x.is_floating_point()), default=0.0) or 1.0
+        return max((float(x.abs().max()) for x in first if x.numel() and x.is_floating_point()), default=0.0) or 1.0
 
     def placed(self, image: Inputs) -> tuple[Tensor, ...]:
         """A calibration input as the tuple of arguments for the networks, on their device."""

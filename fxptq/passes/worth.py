@@ -27,7 +27,7 @@ def worth(pictures: Tensor, white: float) -> Tensor:
         white: the value of white in them, above 0.
 
     Returns:
-        [N] float64: one over the mean square of the differences of neighbours, down and across.
+        [N] float64: one over the mean square of the differences of neighbours, down and across, and a constant.
     """
     if pictures.dim() != 4 or min(pictures.shape[-2:]) < 2 or not pictures.is_floating_point():
         return torch.ones(len(pictures) if pictures.dim() else 1, dtype=torch.float64)
