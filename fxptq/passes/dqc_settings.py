@@ -36,7 +36,7 @@ class DqcSettings:
         warmup: steps over which the rate rises from zero.
         output_loss: `absolute` trains on the mean absolute difference of the pictures, as the paper does, `squared` on
             the mean squared one, and `relative` on the squared one of each picture in proportion to its detail (see
-            `fxptq.passes.worth`), which PSNR is made of and by which passes without training judge.
+            `fxptq.passes.worth`), as a mean of PSNR over pictures counts errors.
         feature_weight: lambda, the factor of the feature loss.
         feature_scale: `relative` or `paper`, see fxptq.passes.distill.feature_loss.
         weight_lr: learning rate of bounds of weights, in the same unit; 0 for none, and None for that of the other

@@ -21,7 +21,6 @@ from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
 from fxptq.passes.base import Context, QuantizedNetwork
 from fxptq.passes.crops import split
-from fxptq.passes.worth import errors_of_each, worth
 from fxptq.sizes import Sizes
 
 State = dict[str, dict[str, Tensor]]
@@ -124,7 +123,7 @@ def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Judge:
-    """The error of the student's output on held-out inputs: the mean of squares, weighted by `worth`.
+    """The error of the student's output on held-out inputs.
 
     Args:
         ctx: the networks and the calibration inputs.
@@ -224,15 +223,13 @@ class Judge:
     @torch.no_grad()
     def measure(self) -> float:
         """The mean squared error of the output in the present state, whether it will be kept or not."""
-        total, weights = 0.0, 0.0
+        total, count = 0.0, 0.0
         for batch, reference in self._held:
-            weight = worth(reference, self._ctx.white)
-            total += float(
-                (weight * errors_of_each(self._ctx.picture.pick(self._ctx.student(*batch)), reference)).sum()
-            )
-            weights += float(weight.sum())
-        total, weights = self._ctx.ranks.totals(total, weights)
-        return total / weights if weights else math.nan
+            picture = self._ctx.picture.pick(self._ctx.student(*batch))
+            total += float((picture - reference).double().square().sum())
+            count += reference.numel()
+        total, count = self._ctx.ranks.totals(total, count)
+        return total / count if count else math.nan
 
 
 def crops_in_turn(sizes: Sizes, items: Sequence[Inputs], side: int, count: int, seed: int) -> list[Inputs]:

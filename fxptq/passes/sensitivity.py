@@ -17,7 +17,6 @@ from torch import Tensor
 from fxptq.data.sources import Inputs
 from fxptq.passes.base import Context, QuantizedNetwork
 from fxptq.passes.samples import in_float
-from fxptq.passes.worth import errors_of_each, worth
 from fxptq.quant.quantizer import Quantizer
 
 
@@ -33,28 +32,24 @@ def estimate(ctx: Context, batches: Sequence[Inputs], draws: int = 8) -> dict[st
         draws: number of random output directions for each batch.
 
     Returns:
-        By quantizer key, the mean squared error of the output in the square of its unit, weighted by `worth`; 0 where
-        no gradient arrives.
+        By quantizer key, the mean squared error of the output in the square of its unit; 0 where no gradient arrives.
     """
     generator = torch.Generator().manual_seed(ctx.seed)
     sums = dict.fromkeys(ctx.student.quantizers, 0.0)
-    weights = 0.0
+    values = 0
     with ctx.progress.task("sensitivity", len(batches) * draws) as advance:
         for batch in batches:
             inputs = ctx.placed(batch)
             with in_float(ctx.student), _probes(ctx.student, len(inputs[0]), sums) as leaves:
                 picture = ctx.picture.pick(ctx.student(*inputs))
-                weight = worth(picture, ctx.white)
-                weights += float(weight.sum()) * picture.numel() / len(weight) * draws
-                amplitude = weight.sqrt().to(picture).view(-1, 1)
+                values += picture.numel() * draws
                 for draw in range(draws):
                     if picture.requires_grad:
                         signs = torch.randint(2, picture.shape, generator=generator).to(picture) * 2 - 1
-                        direction = (amplitude * signs.reshape(len(weight), -1)).reshape(picture.shape)
                         last = draw == draws - 1
-                        torch.autograd.grad(picture, leaves, direction, retain_graph=not last, allow_unused=True)
+                        torch.autograd.grad(picture, leaves, signs, retain_graph=not last, allow_unused=True)
                     advance()
-    return {key: total / weights if weights else 0.0 for key, total in sums.items()}
+    return {key: total / max(values, 1) for key, total in sums.items()}
 
 
 @torch.no_grad()
@@ -67,21 +62,19 @@ def measure(ctx: Context, batches: Sequence[Inputs], keys: Iterable[str]) -> dic
         keys: the quantizers to measure.
 
     Returns:
-        By key, the mean squared error of the output, weighted by `worth`, when that quantizer alone is on.
+        By key, the mean squared error of the output when that quantizer alone is on.
     """
     keys, student, found = tuple(keys), ctx.student, dict[str, float]()
     placed = [ctx.placed(batch) for batch in batches]
     with in_float(student), ctx.progress.task("one operand at a time", len(keys)) as advance:
         pictures = [ctx.picture.pick(student(*batch)) for batch in placed]
-        weights = [worth(picture, ctx.white) for picture in pictures]
-        whole = sum(float(weight.sum()) for weight in weights)
+        values = sum(picture.numel() for picture in pictures)
         for key in keys:
             student.quantizers[key].mode = "on"
-            errors = sum(
-                float((weight * errors_of_each(ctx.picture.pick(student(*batch)), picture)).sum())
-                for batch, picture, weight in zip(placed, pictures, weights, strict=True)
-            )
-            found[key] = errors / whole if whole else 0.0
+            found[key] = sum(
+                float((ctx.picture.pick(student(*batch)) - picture).double().square().sum())
+                for batch, picture in zip(placed, pictures, strict=True)
+            ) / max(values, 1)
             student.quantizers[key].mode = "off"
             advance()
     return found

@@ -1,4 +1,4 @@
-"""Worth: how much a squared error of a picture weighs where a pass compares errors of the network's output.
+"""Worth: how much a squared error of a picture weighs in a distillation.
 
 PSNR is a mean over pictures of logarithms, so that an error costs the less, the larger the network's own error is in
 that picture. That error grows with the detail of the picture, and differs twentyfold from one photograph to the next. A
@@ -34,9 +34,3 @@ def worth(pictures: Tensor, white: float) -> Tensor:
     x = pictures.detach().double()
     down, across = (x.diff(dim=axis).square().mean((1, 2, 3)) for axis in (2, 3))
     return (1 / (down + across + (_FLAT * white) ** 2)).cpu()
-
-
-def errors_of_each(pictures: Tensor, references: Tensor) -> Tensor:
-    """The mean squared error of each picture, [N] float64, of pictures [N, ...]; of one number, [1]."""
-    squares = (pictures - references).double().square()
-    return squares.reshape(len(squares) if squares.dim() else 1, -1).mean(1).cpu()

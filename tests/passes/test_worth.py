@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fxptq.passes.base import Context, run_passes
-from fxptq.passes.crops import split
-from fxptq.passes.judge import Judge
-from fxptq.passes.sensitivity import measure
-from fxptq.passes.worth import errors_of_each, worth
+from fxptq.passes.base import Context
+from fxptq.passes.worth import worth
 
 NewContext = Callable[..., Context]
 
@@ -42,13 +39,6 @@ def test_a_picture_without_detail_has_a_weight() -> None:
 def test_outputs_that_are_no_pictures_weigh_the_same(shape: tuple[int, ...]) -> None:
     x = torch.rand(shape)
     assert worth(x, 1.0).tolist() == [1.0] * (shape[0] if shape else 1)
-    assert errors_of_each(x, torch.zeros_like(x)).shape == worth(x, 1.0).shape
-
-
-def test_errors_are_those_of_each_picture() -> None:
-    x, y = pictures(), pictures().flip(0)
-    expected = [float(((a - b).double() ** 2).mean()) for a, b in zip(x, y, strict=True)]
-    assert errors_of_each(x, y).tolist() == pytest.approx(expected)
 
 
 def test_white_is_the_largest_value_of_the_inputs(new_context: NewContext) -> None:
@@ -59,33 +49,3 @@ def test_white_is_the_largest_value_of_the_inputs(new_context: NewContext) -> No
     assert ctx.white == 0.5
     ctx.images = [torch.zeros(1, 3, 8, 8)]
     assert ctx.white == 1.0
-
-
-def test_a_picture_with_much_detail_is_not_the_whole_verdict(new_context: NewContext) -> None:
-    """The mean of the held-out errors is weighted, and the sensitivities of the operands are in the same unit."""
-    ctx = new_context()
-    strength = [1.0, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05]
-    ctx.images = [0.4 + x * pictures(1) for x in strength]
-    run_passes([("dobi", {})], ctx)
-    held = split(ctx.images, 0.25, torch.Generator().manual_seed(ctx.seed))[1]
-    batch = torch.cat([x for x in held if isinstance(x, torch.Tensor)])
-    with torch.no_grad():
-        student, teacher = ctx.student(batch), ctx.teacher(batch)
-    weights = worth(teacher, ctx.white)
-    expected = float((weights * errors_of_each(student, teacher)).sum() / weights.sum())
-    assert Judge(ctx, 0.25).error == pytest.approx(expected, rel=1e-6)
-    alone = measure(ctx, [batch], ["conv.input"])["conv.input"]
-    assert alone == pytest.approx(float((weights * of_one(ctx, batch, "conv.input")).sum() / weights.sum()), rel=1e-6)
-
-
-def of_one(ctx: Context, batch: torch.Tensor, key: str) -> torch.Tensor:
-    """The errors of the pictures when one quantizer alone is on."""
-    for name, quantizer in ctx.student.quantizers.items():
-        quantizer.mode = "on" if name == key else "off"
-    with torch.no_grad():
-        found = ctx.student(batch)
-        ctx.student.quantizers[key].mode = "off"
-        errors = errors_of_each(found, ctx.student(batch))
-    for quantizer in ctx.student.quantizers.values():
-        quantizer.mode = "on"
-    return errors
