@@ -13,7 +13,7 @@ from torch import Tensor
 from fxptq.data.sources import Inputs
 from fxptq.errors import CalibrationError
 from fxptq.passes.base import Context, QuantizedNetwork
-from fxptq.passes.distill import DistillationLoss, output_loss
+from fxptq.passes.distill import DistillationLoss
 from fxptq.passes.lessons import Lesson
 from fxptq.passes.turns import turned, turned_back
 
@@ -110,8 +110,7 @@ def turns_agree(ctx: Context, batches: Sequence[Inputs], most: float) -> bool:
         lesson = plain.teach(batch)
         if lesson.crops:
             own += float(plain.student_loss(lesson)) * lesson.crops
-            apart += (
-                float(output_loss(turns.teach(batch).picture, lesson.picture, "relative", ctx.white)) * lesson.crops
-            )
+            by_turns = turns.teach(batch).picture
+            apart += float(error((by_turns, []), (lesson.picture, []))) * lesson.crops
     own, apart = ctx.ranks.totals(own, apart)
     return apart <= most * own
