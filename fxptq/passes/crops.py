@@ -8,7 +8,9 @@ no crop of its pictures gets them whole, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,16 +49,6 @@ class Crops:
 
     def __init__(self, images: Sequence[Tensor], size: Size, generator: torch.Generator) -> None:
         self._images, self._size, self._generator = images, size, generator
-
-    @property
-    def places(self) -> int:
-        """The number of different crops, but for their orientations."""
-        height, width = self._size
-        return sum((image.shape[-2] - height + 1) * (image.shape[-1] - width + 1) for image in self._images)
-
-    def plain(self, count: int) -> Tensor:
-        """Random crops without augmentation, [count, C, *size]."""
-        return torch.cat([self._crop(image) for image in self._drawn(count)])
 
     def augmented(self, count: int) -> Tensor:
         """Random crops, each in one of the orientations that keep its size (eight of a square), [count, C, *size]."""
@@ -125,8 +117,9 @@ class Batches:
         to_train, to_judge = (_crop_size(everything, side, sizes) for side in (size, held_size or size))
         if to_train is not None and to_judge is not None:
             self._crops = Crops(_pictures(self._training), to_train, generator)
-            judging = Crops(_pictures(holdout), to_judge, generator)
-            self.held = list(torch.split(judging.plain(min(crops, judging.places)), batch))
+            seed = int(torch.randint(1 << 31, (), generator=generator))
+            judging = _pictures(crops_in_turn(Sizes(fixed=to_judge), holdout, held_size or size, crops, seed)[:crops])
+            self.held = list(torch.split(torch.cat(judging), batch))
 
     def draw(self) -> Inputs:
         """A random batch to train on."""
@@ -161,6 +154,37 @@ def training_crops(ctx: Context, *, crops: int, batch: int, patch: int, fraction
         generator=torch.Generator().manual_seed(ctx.seed),
     )
     return batches.fixed(crops)[:crops]
+
+
+def crops_in_turn(sizes: Sizes, items: Sequence[Inputs], side: int, count: int, seed: int) -> list[Inputs]:
+    """Crops at random places: one of each input, then another one of each, until there are enough.
+
+    Args:
+        sizes: the sizes that the network takes.
+        items: the inputs; one that is no picture, or of which no such crop is taken, is used whole, once.
+        side: of a crop in pixels.
+        count: number of crops; more where there are more inputs, and fewer where there are not so many different ones.
+        seed: decides the places.
+    """
+    rng = np.random.default_rng(seed)
+    most = -(-count // len(items))
+    of_each = [_crops_of(item, sizes, side, most, rng) for item in items]
+    in_turn = [crop for turn in zip_longest(*of_each) for crop in turn if crop is not None]
+    return in_turn[: max(count, len(items))]
+
+
+def _crops_of(item: Inputs, sizes: Sizes, side: int, most: int, rng: np.random.Generator) -> list[Inputs]:
+    """Crops of one input at different places."""
+    if not isinstance(item, Tensor) or item.dim() != 4:
+        return [item]
+    height, width = item.shape[-2:]
+    crop = sizes.crop(height, width, side)
+    if crop is None:
+        return [item]
+    rows, columns = height - crop[0] + 1, width - crop[1] + 1
+    places = rng.choice(rows * columns, min(most, rows * columns), replace=False).tolist()
+    corners = (divmod(place, columns) for place in places)
+    return [item[..., top : top + crop[0], left : left + crop[1]] for top, left in corners]
 
 
 def _pictures(images: Sequence[Inputs]) -> list[Tensor]:

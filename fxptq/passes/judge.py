@@ -10,18 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
 from fxptq.passes.base import Context, QuantizedNetwork
-from fxptq.passes.crops import split
-from fxptq.sizes import Sizes
+from fxptq.passes.crops import crops_in_turn, split
 
 State = dict[str, dict[str, Tensor]]
 """The tensors of quantizers (`Quantizer.stored`), by key."""
@@ -230,37 +228,6 @@ class Judge:
             count += reference.numel()
         total, count = self._ctx.ranks.totals(total, count)
         return total / count if count else math.nan
-
-
-def crops_in_turn(sizes: Sizes, items: Sequence[Inputs], side: int, count: int, seed: int) -> list[Inputs]:
-    """Crops at random places: one of each input, then another one of each, until there are enough.
-
-    Args:
-        sizes: the sizes that the network takes.
-        items: the inputs; one that is no picture, or of which no such crop is taken, is used whole, once.
-        side: of a crop in pixels.
-        count: number of crops; more where there are more inputs, and fewer where there are not so many different ones.
-        seed: decides the places.
-    """
-    rng = np.random.default_rng(seed)
-    most = -(-count // len(items))
-    of_each = [_crops_of(item, sizes, side, most, rng) for item in items]
-    in_turn = [crop for turn in zip_longest(*of_each) for crop in turn if crop is not None]
-    return in_turn[: max(count, len(items))]
-
-
-def _crops_of(item: Inputs, sizes: Sizes, side: int, most: int, rng: np.random.Generator) -> list[Inputs]:
-    """Crops of one input at different places."""
-    if not isinstance(item, Tensor) or item.dim() != 4:
-        return [item]
-    height, width = item.shape[-2:]
-    crop = sizes.crop(height, width, side)
-    if crop is None:
-        return [item]
-    rows, columns = height - crop[0] + 1, width - crop[1] + 1
-    places = rng.choice(rows * columns, min(most, rows * columns), replace=False).tolist()
-    corners = (divmod(place, columns) for place in places)
-    return [item[..., top : top + crop[0], left : left + crop[1]] for top, left in corners]
 
 
 def in_parts(items: Sequence[T], count: int) -> Iterator[Sequence[T]]:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fxptq.data.sources import Inputs
 from fxptq.errors import InputError
-from fxptq.passes.crops import Batches, Crops, split
-from fxptq.sizes import Sizes
+from fxptq.passes.crops import Batches, Crops, crops_in_turn, split
+from fxptq.sizes import ANY_SIZE, Sizes
 
 
 def numbered(height: int, width: int, start: int = 0) -> torch.Tensor:
     return (torch.arange(height * width).reshape(1, 1, height, width) + start).float()
+
+
+def first_values(crops: list[Inputs]) -> list[int]:
+    return [int(crop[0, 0, 0, 0]) for crop in crops if isinstance(crop, torch.Tensor)]
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -35,15 +40,46 @@ def test_a_single_image_is_both() -> None:
     assert judging[0] is image
 
 
-def test_plain_crops_are_parts_of_the_images_and_reach_every_place() -> None:
+def test_crops_are_parts_of_the_images_and_reach_every_place() -> None:
     image = numbered(6, 9)
-    crops = Crops([image], (4, 4), rng()).plain(400)
-    assert crops.shape == (400, 1, 4, 4)
-    corners = {int(c[0, 0, 0]) for c in crops}
-    assert corners == {row * 9 + column for row in range(3) for column in range(6)}
+    crops = crops_in_turn(ANY_SIZE, [image], 4, 18, seed=0)
+    assert sorted(first_values(crops)) == sorted(row * 9 + column for row in range(3) for column in range(6))
     for crop in crops:
-        row, column = divmod(int(crop[0, 0, 0]), 9)
-        assert torch.equal(crop, image[0, :, row : row + 4, column : column + 4])
+        assert isinstance(crop, torch.Tensor)
+        row, column = divmod(int(crop[0, 0, 0, 0]), 9)
+        assert torch.equal(crop, image[..., row : row + 4, column : column + 4])
+    first = {first_values(crops_in_turn(ANY_SIZE, [image], 4, 1, seed=seed))[0] for seed in range(200)}
+    assert len(first) == 18
+
+
+@pytest.mark.parametrize(("count", "of_each"), [(1, [1, 1, 1]), (3, [1, 1, 1]), (5, [2, 2, 1]), (8, [3, 3, 2])])
+def test_every_input_gives_a_crop_before_any_gives_another(count: int, of_each: list[int]) -> None:
+    items = [numbered(20, 30, 0), numbered(24, 16, 1000), numbered(40, 40, 2000)]
+    crops = crops_in_turn(ANY_SIZE, items, 16, count, seed=1)
+    assert {tuple(crop.shape) for crop in crops if isinstance(crop, torch.Tensor)} == {(1, 1, 16, 16)}
+    values = first_values(crops)
+    assert [sum(value // 1000 == i or (i == 2 and value > 2000) for value in values) for i in range(3)] == of_each
+    assert len(set(values)) == len(values)
+    assert first_values(crops_in_turn(ANY_SIZE, items, 16, count, seed=1)) == values
+    assert [value // 1000 for value in values[:2]] == [0, 1]
+
+
+def test_no_crop_is_there_twice() -> None:
+    small, large = numbered(12, 16, 0), numbered(17, 16, 1000)
+    crops = crops_in_turn(ANY_SIZE, [small, large], 16, 8, seed=0)
+    sides = [crop.shape[-1] for crop in crops if isinstance(crop, torch.Tensor)]
+    assert sides == [12, 16, 12, 16, 12, 12]  # the large one has two crops, and of the small one four are needed
+    assert all(
+        crop.shape[-2] == side for crop, side in zip(crops, sides, strict=True) if isinstance(crop, torch.Tensor)
+    )
+    assert len(set(first_values(crops))) == len(crops)
+
+
+def test_inputs_that_are_used_whole_are_there_once() -> None:
+    pairs = [(numbered(20, 30, 0), torch.ones(1)), (numbered(20, 30, 0), torch.zeros(1))]
+    assert crops_in_turn(ANY_SIZE, pairs, 16, 8, seed=0) == pairs
+    picture = numbered(20, 30, 0)
+    assert crops_in_turn(Sizes(minimum=24), [picture], 16, 8, seed=0) == [picture]
 
 
 def test_augmented_crops_take_all_eight_orientations() -> None:
@@ -100,18 +136,17 @@ def of_each(crops: torch.Tensor) -> list[int]:
     return torch.bincount(crops[:, 0, 0, 0].long() // 1000, minlength=5).tolist()
 
 
-@pytest.mark.parametrize("kind", ["plain", "augmented"])
-def test_every_image_gives_a_crop_before_any_gives_another(kind: str) -> None:
+def test_every_image_gives_a_crop_to_train_on_before_any_gives_another() -> None:
     images = [numbered(12, 10 + i, 1000 * i) for i in range(5)]
     for seed in range(20):
-        few, many = (of_each(getattr(Crops(images, (8, 8), rng(seed)), kind)(count)) for count in (4, 12))
+        few, many = (of_each(Crops(images, (8, 8), rng(seed)).augmented(count)) for count in (4, 12))
         assert sorted(few) == [0, 1, 1, 1, 1]
         assert sorted(many) == [2, 2, 2, 3, 3]
 
 
 def test_images_in_turn_are_in_random_order() -> None:
     images = [numbered(12, 10, 1000 * i) for i in range(5)]
-    order = {tuple((Crops(images, (8, 8), rng(seed)).plain(5)[:, 0, 0, 0] // 1000).tolist()) for seed in range(20)}
+    order = {tuple((Crops(images, (8, 8), rng(seed)).augmented(5)[:, 0, 0, 0] // 1000).tolist()) for seed in range(20)}
     assert len(order) > 10
 
 
