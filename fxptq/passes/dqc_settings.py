@@ -53,12 +53,12 @@ class DqcSettings:
             the context has them, and trains on all images.
         holdout_crops: number of fixed crops of those images.
         holdout_patch: side of these crops in pixels; 0 for `patch`. Few small crops judge badly.
-        turns: whether the float network answers each crop by way of another orientation (see
-            `fxptq.passes.turns`), as long as these answers are no further from its own than the student is
-            (`turns_apart`). Features have no part in it.
-        turns_apart: the largest squared distance of both kinds of answers, as a multiple of the student's squared
-            error before training, both on held-out crops. A network that was trained on upright pictures alone
-            goes beyond it.
+        turns: whether the student learns the mean of the float network's answer to a crop and of that by way of
+            another orientation (see `fxptq.passes.turns`), as long as these means are near enough to its own answers
+            (`turns_apart`). Features are those of its own answer.
+        turns_apart: the largest squared distance of the means from the own answers, as a multiple of the student's
+            squared error before training, both on held-out crops. A network that was trained on upright pictures
+            alone goes beyond it.
         eval_every: steps between two evaluations.
         work: work that the training may take, in multiply-accumulates of a forward run (see `fxptq.passes.work`). A
             network on which `steps` take less gets more steps and crops, and as many evaluations; at most 16 times
@@ -90,7 +90,7 @@ class DqcSettings:
     holdout_crops: int = 16
     holdout_patch: int = 0
     turns: bool = False
-    turns_apart: float = 3.0
+    turns_apart: float = 0.75
     eval_every: int = 100
     work: float = 0.0
     patience: int = 0
@@ -105,8 +105,6 @@ class DqcSettings:
                 raise InputError(f"{name} must not be negative, but is {getattr(self, name)}")
         if self.keep_codes and self.rounding_lr:
             raise InputError("keep_codes keeps the codes that rounding_lr would change: give one of the two")
-        if self.turns and self.feature_weight:
-            raise InputError("turned crops have turned features: turns needs a feature_weight of 0")
         if not any(getattr(self, name) for name in _RATES):
             raise InputError(f"nothing learns: give one of {', '.join(_RATES)} above 0")
         if self.time_limit_s is not None and self.time_limit_s <= 0:

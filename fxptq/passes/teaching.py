@@ -28,8 +28,8 @@ class Teaching:
     Attributes:
         ctx: the networks.
         loss: the loss of the student's picture and features.
-        turns: whether the float network answers a crop by way of another orientation (see `fxptq.passes.turns`), where
-            a batch is a tensor; the loss must not need features then.
+        turns: whether a crop's answer is the mean of the float network's own and of that by way of another orientation
+            (see `fxptq.passes.turns`), where a batch is a tensor; its features are those of the own answer.
     """
 
     ctx: Context
@@ -48,12 +48,10 @@ class Teaching:
         if len(own) == 0:
             return Lesson((), torch.zeros((), dtype=torch.float32), ())
         inputs = self.ctx.placed(own)
+        picture, features = self._outputs(self.ctx.teacher, inputs)
         if self.turns and _is_picture(own):
             crops, numbers = turned(own)
-            picture, features = self._outputs(self.ctx.teacher, self.ctx.placed(crops))
-            picture = turned_back(picture, numbers)
-        else:
-            picture, features = self._outputs(self.ctx.teacher, inputs)
+            picture = (picture + turned_back(self._outputs(self.ctx.teacher, self.ctx.placed(crops))[0], numbers)) / 2
         if not bool(picture.isfinite().all()):
             raise CalibrationError(
                 "dqc: the float network makes NaN or infinite values of a calibration crop; calibrate on other images"
@@ -96,12 +94,12 @@ def _is_picture(batch: Inputs) -> TypeGuard[Tensor]:
 
 @torch.no_grad()
 def turns_agree(ctx: Context, batches: Sequence[Inputs], most: float) -> bool:
-    """Whether answers by way of other orientations are near to the float network's own ones.
+    """Whether means with answers by way of other orientations are near to the float network's own answers.
 
     Args:
         ctx: the networks.
         batches: crops, of which the first few are asked for.
-        most: the largest squared distance of the answers, as a multiple of the squared error of the student.
+        most: the largest squared distance of the means, as a multiple of the squared error of the student.
     """
     error = DistillationLoss(weight=0.0, scale="paper", output="relative", white=ctx.white)
     plain, turns = Teaching(ctx, error), Teaching(ctx, error, turns=True)

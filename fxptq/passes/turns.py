@@ -2,8 +2,9 @@
 
 A network that restores a turned picture as well as the picture itself gives two answers that are equally right and
 not equal. What they have in common is nearer to the truth than either: the mean of all eight is the self-ensemble of
-EDSR (arXiv 1707.02921), which has more PSNR than the network. A student that learns from another orientation of each
-crop learns what the answers have in common, because the rest differs from crop to crop; no run of the network is added.
+EDSR (arXiv 1707.02921), which has more PSNR than the network. A student that learns the mean of its teacher's own
+answer and of one by way of another orientation, which differs from crop to crop, learns less of what answers do not
+share.
 """
 
 from __future__ import annotations

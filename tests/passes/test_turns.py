@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxptq.errors import InputError
-from fxptq.passes.base import Context, build_pass, run_passes
+from fxptq.passes.base import Context, run_passes
 from fxptq.passes.distill import DistillationLoss
 from fxptq.passes.teaching import Teaching, turns_agree
 from fxptq.passes.turns import turn, turn_back, turn_of, turned
@@ -43,13 +42,13 @@ def test_crops_get_all_orientations_of_their_size_but_their_own(height: int, wid
     assert turned(many)[0].shape == many.shape
 
 
-def test_the_answer_is_that_of_the_turned_crop_in_the_crop_s_own_orientation(new_context: NewContext) -> None:
+def test_the_answer_is_the_mean_of_the_own_and_that_of_the_turned_crop(new_context: NewContext) -> None:
     ctx, x = new_context(), crops(5)
     lesson = Teaching(ctx, SQUARED, turns=True).teach(x)
     assert torch.equal(lesson.inputs[0], x)
     for crop, picture in zip(x, lesson.picture, strict=True):
         number = turn_of(crop)
-        expected = turn_back(ctx.teacher(turn(crop[None], number)), number)[0]
+        expected = (ctx.teacher(crop[None]) + turn_back(ctx.teacher(turn(crop[None], number)), number))[0] / 2
         torch.testing.assert_close(picture, expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(lesson.picture, Teaching(ctx, SQUARED).teach(x).picture, atol=1e-3)
 
@@ -85,8 +84,8 @@ def test_answers_of_a_network_of_upright_pictures_do_not_agree(
             return teacher.with_features(x)[0] + 0.1, []
 
     ctx.teacher, ctx.student = teacher, Near()  # type: ignore[assignment]
-    assert turns_agree(ctx, crops(6).split(2), 3.0) is agree
-    assert turns_agree(ctx, [(crops(1),)], 3.0)  # a network of several inputs is not turned, so that nothing disagrees
+    assert turns_agree(ctx, crops(6).split(2), 0.75) is agree
+    assert turns_agree(ctx, [(crops(1),)], 0.75)  # a network of several inputs is not turned, so that nothing disagrees
 
 
 def test_the_distance_that_is_allowed_decides(new_context: NewContext) -> None:
@@ -101,6 +100,10 @@ def test_the_distance_that_is_allowed_decides(new_context: NewContext) -> None:
     assert ["turned crops" in " ".join(report.notes) for report in reports] == [False, True, False]
 
 
-def test_features_of_turned_crops_are_refused() -> None:
-    with pytest.raises(InputError, match="turns needs a feature_weight of 0"):
-        build_pass("dqc", {"turns": True})
+def test_features_are_those_of_the_own_answer(new_context: NewContext) -> None:
+    ctx, x = new_context(), crops(3)
+    loss = DistillationLoss(weight=1.0, scale="relative")
+    plain, turns = (Teaching(ctx, loss, turns=turns).teach(x) for turns in (False, True))
+    assert len(plain.features) == len(turns.features) > 0
+    assert all(torch.equal(a, b) for a, b in zip(plain.features, turns.features, strict=True))
+    assert not torch.equal(plain.picture, turns.picture)
