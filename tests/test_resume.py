@@ -156,7 +156,7 @@ DQC = "steps = 8, batch = 2, patch = 8, holdout_crops = 2"
         "eval_every = 1, lr = 3.0, backoff = 0.5",
         "eval_every = 2, lr = 0.1, rounding_lr = 0.5",
         "eval_every = 2, lr = 0.1, keep_codes = true, vector_lr = 0.01, warmup = 3",
-        "eval_every = 1, lr = 2.0, patience = 4, backoff = 1.0, weight_lr = 0.0",
+        "eval_every = 1, lr = 4.0, patience = 6, backoff = 1.0, weight_lr = 0.0",  # nothing gets better: six steps
     ],
     ids=["repeated-crops", "retreats", "offsets", "kept-codes-and-vectors", "patience"],
 )
