@@ -54,11 +54,11 @@ class DqcSettings:
         holdout_crops: number of fixed crops of those images.
         holdout_patch: side of these crops in pixels; 0 for `patch`. Few small crops judge badly.
         turns: whether the student learns the mean of the float network's answer to a crop and of that by way of
-            another orientation (see `fxptq.passes.turns`), as long as these means are near enough to its own answers
+            another orientation (see `fxptq.passes.turns`), as long as both answers are near enough to each other
             (`turns_apart`). Features are those of its own answer.
-        turns_apart: the largest squared distance of the means from the own answers, as a multiple of the student's
-            squared error before training, both on held-out crops. A network that was trained on upright pictures
-            alone goes beyond it.
+        turns_apart: the largest squared distance of both kinds of answers, as a multiple of the student's squared
+            error before training, both on held-out crops. A network that was trained on upright pictures alone
+            goes beyond it.
         eval_every: steps between two evaluations.
         work: work that the training may take, in multiply-accumulates of a forward run (see `fxptq.passes.work`). A
             network on which `steps` take less gets more steps and crops, and as many evaluations; at most 16 times
@@ -90,7 +90,7 @@ class DqcSettings:
     holdout_crops: int = 16
     holdout_patch: int = 0
     turns: bool = False
-    turns_apart: float = 0.75
+    turns_apart: float = 3.0
     eval_every: int = 100
     work: float = 0.0
     patience: int = 0

@@ -50,13 +50,18 @@ class Teaching:
         inputs = self.ctx.placed(own)
         picture, features = self._outputs(self.ctx.teacher, inputs)
         if self.turns and _is_picture(own):
-            crops, numbers = turned(own)
-            picture = (picture + turned_back(self._outputs(self.ctx.teacher, self.ctx.placed(crops))[0], numbers)) / 2
+            picture = (picture + self.turned_answer(own)) / 2
         if not bool(picture.isfinite().all()):
             raise CalibrationError(
                 "dqc: the float network makes NaN or infinite values of a calibration crop; calibrate on other images"
             )
         return Lesson(inputs, picture, tuple(features) if self.loss.needs_features else ())
+
+    @torch.no_grad()
+    def turned_answer(self, crops: Tensor) -> Tensor:
+        """What the float network answers to crops [N, C, H, W] by way of other orientations, in their own."""
+        others, numbers = turned(crops)
+        return turned_back(self._outputs(self.ctx.teacher, self.ctx.placed(others))[0], numbers)
 
     def student_loss(self, lesson: Lesson) -> Tensor:
         """The loss of the student on a lesson, a scalar; 0 on a lesson without crops."""
@@ -94,21 +99,21 @@ def _is_picture(batch: Inputs) -> TypeGuard[Tensor]:
 
 @torch.no_grad()
 def turns_agree(ctx: Context, batches: Sequence[Inputs], most: float) -> bool:
-    """Whether means with answers by way of other orientations are near to the float network's own answers.
+    """Whether answers by way of other orientations are near to the float network's own ones.
 
     Args:
         ctx: the networks.
         batches: crops, of which the first few are asked for.
-        most: the largest squared distance of the means, as a multiple of the squared error of the student.
+        most: the largest squared distance of the answers, as a multiple of the squared error of the student.
     """
     error = DistillationLoss(weight=0.0, scale="paper", output="relative", white=ctx.white)
-    plain, turns = Teaching(ctx, error), Teaching(ctx, error, turns=True)
+    teaching = Teaching(ctx, error)
     own = apart = 0.0
     for batch in filter(_is_picture, batches[:_ASKED]):
-        lesson = plain.teach(batch)
+        lesson = teaching.teach(batch)
         if lesson.crops:
-            own += float(plain.student_loss(lesson)) * lesson.crops
-            by_turns = turns.teach(batch).picture
+            own += float(teaching.student_loss(lesson)) * lesson.crops
+            by_turns = teaching.turned_answer(ctx.ranks.part(batch))
             apart += float(error((by_turns, []), (lesson.picture, []))) * lesson.crops
     own, apart = ctx.ranks.totals(own, apart)
     return apart <= most * own

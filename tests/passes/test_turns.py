@@ -84,8 +84,8 @@ def test_answers_of_a_network_of_upright_pictures_do_not_agree(
             return teacher.with_features(x)[0] + 0.1, []
 
     ctx.teacher, ctx.student = teacher, Near()  # type: ignore[assignment]
-    assert turns_agree(ctx, crops(6).split(2), 0.75) is agree
-    assert turns_agree(ctx, [(crops(1),)], 0.75)  # a network of several inputs is not turned, so that nothing disagrees
+    assert turns_agree(ctx, crops(6).split(2), 3.0) is agree
+    assert turns_agree(ctx, [(crops(1),)], 3.0)  # a network of several inputs is not turned, so that nothing disagrees
 
 
 def test_the_distance_that_is_allowed_decides(new_context: NewContext) -> None:
